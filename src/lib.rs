@@ -1,6 +1,18 @@
 //! tiergrad: a tensor engine written from scratch, and CLIP-style models with the TIER regulariser on top.
 
+pub mod buffer;
+pub mod dtype;
 pub mod error;
 pub mod files;
+pub mod gradcheck;
+pub mod layout;
+pub mod op;
+pub mod ops;
+pub mod tape;
+pub mod tensor;
 
+pub use dtype::{DType, Element};
 pub use kernels_cpu::rng;
+pub use layout::Dims;
+pub use tape::{Grads, backward_with, checkpoint};
+pub use tensor::Tensor;

@@ -4,8 +4,12 @@
 extern crate alloc;
 
 pub mod float;
+pub mod isa;
+pub mod par;
 pub mod rng;
+pub mod simd;
 pub mod view;
 
 pub use float::Float;
+pub use isa::Isa;
 pub use view::Strided;

@@ -1,0 +1,201 @@
+//! Threads. The only file that names rayon.
+//!
+//! Work is split by output: every output element is computed by one thread in an order that does not depend on how many
+//! there are, so the bits are the same for any thread count.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// Below this many elementary operations (about 20 microseconds) work stays on one thread.
+pub const SERIAL_BELOW: usize = 60_000;
+
+#[cfg(feature = "rayon")]
+mod pool {
+    use std::sync::{Arc, RwLock};
+
+    /// Threads that kernels run on, exactly as many as asked for.
+    #[derive(Clone)]
+    pub struct Pool(Arc<rayon::ThreadPool>);
+
+    impl Pool {
+        /// A pool of `threads` threads.
+        ///
+        /// # Panics
+        /// If the system refuses to start them.
+        pub fn new(threads: usize) -> Self {
+            let pool =
+                rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|i| std::format!("kernel-{i}"));
+            Self(Arc::new(pool.build().expect("the system starts threads for kernels")))
+        }
+
+        /// Runs `f` with its kernels on this pool. Entering once around much work is cheaper than once per kernel.
+        pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+            self.0.install(f)
+        }
+
+        /// Number of threads.
+        pub fn threads(&self) -> usize {
+            self.0.current_num_threads()
+        }
+    }
+
+    static DEFAULT: RwLock<Option<Pool>> = RwLock::new(None);
+
+    fn default() -> Pool {
+        if let Some(pool) = DEFAULT.read().unwrap_or_else(|e| e.into_inner()).as_ref() {
+            return pool.clone();
+        }
+        let mut slot = DEFAULT.write().unwrap_or_else(|e| e.into_inner());
+        slot.get_or_insert_with(|| Pool::new(std::thread::available_parallelism().map_or(1, |n| n.get()))).clone()
+    }
+
+    /// Threads for kernels that are called outside any [`Pool::install`]. Default: one per core.
+    pub fn set_threads(threads: usize) {
+        *DEFAULT.write().unwrap_or_else(|e| e.into_inner()) = Some(Pool::new(threads));
+    }
+
+    /// Threads that a kernel called here would use.
+    pub fn threads() -> usize {
+        if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { default().threads() }
+    }
+
+    /// Splits `range` in halves down to `grain`.
+    pub(super) fn split(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
+        fn halves(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
+            if range.len() <= grain {
+                return f(range);
+            }
+            let middle = range.start + (range.len() / grain).div_ceil(2) * grain;
+            let middle = middle.min(range.end);
+            if middle == range.end {
+                return f(range);
+            }
+            rayon::join(|| halves(range.start..middle, grain, f), || halves(middle..range.end, grain, f));
+        }
+        if rayon::current_thread_index().is_some() {
+            halves(range, grain, f)
+        } else {
+            default().install(|| halves(range, grain, f))
+        }
+    }
+}
+
+#[cfg(feature = "rayon")]
+pub use pool::{Pool, set_threads, threads};
+
+/// Threads that a kernel called here would use.
+#[cfg(not(feature = "rayon"))]
+pub fn threads() -> usize {
+    1
+}
+
+/// Runs `f` on disjoint ranges that cover `0..items`; `cost` is an item's number of elementary operations.
+pub fn for_each(items: usize, cost: usize, f: impl Fn(Range<usize>) + Sync) {
+    if items == 0 {
+        return;
+    }
+    #[cfg(feature = "rayon")]
+    {
+        let threads = threads();
+        if threads > 1 && items > 1 && items.saturating_mul(cost) >= SERIAL_BELOW {
+            // A few pieces per thread, so that a disturbed one does not hold up the rest, and none too small.
+            let pieces = (items.saturating_mul(cost) / (SERIAL_BELOW / 4)).clamp(1, threads * 4);
+            return pool::split(0..items, items.div_ceil(pieces), &f);
+        }
+    }
+    let _ = cost;
+    f(0..items);
+}
+
+/// Pointer to a slice whose disjoint parts are written by different threads.
+#[derive(Clone, Copy)]
+pub struct Shared<T> {
+    start: *mut T,
+    len: usize,
+}
+
+// SAFETY: parts handed to different threads do not overlap, by the contract of `slice`.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Borrows `slice` for the life of the kernel call.
+    pub fn new(slice: &mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len() }
+    }
+
+    /// The elements of `range`.
+    ///
+    /// # Safety
+    /// No two live parts may overlap, and the slice must still be borrowed.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: inside the slice (checked); disjoint by the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// Pointer to element `i`, for kernels that write single elements of disjoint strided places.
+    ///
+    /// # Safety
+    /// `i` must be inside the slice.
+    pub unsafe fn at(&self, i: usize) -> *mut T {
+        debug_assert!(i <= self.len);
+        // SAFETY: the caller's promise.
+        unsafe { self.start.add(i) }
+    }
+}
+
+/// Runs `f(index, chunk)` on every chunk of `out`; `cost` is a chunk's number of elementary operations. The last chunk may be shorter.
+pub fn chunks_mut<T: Send>(out: &mut [T], chunk: usize, cost: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let (len, shared) = (out.len(), Shared::new(out));
+    for_each(len.div_ceil(chunk.max(1)), cost, |range| {
+        for i in range {
+            // SAFETY: chunks do not overlap, and each is handed out once.
+            f(i, unsafe { shared.slice(i * chunk..((i + 1) * chunk).min(len)) });
+        }
+    });
+}
+
+/// Results of `f` on fixed chunks of `0..items`, in order: what a reduction combines, whatever the number of threads.
+pub fn map_chunks<R: Send + Default + Clone>(
+    items: usize,
+    chunk: usize,
+    cost: usize,
+    f: impl Fn(Range<usize>) -> R + Sync,
+) -> Vec<R> {
+    let mut results = alloc::vec![R::default(); items.div_ceil(chunk)];
+    chunks_mut(&mut results, 1, chunk.saturating_mul(cost), |i, slot| {
+        slot[0] = f(i * chunk..((i + 1) * chunk).min(items))
+    });
+    results
+}
+
+#[cfg(all(test, feature = "rayon"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_once_for_any_thread_count() {
+        for threads in [1, 2, 3, 7] {
+            Pool::new(threads).install(|| {
+                assert_eq!(super::threads(), threads);
+                for items in [0, 1, 2, 7, 100, 1001] {
+                    let mut seen = alloc::vec![0u32; items];
+                    let shared = Shared::new(&mut seen);
+                    // SAFETY: the ranges are disjoint, which is what is tested.
+                    for_each(items, SERIAL_BELOW, |range| {
+                        unsafe { shared.slice(range) }.iter_mut().for_each(|s| *s += 1)
+                    });
+                    assert!(seen.iter().all(|&s| s == 1), "{threads} threads, {items} items");
+                    let sums = map_chunks(items, 3, SERIAL_BELOW, |range| range.sum::<usize>());
+                    assert_eq!(
+                        sums,
+                        (0..items).collect::<Vec<_>>().chunks(3).map(|c| c.iter().sum()).collect::<Vec<usize>>()
+                    );
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Vector operations that a kernel is written with once, and the one dispatch per op to an instruction set.
+//!
+//! A token (a value of a type that implements [`Simd`]) can be made only by [`dispatch`] and [`eval_on`], which check the
+//! machine first; so safe code cannot reach an instruction that the machine lacks.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+mod scalar;
+
+use crate::isa::Isa;
+
+/// `LANES` numbers at a time.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Numbers per vector.
+    const LANES: usize;
+    /// The tier this token stands for.
+    const ISA: Isa;
+    /// Vector of f32.
+    type F: Copy;
+    /// Vector of i32.
+    type I: Copy;
+    /// One truth value per lane.
+    type M: Copy;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// All lanes `x`.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// Reads `LANES` numbers.
+    ///
+    /// # Safety
+    /// They must be readable at `p`; any alignment of f32 will do.
+    unsafe fn load_ptr(self, p: *const f32) -> Self::F;
+    /// Writes `LANES` numbers.
+    ///
+    /// # Safety
+    /// They must be writable at `p`.
+    unsafe fn store_ptr(self, x: Self::F, p: *mut f32);
+    /// a + b
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a - b
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a b
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a / b
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; `b` where one is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger; `b` where one is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a b + c; rounded once where the tier has it (all but portable).
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// |a|
+    fn abs(self, a: Self::F) -> Self::F;
+    /// Square root.
+    fn sqrt(self, a: Self::F) -> Self::F;
+    /// Nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// a < b
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M;
+    /// a <= b
+    fn le(self, a: Self::F, b: Self::F) -> Self::M;
+    /// a == b
+    fn eq(self, a: Self::F, b: Self::F) -> Self::M;
+    /// a where m, else b.
+    fn select(self, m: Self::M, a: Self::F, b: Self::F) -> Self::F;
+    /// Integral numbers within the range of i32.
+    fn to_i32(self, a: Self::F) -> Self::I;
+    /// Nearest float.
+    fn to_f32(self, a: Self::I) -> Self::F;
+    /// The bits.
+    fn bits(self, a: Self::F) -> Self::I;
+    /// From bits.
+    fn from_bits(self, a: Self::I) -> Self::F;
+    /// a + b, wrapping.
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// a - b, wrapping.
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// a and b
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// a shifted left by N bits.
+    fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
+    /// a shifted right by N bits, keeping the sign.
+    fn shr_i<const N: u32>(self, a: Self::I) -> Self::I;
+
+    /// The first `LANES` numbers of `x`.
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> Self::F {
+        assert!(x.len() >= Self::LANES);
+        // SAFETY: checked.
+        unsafe { self.load_ptr(x.as_ptr()) }
+    }
+
+    /// Over the first `LANES` numbers of `out`.
+    #[inline(always)]
+    fn store(self, x: Self::F, out: &mut [f32]) {
+        assert!(out.len() >= Self::LANES);
+        // SAFETY: checked.
+        unsafe { self.store_ptr(x, out.as_mut_ptr()) }
+    }
+
+    /// Fewer than `LANES` numbers, the other lanes `fill`.
+    #[inline(always)]
+    fn load_partial(self, x: &[f32], fill: f32) -> Self::F {
+        let mut lanes = [fill; 16];
+        lanes[..x.len()].copy_from_slice(x);
+        self.load(&lanes)
+    }
+
+    /// The first `out.len()` lanes, fewer than `LANES`.
+    #[inline(always)]
+    fn store_partial(self, x: Self::F, out: &mut [f32]) {
+        let mut lanes = [0.0; 16];
+        self.store(x, &mut lanes);
+        out.copy_from_slice(&lanes[..out.len()]);
+    }
+
+    /// Sum of the lanes, as a tree of halves: the same order on every call.
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        self.store(a, &mut lanes);
+        let mut n = Self::LANES;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                lanes[i] += lanes[i + n];
+            }
+        }
+        lanes[0]
+    }
+
+    /// Largest lane; NaN lanes may be passed over.
+    #[inline(always)]
+    fn max_lane(self, a: Self::F) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        self.store(a, &mut lanes);
+        lanes[1..Self::LANES].iter().fold(lanes[0], |m, &x| if x > m { x } else { m })
+    }
+}
+
+/// A kernel written over any [`Simd`].
+pub trait SimdOp {
+    /// What it gives.
+    type Output;
+    /// The kernel. Everything it calls should be `#[inline(always)]`, so that it is compiled for the tier.
+    fn eval<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Runs `op` on the tier in use. Once per op, not once per row.
+#[inline]
+pub fn dispatch<O: SimdOp>(op: O) -> O::Output {
+    // The tier in use is one that the machine has.
+    run(Isa::current(), op)
+}
+
+/// Runs `op` on a given tier: for tests.
+///
+/// # Panics
+/// If the machine does not have it.
+pub fn eval_on<O: SimdOp>(isa: Isa, op: O) -> O::Output {
+    assert!(isa.is_available(), "this machine does not have {isa}");
+    run(isa, op)
+}
+
+#[inline]
+fn run<O: SimdOp>(isa: Isa, op: O) -> O::Output {
+    match isa {
+        Isa::Scalar => op.eval(scalar::Scalar::new()),
+        Isa::Portable => op.eval(portable::Portable::new()),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: both callers checked that the machine has the tier.
+        Isa::Avx2 => unsafe { avx2::run(op) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { avx512::run(op) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::Avx512 => op.eval(portable::Portable::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    /// Every operation of a tier on the same lanes, for comparison with the scalar tier.
+    struct Everything<'a>(&'a [f32], &'a [f32]);
+
+    impl SimdOp for Everything<'_> {
+        type Output = Vec<f32>;
+        fn eval<S: Simd>(self, s: S) -> Vec<f32> {
+            let mut out = Vec::new();
+            for (a, b) in self.0.chunks(S::LANES).zip(self.1.chunks(S::LANES)) {
+                let (x, y) = (s.load_partial_or_full(a), s.load_partial_or_full(b));
+                let i = s.to_i32(s.round(x));
+                let one = s.splat_i(3);
+                let results = [
+                    s.add(x, y),
+                    s.sub(x, y),
+                    s.mul(x, y),
+                    s.div(x, y),
+                    s.min(x, y),
+                    s.max(x, y),
+                    s.fma(x, y, s.splat(0.0)),
+                    s.abs(x),
+                    s.sqrt(s.abs(x)),
+                    s.round(x),
+                    s.select(s.lt(x, y), x, y),
+                    s.select(s.le(x, y), y, x),
+                    s.select(s.eq(x, y), s.splat(1.0), s.splat(2.0)),
+                    s.to_f32(i),
+                    s.from_bits(s.bits(x)),
+                    s.to_f32(s.add_i(i, one)),
+                    s.to_f32(s.sub_i(i, one)),
+                    s.to_f32(s.and_i(i, one)),
+                    s.to_f32(s.shl_i::<2>(i)),
+                    s.to_f32(s.shr_i::<1>(i)),
+                ];
+                let mut lanes = [[0.0; 16]; 20];
+                results.iter().zip(&mut lanes).for_each(|(&r, l)| s.store(r, l));
+                for k in 0..a.len() {
+                    out.extend(lanes.iter().map(|l| l[k]));
+                }
+            }
+            out
+        }
+    }
+
+    trait LoadAny: Simd {
+        fn load_partial_or_full(self, x: &[f32]) -> Self::F {
+            if x.len() == Self::LANES { self.load(x) } else { self.load_partial(x, 1.0) }
+        }
+    }
+    impl<S: Simd> LoadAny for S {}
+
+    #[test]
+    fn every_tier_computes_what_scalar_computes() {
+        let mut rng = crate::rng::Rng::new(1, 0);
+        let mut draw = || {
+            (0..67)
+                .map(|k| if k % 9 == 0 { (k / 9) as f32 - 2.5 } else { 20.0 * rng.normal() as f32 })
+                .collect::<Vec<f32>>()
+        };
+        let (a, mut b) = (draw(), draw());
+        b[3] = a[3];
+        let expected = eval_on(Isa::Scalar, Everything(&a, &b));
+        for isa in Isa::available() {
+            assert!(eval_on(isa, Everything(&a, &b)) == expected, "{isa}");
+        }
+    }
+
+    struct Lanes(Vec<f32>);
+    impl SimdOp for Lanes {
+        type Output = (f32, f32, usize);
+        fn eval<S: Simd>(self, s: S) -> Self::Output {
+            let x = s.load(&self.0);
+            (s.sum(x), s.max_lane(x), S::LANES)
+        }
+    }
+
+    #[test]
+    fn lanes_are_summed_and_compared() {
+        for isa in Isa::available() {
+            let (sum, max, lanes) = eval_on(isa, Lanes((0..16).map(|k| k as f32 - 3.0).collect()));
+            assert_eq!(sum, (0..lanes).map(|k| k as f32 - 3.0).sum::<f32>());
+            assert_eq!(max, lanes as f32 - 4.0);
+        }
+    }
+}

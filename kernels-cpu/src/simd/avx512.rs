@@ -1,0 +1,163 @@
+//! Sixteen numbers at a time: AVX-512.
+
+use core::arch::x86_64::*;
+
+use super::{Simd, SimdOp};
+use crate::isa::Isa;
+
+/// Token of [`Isa::Avx512`].
+#[derive(Clone, Copy)]
+pub struct Avx512(());
+
+/// Runs a kernel compiled for the tier.
+///
+/// # Safety
+/// The machine must have it.
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")]
+pub(super) unsafe fn run<O: SimdOp>(op: O) -> O::Output {
+    op.eval(Avx512(()))
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const ISA: Isa = Isa::Avx512;
+    type F = __m512;
+    type I = __m512i;
+    type M = __mmask16;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_ptr(self, p: *const f32) -> __m512 {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store_ptr(self, x: __m512, p: *mut f32) {
+        // SAFETY: the token, and the caller's promise.
+        unsafe { _mm512_storeu_ps(p, x) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn abs(self, a: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_abs_ps(a) }
+    }
+    #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_sqrt_ps(a) }
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+    #[inline(always)]
+    fn lt(self, a: __m512, b: __m512) -> __mmask16 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) }
+    }
+    #[inline(always)]
+    fn le(self, a: __m512, b: __m512) -> __mmask16 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b) }
+    }
+    #[inline(always)]
+    fn eq(self, a: __m512, b: __m512) -> __mmask16 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) }
+    }
+    #[inline(always)]
+    fn select(self, m: __mmask16, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_mask_blend_ps(m, b, a) }
+    }
+    #[inline(always)]
+    fn to_i32(self, a: __m512) -> __m512i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_cvtps_epi32(a) }
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m512i) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    fn bits(self, a: __m512) -> __m512i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_castps_si512(a) }
+    }
+    #[inline(always)]
+    fn from_bits(self, a: __m512i) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_castsi512_ps(a) }
+    }
+    #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn sub_i(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn and_i(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: __m512i) -> __m512i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+    }
+    #[inline(always)]
+    fn shr_i<const N: u32>(self, a: __m512i) -> __m512i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_sra_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+    }
+}

@@ -1,0 +1,429 @@
+//! Checks of gradients against finite differences in f64, and the drawing of inputs for them.
+
+use std::fmt;
+
+use crate::dtype::DType;
+use crate::layout::Dims;
+use crate::rng::Rng;
+use crate::tape::backward_with;
+use crate::tensor::Tensor;
+
+/// A function of tensors, run as often as a check needs.
+pub type Function = Box<dyn Fn(&[Tensor]) -> Tensor>;
+
+/// How a gradient failed its check.
+#[derive(Debug)]
+pub struct Mismatch {
+    /// Which input.
+    pub input: usize,
+    /// Projected gradient that backward gives.
+    pub analytic: f64,
+    /// The same by central differences.
+    pub numeric: f64,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "gradient of input {}: backward gives {:e}, central differences {:e}",
+            self.input, self.analytic, self.numeric
+        )
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
+/// Checks the gradient of `f` at `x` for each f64 input: for random directions u and weights w,
+/// `<w, f(x + h u) - f(x - h u)> / 2h` must equal `<grad of <w, f>, u>` to `tolerance`, relative to the sum of the
+/// absolute terms. One projection costs two evaluations whatever the size, and a single wrong element shows in it.
+///
+/// Kinks (relu at 0, ties of max) must be further than about 1e-4 from `x`.
+pub fn gradcheck(f: impl Fn(&[Tensor]) -> Tensor, x: &[Tensor], tolerance: f64, rng: &mut Rng) -> Result<(), Mismatch> {
+    const H: f64 = 1e-5;
+    for i in (0..x.len()).filter(|&i| x[i].dtype() == DType::F64) {
+        let mut at: Vec<Tensor> = x.iter().map(Tensor::detach).collect();
+        at[i] = tracked_view(&x[i]);
+        let y = f(&at);
+        let weights = Tensor::randn(*y.dims(), DType::F64, rng);
+        let direction = Tensor::randn(*x[i].dims(), DType::F64, rng);
+        let gradient = backward_with(vec![(y, weights.clone())]).take(&at[i]);
+        let gradient = gradient.map_or_else(
+            || vec![0.0; x[i].numel()],
+            |g| {
+                assert_eq!(g.dims(), x[i].dims(), "dims of the gradient of input {i}");
+                g.to_f64_vec()
+            },
+        );
+
+        let shifted = |h: f64| {
+            let mut at: Vec<Tensor> = x.iter().map(Tensor::detach).collect();
+            at[i] = shift_in_place_of_layout(&x[i], &direction, h);
+            f(&at).to_f64_vec()
+        };
+        let (mut numeric, mut scale) = (0.0, 1e-6);
+        for ((up, down), w) in shifted(H).iter().zip(shifted(-H)).zip(weights.to_f64_vec()) {
+            numeric += w * (up - down) / (2.0 * H);
+            scale += (w * (up - down) / (2.0 * H)).abs();
+        }
+        let mut analytic = 0.0;
+        for (g, u) in gradient.iter().zip(direction.to_f64_vec()) {
+            analytic += g * u;
+            scale += (g * u).abs();
+        }
+        // NaN must fail too.
+        if !((analytic - numeric).abs() <= tolerance * scale) {
+            return Err(Mismatch { input: i, analytic, numeric });
+        }
+    }
+    Ok(())
+}
+
+/// A trainable leaf that keeps the strides of `x`, so that backward is checked on odd layouts too.
+fn tracked_view(x: &Tensor) -> Tensor {
+    x.detach().with_node(Some(crate::tape::Node::leaf()))
+}
+
+/// `x + h * direction` in the layout of `x`.
+fn shift_in_place_of_layout(x: &Tensor, direction: &Tensor, h: f64) -> Tensor {
+    let values: Vec<f64> = x.to_f64_vec().iter().zip(direction.to_f64_vec()).map(|(x, u)| x + h * u).collect();
+    Tensor::from_slice(&values, *x.dims())
+}
+
+/// An instance of an op to check.
+pub struct Case {
+    inputs: Vec<Tensor>,
+    run: Function,
+    tolerance: f64,
+    f32_tolerance: f64,
+    reference: Option<Function>,
+    differentiable: bool,
+}
+
+impl Case {
+    /// `run` at `inputs`. Inputs in f64 are those whose gradient is checked.
+    pub fn new(inputs: Vec<Tensor>, run: impl Fn(&[Tensor]) -> Tensor + 'static) -> Self {
+        Self { inputs, run: Box::new(run), tolerance: 1e-6, f32_tolerance: 2e-5, reference: None, differentiable: true }
+    }
+
+    /// The same by a slower way (the composition of a fused op, or a plain loop): value, and gradient where it has one, must agree.
+    pub fn equals(mut self, reference: impl Fn(&[Tensor]) -> Tensor + 'static) -> Self {
+        self.reference = Some(Box::new(reference));
+        self
+    }
+
+    /// An op that has no derivative, and has to say so.
+    pub fn without_derivative(mut self) -> Self {
+        self.differentiable = false;
+        self
+    }
+
+    /// Relative tolerance of the gradient against central differences in f64 (default 1e-6).
+    pub fn tolerance(mut self, tolerance: f64) -> Self {
+        self.tolerance = tolerance;
+        self
+    }
+
+    /// Relative tolerance of the f32 path against f64, value and gradient (default 2e-5).
+    pub fn f32_tolerance(mut self, tolerance: f64) -> Self {
+        self.f32_tolerance = tolerance;
+        self
+    }
+
+    /// Runs every check.
+    ///
+    /// # Panics
+    /// If one fails, with what differs.
+    pub fn check(&self, rng: &mut Rng) {
+        let plain = (self.run)(&self.inputs);
+        if let Some(reference) = &self.reference {
+            assert_close("value against the reference", &plain, &reference(&self.inputs), 1e-9);
+        }
+        let single: Vec<Tensor> = self.inputs.iter().map(to_f32).collect();
+        let double: Vec<Tensor> = single.iter().map(to_f64).collect();
+        assert_close("f32 value against f64", &(self.run)(&single), &(self.run)(&double), self.f32_tolerance);
+        if !self.differentiable {
+            return self.check_refusal();
+        }
+        if let Err(mismatch) = gradcheck(&self.run, &self.inputs, self.tolerance, rng) {
+            panic!("{mismatch}\ninputs: {:?}", self.inputs);
+        }
+        let weights = Tensor::randn(*plain.dims(), DType::F64, rng);
+        let tracked = gradients(&self.run, &self.inputs, &weights);
+        assert_eq!(tracked.value.to_f64_vec(), plain.to_f64_vec(), "recording changes the value");
+        if let Some(reference) = &self.reference {
+            for (ours, theirs) in tracked.grads.iter().zip(gradients(reference, &self.inputs, &weights).grads) {
+                assert_close("gradient against the reference", ours, &theirs, 1e-8);
+            }
+        }
+        let fast = gradients(&self.run, &single, &to_f32(&weights));
+        for (f32_gradient, f64_gradient) in
+            fast.grads.iter().zip(gradients(&self.run, &double, &to_f64(&to_f32(&weights))).grads)
+        {
+            assert_close("f32 gradient against f64", f32_gradient, &f64_gradient, self.f32_tolerance);
+        }
+    }
+
+    fn check_refusal(&self) {
+        let inputs: Vec<Tensor> =
+            self.inputs.iter().map(|x| if x.dtype() == DType::F64 { tracked_view(x) } else { x.clone() }).collect();
+        let y = (self.run)(&inputs);
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let gradient = Tensor::full(*y.dims(), 1.0, y.dtype());
+            backward_with(vec![(y, gradient)]);
+        }));
+        let message = refused.err().and_then(|e| e.downcast::<String>().ok()).unwrap_or_default();
+        assert!(message.contains("has no derivative"), "an op without derivative has to say so, got: {message:?}");
+    }
+}
+
+struct Gradients {
+    value: Tensor,
+    grads: Vec<Tensor>,
+}
+
+/// Value and gradients (zeros where there is none) of all float inputs, for `dy = weights`.
+fn gradients(f: &Function, x: &[Tensor], weights: &Tensor) -> Gradients {
+    let leaves: Vec<Tensor> =
+        x.iter().map(|x| if x.dtype().is_arithmetic() { tracked_view(x) } else { x.clone() }).collect();
+    let y = f(&leaves);
+    let value = y.detach();
+    let mut grads = backward_with(vec![(y, weights.clone())]);
+    let of = |leaf: &Tensor| grads.take(leaf).unwrap_or_else(|| Tensor::zeros(*leaf.dims(), leaf.dtype()));
+    Gradients { value, grads: leaves.iter().filter(|l| l.is_tracked()).map(of).collect() }
+}
+
+fn to_f32(x: &Tensor) -> Tensor {
+    if x.dtype() == DType::F64 { in_layout_of(x, x.converted(DType::F32)) } else { x.clone() }
+}
+
+fn to_f64(x: &Tensor) -> Tensor {
+    if x.dtype() == DType::F32 { x.converted(DType::F64) } else { x.clone() }
+}
+
+/// `values` with its dimensions stored in the order in which `like` stores them.
+fn in_layout_of(like: &Tensor, values: Tensor) -> Tensor {
+    let mut order: Vec<usize> = (0..like.rank()).collect();
+    order.sort_by_key(|&k| std::cmp::Reverse(like.layout().strides()[k].unsigned_abs()));
+    let mut inverse = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(k, &o)| inverse[o] = k);
+    let stored = values.with_layout(values.layout().permute(&order)).packed();
+    stored.with_layout(stored.layout().permute(&inverse))
+}
+
+/// Same dims, and |a - b| within `tolerance` of the larger of 1 and the largest |b|, element by element; infinities and NaN must match.
+#[track_caller]
+pub fn assert_close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) {
+    assert_eq!(a.dims(), b.dims(), "{what}: dims");
+    let (a, b) = (a.to_f64_vec(), b.to_f64_vec());
+    let scale = b.iter().filter(|x| x.is_finite()).fold(1.0, |m: f64, x| m.max(x.abs()));
+    for (k, (x, y)) in a.iter().zip(&b).enumerate() {
+        let equal = x == y || x.is_nan() && y.is_nan() || (x - y).abs() <= tolerance * scale;
+        assert!(
+            equal,
+            "{what}: element {k} is {x:e}, expected {y:e} (scale {scale:e}, tolerance {tolerance:e})\n{a:?}\n{b:?}"
+        );
+    }
+}
+
+/// Draws inputs for [`Case`]s: dims up to a size with 0, 1 and primes among them, values, and layouts (permuted, sliced, flipped).
+pub struct Gen {
+    /// Random numbers for anything else that a case draws.
+    pub rng: Rng,
+    size: usize,
+}
+
+impl Gen {
+    /// Dims go up to about `size`.
+    pub fn new(seed: u64, size: usize) -> Self {
+        Self { rng: Rng::new(seed, 0x6765_6e), size: size.max(1) }
+    }
+
+    /// A size from 0 on, mostly small; 0 in about one of twelve.
+    pub fn size(&mut self) -> usize {
+        if self.rng.chance(0.08) { 0 } else { self.size_from(1) }
+    }
+
+    /// A size from `low` on.
+    pub fn size_from(&mut self, low: usize) -> usize {
+        low + self.rng.below(self.size)
+    }
+
+    /// One of `choices`.
+    pub fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.rng.below(choices.len())]
+    }
+
+    /// Dims of a rank in `low..=high`, zero sizes among them.
+    pub fn dims(&mut self, low: usize, high: usize) -> Dims {
+        let rank = low + self.rng.below(high - low + 1);
+        let sizes: Vec<usize> = (0..rank).map(|_| self.size()).collect();
+        Dims::new(&sizes)
+    }
+
+    /// Dims without zero sizes.
+    pub fn full_dims(&mut self, low: usize, high: usize) -> Dims {
+        let rank = low + self.rng.below(high - low + 1);
+        let sizes: Vec<usize> = (0..rank).map(|_| self.size_from(1)).collect();
+        Dims::new(&sizes)
+    }
+
+    /// Dims that broadcast to `dims`: some leading ones left off, some sizes 1.
+    pub fn broadcastable(&mut self, dims: &[usize]) -> Dims {
+        let skip = if self.rng.chance(0.3) { self.rng.below(dims.len() + 1) } else { 0 };
+        let sizes: Vec<usize> = dims[skip..].iter().map(|&d| if self.rng.chance(0.3) { 1 } else { d }).collect();
+        Dims::new(&sizes)
+    }
+
+    /// Standard normal f64 values in some layout.
+    pub fn tensor(&mut self, dims: impl Into<Dims>) -> Tensor {
+        self.tensor_of(dims, |rng| rng.normal())
+    }
+
+    /// Values uniform in [low, high).
+    pub fn uniform(&mut self, dims: impl Into<Dims>, low: f64, high: f64) -> Tensor {
+        self.tensor_of(dims, |rng| rng.range(low, high))
+    }
+
+    /// Normal values at least 0.01 away from each of `kinks`, where a derivative jumps.
+    pub fn away_from(&mut self, dims: impl Into<Dims>, kinks: &[f64]) -> Tensor {
+        self.tensor_of(dims, |rng| {
+            loop {
+                let x = 1.5 * rng.normal();
+                if kinks.iter().all(|k| (x - k).abs() > 0.01) {
+                    return x;
+                }
+            }
+        })
+    }
+
+    /// Values no two of which are nearer than 0.01: no ties for max and sorting.
+    pub fn distinct(&mut self, dims: impl Into<Dims>) -> Tensor {
+        let dims = dims.into();
+        let mut values: Vec<f64> = (0..dims.numel())
+            .map(|i| 0.02 * i as f64 - 0.01 * dims.numel() as f64 + self.rng.range(0.0, 0.01))
+            .collect();
+        self.rng.shuffle(&mut values);
+        let mut values = values.into_iter();
+        self.laid_out(dims, |_| values.next().expect("one value per element"))
+    }
+
+    /// Values from `draw` in some layout.
+    pub fn tensor_of(&mut self, dims: impl Into<Dims>, mut draw: impl FnMut(&mut Rng) -> f64) -> Tensor {
+        self.laid_out(dims.into(), &mut draw)
+    }
+
+    /// i64 values in 0..below, contiguous.
+    pub fn ids(&mut self, dims: impl Into<Dims>, below: usize) -> Tensor {
+        let dims = dims.into();
+        let ids: Vec<i64> = (0..dims.numel()).map(|_| self.rng.below(below) as i64).collect();
+        Tensor::from_slice(&ids, dims)
+    }
+
+    /// u8 values, 1 with probability `p`.
+    pub fn mask(&mut self, dims: impl Into<Dims>, p: f64) -> Tensor {
+        let dims = dims.into();
+        let mask: Vec<u8> = (0..dims.numel()).map(|_| u8::from(self.rng.chance(p))).collect();
+        Tensor::from_slice(&mask, dims)
+    }
+
+    /// Half of the time contiguous, else stored in another order of dimensions, with gaps and flips.
+    fn laid_out(&mut self, dims: Dims, mut draw: impl FnMut(&mut Rng) -> f64) -> Tensor {
+        let values: Vec<f64> = (0..dims.numel()).map(|_| draw(&mut self.rng)).collect();
+        let plain = Tensor::from_slice(&values, dims);
+        if dims.is_empty() || self.rng.chance(0.5) {
+            return plain;
+        }
+        let mut order: Vec<usize> = (0..dims.len()).collect();
+        self.rng.shuffle(&mut order);
+        let mut stored = plain.layout().permute(&order);
+        let flips: Vec<usize> = (0..dims.len()).filter(|_| self.rng.chance(0.2)).collect();
+        flips.iter().for_each(|&k| stored = stored.flip(k));
+        let stored = plain.with_layout(stored).packed();
+        // Gaps: the values lie in a larger buffer whose other elements are NaN and must never be read.
+        let room: Vec<usize> = stored.dims().iter().map(|&d| d + self.rng.below(3)).collect();
+        let start: Vec<usize> =
+            room.iter().zip(stored.dims().iter()).map(|(&r, &d)| self.rng.below(r - d + 1)).collect();
+        let mut cells = vec![f64::NAN; room.iter().product()];
+        let packed = stored.to_f64_vec();
+        for (k, &value) in packed.iter().enumerate() {
+            let (mut rest, mut at, mut step) = (k, 0, 1);
+            for axis in (0..room.len()).rev() {
+                at += (start[axis] + rest % stored.dims()[axis]) * step;
+                rest /= stored.dims()[axis];
+                step *= room[axis];
+            }
+            cells[at] = value;
+        }
+        let room = Tensor::from_slice(&cells, Dims::new(&room));
+        let mut layout = *room.layout();
+        for axis in 0..dims.len() {
+            layout = layout.narrow(axis, start[axis], stored.dims()[axis]);
+        }
+        flips.iter().for_each(|&k| layout = layout.flip(k));
+        let mut inverse = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(k, &o)| inverse[o] = k);
+        room.with_layout(layout.permute(&inverse))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::{Meta, Op, Output, Saved, Saves, apply};
+
+    /// y = 3x with a derivative of the given factor: a planted bug where it is not 3.
+    struct Triple(f64);
+
+    impl Op for Triple {
+        fn name(&self) -> &'static str {
+            "triple"
+        }
+        fn shape(&self, x: &[Meta]) -> Meta {
+            x[0]
+        }
+        fn cpu(&self, x: &[&Tensor], _: Meta) -> Output {
+            Tensor::from_slice(&x[0].to_f64_vec().iter().map(|x| 3.0 * x).collect::<Vec<_>>(), *x[0].dims()).into()
+        }
+        fn saves(&self, _: &[bool]) -> Saves {
+            Saves::NOTHING
+        }
+        fn vjp(&self, _: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+            let scaled: Vec<f64> = dy.to_f64_vec().iter().map(|d| self.0 * d).collect();
+            vec![Some(Tensor::from_slice(&scaled, *dy.dims()))]
+        }
+        fn cases(_: &mut Gen) -> Case {
+            unreachable!("only used here")
+        }
+    }
+
+    #[test]
+    fn a_wrong_derivative_is_caught() {
+        let mut g = Gen::new(5, 7);
+        for _ in 0..20 {
+            let x = [g.tensor([3, 4])];
+            gradcheck(|x| apply(Triple(3.0), &[&x[0]]), &x, 1e-6, &mut g.rng).unwrap();
+            for wrong in [-3.0, 2.999, 0.0, f64::NAN] {
+                assert!(gradcheck(|x| apply(Triple(wrong), &[&x[0]]), &x, 1e-6, &mut g.rng).is_err(), "{wrong}");
+            }
+        }
+    }
+
+    #[test]
+    fn drawn_layouts_hold_the_drawn_values() {
+        let mut g = Gen::new(1, 5);
+        let mut odd = 0;
+        for k in 0..200 {
+            let dims = g.dims(0, 4);
+            let mut next = k as f64;
+            let x = g.tensor_of(dims, |_| {
+                next += 1.0;
+                next
+            });
+            assert_eq!(*x.dims(), dims);
+            assert_eq!(x.to_f64_vec(), (1..=dims.numel()).map(|i| (k + i) as f64).collect::<Vec<_>>());
+            odd += usize::from(!x.is_contiguous());
+        }
+        assert!(odd > 40, "only {odd} of 200 drawn layouts are not contiguous");
+    }
+}

@@ -1,0 +1,322 @@
+//! Sums and other reductions over dimensions.
+
+use kernels_cpu::reduce;
+
+use crate::dtype::DType;
+use crate::for_float;
+use crate::gradcheck::{Case, Gen};
+use crate::layout::Dims;
+use crate::op::{Meta, Op, Output, Saved, Saves, apply, apply_aux, no_derivative};
+use crate::tensor::Tensor;
+
+/// `x` as contiguous [outer, n, inner] around dimension `dim`.
+fn around(x: &Tensor, dim: usize) -> (Tensor, [usize; 3]) {
+    let dims = x.dims();
+    (x.packed(), [dims[..dim].iter().product(), dims[dim], dims[dim + 1..].iter().product()])
+}
+
+/// Sum over some dimensions, which stay with size 1.
+pub struct Sum(pub Vec<usize>);
+
+impl Op for Sum {
+    fn name(&self) -> &'static str {
+        "sum"
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        Meta { dims: self.0.iter().fold(x[0].dims, |dims, &k| dims.with(k, 1)), ..x[0] }
+    }
+
+    fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        // Innermost first; neighbouring dimensions that are both summed are one.
+        let mut value = x[0].packed();
+        let mut summed = self.0.clone();
+        summed.sort_unstable();
+        while let Some(last) = summed.pop() {
+            let mut first = last;
+            while summed.last() == first.checked_sub(1).as_ref() {
+                first = summed.pop().expect("just seen");
+            }
+            let dims = *value.dims();
+            let [outer, n, inner] =
+                [&dims[..first], &dims[first..=last], &dims[last + 1..]].map(|d| d.iter().product::<usize>());
+            let kept = (first..=last).fold(dims, |dims, k| dims.with(k, 1));
+            value = for_float!("sum", out.dtype, F => Tensor::write(kept, |y: &mut [F]| reduce::sum(value.as_slice(), [outer, n, inner], y)));
+        }
+        value.into()
+    }
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        Saves::NOTHING
+    }
+
+    fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        vec![Some(dy.broadcast_to(saved.dims(0)))]
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        let dims = g.dims(0, 4);
+        let axes: Vec<usize> = (0..dims.len()).filter(|_| g.rng.chance(0.6)).collect();
+        let spare = axes.clone();
+        Case::new(vec![g.tensor(dims)], move |x| x[0].sum(&axes, true)).equals(move |x| {
+            spare.iter().fold(x[0].clone(), |sum, &k| {
+                let zero = Tensor::zeros(sum.dims().with(k, 1), x[0].dtype());
+                (0..dims[k]).fold(zero, |total, i| total + sum.narrow(k, i, 1))
+            })
+        })
+    }
+}
+
+/// Largest or smallest element along one dimension, which stays with size 1. Ties go to the first; its index is the by-product.
+pub struct Extreme {
+    /// Dimension.
+    pub dim: usize,
+    /// Largest, else smallest.
+    pub largest: bool,
+}
+
+impl Op for Extreme {
+    fn name(&self) -> &'static str {
+        if self.largest { "max" } else { "min" }
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        assert!(x[0].dims[self.dim] > 0, "{}: dimension {} of {:?} is empty", self.name(), self.dim, x[0].dims);
+        Meta { dims: x[0].dims.with(self.dim, 1), ..x[0] }
+    }
+
+    fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        let (x, around) = around(x[0], self.dim);
+        let mut index = vec![0i64; out.dims.numel()];
+        let value = for_float!(self.name(), out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
+            if self.largest { reduce::max(x.as_slice(), around, y, &mut index) } else { reduce::min(x.as_slice(), around, y, &mut index) }
+        }));
+        Output { value, aux: vec![Tensor::from_slice(&index, out.dims)] }
+    }
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        Saves::NOTHING
+    }
+
+    fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        let dims = saved.dims(0);
+        let (n, inner) = (dims[self.dim], dims[self.dim + 1..].iter().product::<usize>());
+        let (dy, index) = (dy.packed(), saved.aux(0).as_slice::<i64>());
+        vec![Some(for_float!(self.name(), dy.dtype(), F => Tensor::write(dims, |dx: &mut [F]| {
+            dx.fill(0.0);
+            for (k, (&d, &i)) in dy.as_slice::<F>().iter().zip(index).enumerate() {
+                dx[(k / inner * n + i as usize) * inner + k % inner] = d;
+            }
+        })))]
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        let dims = g.full_dims(1, 4);
+        let dim = g.rng.below(dims.len());
+        let largest = g.rng.chance(0.5);
+        Case::new(vec![g.distinct(dims)], move |x| apply(Extreme { dim, largest }, &[&x[0]])).equals(move |x| {
+            let first = x[0].narrow(dim, 0, 1);
+            (1..dims[dim]).fold(first, |best, i| {
+                let next = x[0].narrow(dim, i, 1);
+                if largest { best.maximum(&next) } else { best.minimum(&next) }
+            })
+        })
+    }
+}
+
+/// Index (i64) of the first largest element along one dimension, which stays with size 1.
+pub struct Argmax(pub usize);
+
+impl Op for Argmax {
+    fn name(&self) -> &'static str {
+        "argmax"
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        assert!(x[0].dims[self.0] > 0, "argmax: dimension {} of {:?} is empty", self.0, x[0].dims);
+        Meta::new(x[0].dims.with(self.0, 1), DType::I64)
+    }
+
+    fn cpu(&self, x: &[&Tensor], _: Meta) -> Output {
+        apply_aux(Extreme { dim: self.0, largest: true }, &[&x[0].detach()]).1.swap_remove(0).into()
+    }
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        Saves::NOTHING
+    }
+
+    fn vjp(&self, _: &Saved, _: &Tensor) -> Vec<Option<Tensor>> {
+        no_derivative("argmax")
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        let dims = g.full_dims(1, 4);
+        let dim = g.rng.below(dims.len());
+        // Few distinct values, so that ties happen.
+        let x = g.tensor_of(dims, |rng| rng.below(4) as f64);
+        Case::new(vec![x], move |x| apply(Argmax(dim), &[&x[0]])).without_derivative().equals(move |x| {
+            let x = x[0].transpose(dim as isize, -1).to_f64_vec();
+            let best = |row: &[f64]| row.iter().enumerate().fold(0, |b, (i, v)| if *v > row[b] { i } else { b }) as i64;
+            let index: Vec<i64> = x.chunks(dims[dim]).map(best).collect();
+            let mut moved = dims.to_vec();
+            moved.swap(dim, dims.len() - 1);
+            *moved.last_mut().expect("rank is at least 1") = 1;
+            Tensor::from_slice(&index, Dims::new(&moved)).transpose(dim as isize, -1)
+        })
+    }
+}
+
+/// ln sum e^x along one dimension, which stays with size 1, without overflow. Empty: -infinity.
+pub struct LogSumExp(pub usize);
+
+impl Op for LogSumExp {
+    fn name(&self) -> &'static str {
+        "logsumexp"
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        Meta { dims: x[0].dims.with(self.0, 1), ..x[0] }
+    }
+
+    fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        let (x, around) = around(x[0], self.0);
+        for_float!("logsumexp", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| reduce::logsumexp(x.as_slice(), around, y))).into()
+    }
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        Saves::input(0).and(Saves::OUTPUT)
+    }
+
+    fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        // The derivative is the softmax.
+        vec![Some(saved.input(0).sub(saved.output()).exp().mul(dy))]
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        let dims = g.full_dims(1, 4);
+        let dim = g.rng.below(dims.len());
+        Case::new(vec![g.tensor(dims)], move |x| x[0].logsumexp(dim as isize))
+            .equals(move |x| x[0].exp().sum(&[dim], true).log())
+    }
+}
+
+/// Variance along the last dimension, which stays with size 1: mean squared distance from the mean, divided by n - `correction`.
+pub struct Var {
+    /// 0: biased, 1: unbiased.
+    pub correction: usize,
+}
+
+impl Op for Var {
+    fn name(&self) -> &'static str {
+        "var"
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        let n = x[0].dims.last().copied().unwrap_or_default();
+        assert!(n > self.correction, "var: {n} elements with correction {}", self.correction);
+        Meta { dims: x[0].dims.with(x[0].dims.len() - 1, 1), ..x[0] }
+    }
+
+    fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        let (x, around) = around(x[0], x[0].rank() - 1);
+        for_float!("var", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| reduce::var(x.as_slice(), around, self.correction, y))).into()
+    }
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        Saves::input(0)
+    }
+
+    fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        // d var / d x_i = 2 (x_i - mean) / (n - correction)
+        let x = saved.input(0);
+        let n = x.dim(-1);
+        vec![Some(x.sub(&x.mean(&[x.rank() - 1], true)).mul(dy).affine(2.0 / (n - self.correction) as f64, 0.0))]
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        let correction = g.rng.below(2);
+        let dims = g.full_dims(1, 3);
+        let dims = dims.with(dims.len() - 1, dims[dims.len() - 1] + correction);
+        let n = dims[dims.len() - 1];
+        Case::new(vec![g.tensor(dims)], move |x| apply(Var { correction }, &[&x[0]])).equals(move |x| {
+            let axes = [x[0].rank() - 1];
+            x[0].sub(&x[0].mean(&axes, true)).square().sum(&axes, true).affine(1.0 / (n - correction) as f64, 0.0)
+        })
+    }
+}
+
+/// Reductions.
+impl Tensor {
+    fn without(&self, axes: &[usize], keep: bool) -> Tensor {
+        if keep {
+            return self.clone();
+        }
+        let dims: Vec<usize> = (0..self.rank()).filter(|k| !axes.contains(k)).map(|k| self.dims()[k]).collect();
+        self.reshape(&dims[..])
+    }
+
+    /// Sum over the dimensions `axes`; `keep` leaves them with size 1.
+    #[track_caller]
+    pub fn sum(&self, axes: &[usize], keep: bool) -> Tensor {
+        apply(Sum(axes.to_vec()), &[self]).without(axes, keep)
+    }
+
+    /// Sum of all elements, without dimensions.
+    #[track_caller]
+    pub fn sum_all(&self) -> Tensor {
+        self.sum(&(0..self.rank()).collect::<Vec<_>>(), false)
+    }
+
+    /// Mean over the dimensions `axes`; `keep` leaves them with size 1. Over no elements it is NaN.
+    #[track_caller]
+    pub fn mean(&self, axes: &[usize], keep: bool) -> Tensor {
+        let n: usize = axes.iter().map(|&k| self.dims()[k]).product();
+        self.sum(axes, keep).affine(1.0 / n as f64, 0.0)
+    }
+
+    /// Mean of all elements, without dimensions.
+    #[track_caller]
+    pub fn mean_all(&self) -> Tensor {
+        self.mean(&(0..self.rank()).collect::<Vec<_>>(), false)
+    }
+
+    /// Largest elements along `dim` (which goes away) and their indices.
+    #[track_caller]
+    pub fn max(&self, dim: isize) -> (Tensor, Tensor) {
+        self.extreme(dim, true)
+    }
+
+    /// Smallest elements along `dim` (which goes away) and their indices.
+    #[track_caller]
+    pub fn min(&self, dim: isize) -> (Tensor, Tensor) {
+        self.extreme(dim, false)
+    }
+
+    #[track_caller]
+    fn extreme(&self, dim: isize, largest: bool) -> (Tensor, Tensor) {
+        let dim = self.axis(dim);
+        let (value, mut index) = apply_aux(Extreme { dim, largest }, &[self]);
+        (value.without(&[dim], false), index.swap_remove(0).without(&[dim], false))
+    }
+
+    /// Indices (i64) of the first largest elements along `dim`, which goes away.
+    #[track_caller]
+    pub fn argmax(&self, dim: isize) -> Tensor {
+        let dim = self.axis(dim);
+        apply(Argmax(dim), &[self]).without(&[dim], false)
+    }
+
+    /// ln sum e^x along `dim`, which stays with size 1.
+    #[track_caller]
+    pub fn logsumexp(&self, dim: isize) -> Tensor {
+        apply(LogSumExp(self.axis(dim)), &[self])
+    }
+
+    /// Variance along the last dimension, which stays with size 1; `correction` 1 is unbiased.
+    #[track_caller]
+    pub fn var(&self, correction: usize) -> Tensor {
+        apply(Var { correction }, &[self])
+    }
+}
+
+crate::check_ops!(Sum, Extreme, Argmax, LogSumExp, Var);

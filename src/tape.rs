@@ -1,0 +1,239 @@
+//! The graph that ops record, and backward through it.
+
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::layout::Dims;
+use crate::op::{Op, Saved};
+use crate::tensor::Tensor;
+
+/// One recorded step. Ids grow with time, so an op's id is above those of its inputs.
+pub(crate) struct Node {
+    id: u64,
+    kind: Kind,
+}
+
+type Edges = Vec<Option<Arc<Node>>>;
+type Recompute = Box<dyn Fn(&[Tensor]) -> Tensor + Send + Sync>;
+
+enum Kind {
+    Leaf,
+    Op {
+        op: Box<dyn Op>,
+        inputs: Edges,
+        saved: Saved,
+    },
+    /// A part of the network that kept only its inputs: run again in backward.
+    Checkpoint {
+        run: Recompute,
+        edges: Edges,
+        inputs: Vec<Tensor>,
+    },
+}
+
+impl Node {
+    fn new(kind: Kind) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), kind })
+    }
+
+    pub(crate) fn leaf() -> Arc<Self> {
+        Self::new(Kind::Leaf)
+    }
+
+    pub(crate) fn op(op: Box<dyn Op>, inputs: Edges, saved: Saved) -> Arc<Self> {
+        Self::new(Kind::Op { op, inputs, saved })
+    }
+
+    fn take_edges(&mut self) -> Edges {
+        match &mut self.kind {
+            Kind::Leaf => Edges::new(),
+            Kind::Op { inputs, .. } => std::mem::take(inputs),
+            Kind::Checkpoint { edges, .. } => std::mem::take(edges),
+        }
+    }
+}
+
+impl Drop for Node {
+    /// Iterative: a graph as deep as a long training loop must not overflow the stack.
+    fn drop(&mut self) {
+        let mut stack = self.take_edges();
+        while let Some(edge) = stack.pop() {
+            if let Some(mut node) = edge.and_then(Arc::into_inner) {
+                stack.append(&mut node.take_edges());
+            }
+        }
+    }
+}
+
+/// Gradients of trainable leaves.
+#[derive(Default)]
+pub struct Grads(BTreeMap<u64, Tensor>);
+
+impl Grads {
+    /// The gradient of `leaf`; `None` if the loss does not depend on it.
+    pub fn get(&self, leaf: &Tensor) -> Option<&Tensor> {
+        self.0.get(&leaf.node()?.id)
+    }
+
+    /// Takes the gradient of `leaf` out.
+    pub fn take(&mut self, leaf: &Tensor) -> Option<Tensor> {
+        self.0.remove(&leaf.node()?.id)
+    }
+
+    /// Adds the gradients of another backward pass, as accumulation over several batches needs.
+    pub fn merge(&mut self, other: Grads) {
+        for (id, gradient) in other.0 {
+            accumulate(&mut self.0, id, gradient);
+        }
+    }
+
+    /// Every gradient, for scaling and clipping.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.0.values_mut()
+    }
+
+    /// Every gradient.
+    pub fn values(&self) -> impl Iterator<Item = &Tensor> {
+        self.0.values()
+    }
+}
+
+/// Adds in place where nobody else holds the sum so far.
+fn accumulate(sums: &mut BTreeMap<u64, Tensor>, id: u64, gradient: Tensor) {
+    match sums.remove(&id) {
+        None => sums.insert(id, gradient),
+        Some(sum) => sums.insert(id, sum.accumulated(&gradient)),
+    };
+}
+
+struct ById(Arc<Node>);
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+impl Eq for ById {}
+impl PartialOrd for ById {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for ById {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.id.cmp(&other.0.id)
+    }
+}
+
+impl Tensor {
+    /// Gradients of this scalar with respect to every trainable tensor that reaches it. Consumes the graph: saved
+    /// tensors are freed as soon as they are used. A part of the graph that other tensors still hold lives on with them.
+    ///
+    /// # Panics
+    /// If the tensor is not a single element, or no trainable tensor reaches it.
+    #[track_caller]
+    pub fn backward(self) -> Grads {
+        assert_eq!(self.numel(), 1, "backward() needs a scalar, got dims {:?}: use backward_with", self.dims());
+        assert!(self.is_tracked(), "backward(): no trainable tensor reaches this one");
+        let one = Tensor::full(*self.dims(), 1.0, self.dtype());
+        backward_with(vec![(self, one)])
+    }
+}
+
+/// Gradients of `sum over pairs of <output, gradient>`: backward from several tensors at once with given gradients.
+/// Outputs that no trainable tensor reaches add nothing.
+///
+/// # Panics
+/// If a gradient's dims differ from its output's.
+#[track_caller]
+pub fn backward_with(outputs: Vec<(Tensor, Tensor)>) -> Grads {
+    let mut sums = BTreeMap::new();
+    let mut heap = BinaryHeap::new();
+    let mut grads = Grads::default();
+    for (output, gradient) in outputs {
+        assert_eq!(output.dims(), gradient.dims(), "backward_with: dims of an output and of its gradient");
+        if let Some(node) = output.node() {
+            push(&mut heap, &mut sums, node.clone(), gradient.detach());
+        }
+    }
+    // Descending ids: when a node is reached, everything that uses it has been.
+    while let Some(ById(node)) = heap.pop() {
+        while heap.peek().is_some_and(|next| next.0.id == node.id) {
+            heap.pop();
+        }
+        let dy = sums.remove(&node.id).expect("a node on the heap has a gradient");
+        match &node.kind {
+            Kind::Leaf => accumulate(&mut grads.0, node.id, dy),
+            Kind::Op { op, inputs, saved } => {
+                let gradients = op.vjp(saved, &dy);
+                drop(dy);
+                assert_eq!(gradients.len(), inputs.len(), "{}: vjp gives one entry per input", op.name());
+                for (i, (edge, gradient)) in inputs.iter().zip(gradients).enumerate() {
+                    if let (Some(input), Some(gradient)) = (edge, gradient) {
+                        push(&mut heap, &mut sums, input.clone(), sum_to(gradient, saved.dims(i)));
+                    }
+                }
+            }
+            Kind::Checkpoint { run, edges, inputs } => {
+                // The inputs become leaves of a graph of their own; what it finds beyond them are captured parameters.
+                let leaves: Vec<Tensor> =
+                    inputs.iter().zip(edges).map(|(x, e)| if e.is_some() { x.as_leaf() } else { x.clone() }).collect();
+                let mut inner = backward_with(vec![(run(&leaves), dy)]);
+                for (leaf, edge) in leaves.iter().zip(edges) {
+                    if let (Some(gradient), Some(input)) = (inner.take(leaf), edge) {
+                        push(&mut heap, &mut sums, input.clone(), gradient);
+                    }
+                }
+                grads.merge(inner);
+            }
+        }
+    }
+    grads
+}
+
+fn push(heap: &mut BinaryHeap<ById>, sums: &mut BTreeMap<u64, Tensor>, node: Arc<Node>, gradient: Tensor) {
+    accumulate(sums, node.id, gradient);
+    heap.push(ById(node));
+}
+
+/// The one place where broadcasting is undone: sums a gradient over the dimensions that its input was stretched along.
+fn sum_to(gradient: Tensor, dims: Dims) -> Tensor {
+    if *gradient.dims() == dims {
+        return gradient;
+    }
+    let added = gradient
+        .rank()
+        .checked_sub(dims.len())
+        .unwrap_or_else(|| panic!("a gradient of dims {:?} for an input of {dims:?}", gradient.dims()));
+    let stretched: Vec<usize> =
+        (0..gradient.rank()).filter(|&k| k < added || dims[k - added] != gradient.dims()[k]).collect();
+    assert!(
+        stretched.iter().all(|&k| k < added || dims[k - added] == 1),
+        "a gradient of dims {:?} for an input of {dims:?}",
+        gradient.dims()
+    );
+    gradient.sum(&stretched, true).reshape(dims)
+}
+
+impl Tensor {
+    fn as_leaf(&self) -> Tensor {
+        self.detach().with_node(Some(Node::leaf()))
+    }
+}
+
+/// Runs `f` on `x` keeping only the inputs; backward runs it again. Trades one more forward for the memory of
+/// everything between. `f` must compute the same every time; parameters that it captures get their gradients.
+pub fn checkpoint(x: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + Send + Sync + 'static) -> Tensor {
+    let inputs: Vec<Tensor> = x.iter().map(|t| t.detach()).collect();
+    // Whether a captured parameter reaches the output shows on the result; its graph is freed here.
+    let output = f(&inputs);
+    let tracked = output.is_tracked() || x.iter().any(|t| t.is_tracked());
+    let output = output.detach();
+    if !tracked {
+        return output;
+    }
+    let edges = x.iter().map(|t| t.node().cloned()).collect();
+    output.with_node(Some(Node::new(Kind::Checkpoint { run: Box::new(f), edges, inputs })))
+}
