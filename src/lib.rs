@@ -1,4 +1,7 @@
 //! tiergrad: a tensor engine written from scratch, and CLIP-style models with the TIER regulariser on top.
+//!
+//! Shape and type mistakes in engine calls panic and tell both shapes; everything from outside returns [`error::Error`].
+#![doc = include_str!("../README.md")]
 
 pub mod buffer;
 pub mod dtype;

@@ -22,7 +22,7 @@ enum Kind {
     Op {
         op: Box<dyn Op>,
         inputs: Edges,
-        saved: Saved,
+        saved: Box<Saved>,
     },
     /// A part of the network that kept only its inputs: run again in backward.
     Checkpoint {
@@ -43,7 +43,7 @@ impl Node {
     }
 
     pub(crate) fn op(op: Box<dyn Op>, inputs: Edges, saved: Saved) -> Arc<Self> {
-        Self::new(Kind::Op { op, inputs, saved })
+        Self::new(Kind::Op { op, inputs, saved: Box::new(saved) })
     }
 
     fn take_edges(&mut self) -> Edges {
@@ -236,4 +236,58 @@ pub fn checkpoint(x: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + Send + Sync +
     }
     let edges = x.iter().map(|t| t.node().cloned()).collect();
     output.with_node(Some(Node::new(Kind::Checkpoint { run: Box::new(f), edges, inputs })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::rng::Rng;
+
+    #[test]
+    fn shared_inputs_add_their_gradients() {
+        let x = Tensor::from_slice(&[3.0, -1.0], [2]).trainable();
+        let y = x.mul(&x) + x.affine(2.0, 0.0);
+        let grads = y.sum_all().backward();
+        assert_eq!(grads.get(&x).unwrap().to_vec::<f64>(), [8.0, 0.0]);
+    }
+
+    #[test]
+    fn a_deep_graph_neither_overflows_backward_nor_drop() {
+        let x = Tensor::from_slice(&[1.0], [1]).trainable();
+        let deep = || (0..200_000).fold(x.clone(), |y, _| y.affine(1.0, 0.0));
+        drop(deep());
+        assert_eq!(deep().sum_all().backward().get(&x).unwrap().item(), 1.0);
+    }
+
+    #[test]
+    fn backward_frees_what_it_used() {
+        let mut x = Tensor::zeros([1000], DType::F32).trainable();
+        let y = x.square().exp().sum_all();
+        assert!(!x.buffer().is_unshared(), "square keeps its input");
+        drop(y.backward());
+        assert!(x.as_mut_slice::<f32>().is_some(), "after backward nothing holds the parameter");
+    }
+
+    #[test]
+    fn a_checkpoint_changes_memory_and_nothing_else() {
+        let mut rng = Rng::new(3, 0);
+        let w = Tensor::randn([4], DType::F64, &mut rng).trainable();
+        let x = Tensor::randn([3, 4], DType::F64, &mut rng).trainable();
+        let block = |x: &Tensor, w: &Tensor| x.mul(w).tanh().mul(x);
+        let plain = block(&x, &w).sum_all().backward();
+        let kept = w.clone();
+        let again = checkpoint(&[&x], move |x| block(&x[0], &kept)).sum_all().backward();
+        for leaf in [&x, &w] {
+            assert_eq!(plain.get(leaf).unwrap().to_vec::<f64>(), again.get(leaf).unwrap().to_vec::<f64>());
+        }
+    }
+
+    #[test]
+    fn gradients_stop_where_they_are_told_to() {
+        let x = Tensor::from_slice(&[2.0], [1]).trainable();
+        let y = x.detach().square() + x.clone();
+        assert_eq!(y.sum_all().backward().get(&x).unwrap().item(), 1.0);
+        assert!(!x.detach().square().is_tracked());
+    }
 }

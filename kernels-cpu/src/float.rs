@@ -61,6 +61,8 @@ pub trait Float:
     fn min(self, other: Self) -> Self;
     /// Neither NaN nor infinite.
     fn is_finite(self) -> bool;
+    /// Not a number.
+    fn is_nan(self) -> bool;
 }
 
 macro_rules! float {
@@ -108,6 +110,9 @@ macro_rules! float {
             }
             fn is_finite(self) -> bool {
                 $t::is_finite(self)
+            }
+            fn is_nan(self) -> bool {
+                $t::is_nan(self)
             }
         }
     };

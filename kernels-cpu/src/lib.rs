@@ -3,12 +3,23 @@
 
 extern crate alloc;
 
+pub mod attention;
 pub mod float;
+pub mod gather;
+pub mod gemm;
 pub mod isa;
+pub mod map;
+pub mod math;
+pub mod norm;
+pub mod optim;
 pub mod par;
+pub mod reduce;
 pub mod rng;
 pub mod simd;
+pub mod softmax;
+pub mod strided;
 pub mod view;
+pub mod zip;
 
 pub use float::Float;
 pub use isa::Isa;

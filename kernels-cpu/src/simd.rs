@@ -73,8 +73,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn to_f32(self, a: Self::I) -> Self::F;
     /// The bits.
     fn bits(self, a: Self::F) -> Self::I;
-    /// From bits.
-    fn from_bits(self, a: Self::I) -> Self::F;
+    /// The float that has these bits.
+    fn as_float(self, a: Self::I) -> Self::F;
     /// a + b, wrapping.
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// a - b, wrapping.
@@ -213,7 +213,7 @@ mod tests {
                     s.select(s.le(x, y), y, x),
                     s.select(s.eq(x, y), s.splat(1.0), s.splat(2.0)),
                     s.to_f32(i),
-                    s.from_bits(s.bits(x)),
+                    s.as_float(s.bits(x)),
                     s.to_f32(s.add_i(i, one)),
                     s.to_f32(s.sub_i(i, one)),
                     s.to_f32(s.and_i(i, one)),

@@ -34,7 +34,7 @@ impl Op for Sum {
         summed.sort_unstable();
         while let Some(last) = summed.pop() {
             let mut first = last;
-            while summed.last() == first.checked_sub(1).as_ref() {
+            while first > 0 && summed.last() == Some(&(first - 1)) {
                 first = summed.pop().expect("just seen");
             }
             let dims = *value.dims();

@@ -131,7 +131,7 @@ impl Simd for Avx2 {
         unsafe { _mm256_castps_si256(a) }
     }
     #[inline(always)]
-    fn from_bits(self, a: __m256i) -> __m256 {
+    fn as_float(self, a: __m256i) -> __m256 {
         // SAFETY: the token proves that the machine has the tier.
         unsafe { _mm256_castsi256_ps(a) }
     }

@@ -96,7 +96,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn select(self, m: f32x8, a: f32x8, b: f32x8) -> f32x8 {
-        m.blend(a, b)
+        m.select(a, b)
     }
     #[inline(always)]
     fn to_i32(self, a: f32x8) -> i32x8 {
@@ -111,7 +111,7 @@ impl Simd for Portable {
         i32x8::new(a.to_array().map(|x| x.to_bits() as i32))
     }
     #[inline(always)]
-    fn from_bits(self, a: i32x8) -> f32x8 {
+    fn as_float(self, a: i32x8) -> f32x8 {
         f32x8::new(a.to_array().map(|x| f32::from_bits(x as u32)))
     }
     #[inline(always)]

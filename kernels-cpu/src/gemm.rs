@@ -1,0 +1,400 @@
+//! Matrix multiplication: C = A B (+ C) + bias.
+//!
+//! The loop nest is that of BLIS (Van Zee and van de Geijn, 2015): both operands are packed into panels that the register
+//! tile reads in order. An element of C is summed over k in slabs of [`KC`], in order, whatever the sizes of the rest, the
+//! batch and the number of threads: its bits depend on K and the tier alone.
+
+mod pack;
+mod tile;
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::float::{Float, as_f32, as_f32_mut, as_f64, as_f64_mut};
+use crate::isa::Isa;
+use crate::par::{self, Shared};
+use crate::simd::dispatch;
+
+/// Length of a slab of k. Fixed: a size probed from the machine's caches would change bits between machines.
+const KC: usize = 256;
+
+/// A matrix anywhere in a slice: any transpose, any slice of a larger array.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a, F> {
+    /// The whole buffer.
+    pub data: &'a [F],
+    /// Position of element [0, 0].
+    pub offset: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// From a row to the next.
+    pub row_stride: isize,
+    /// From a column to the next.
+    pub col_stride: isize,
+}
+
+impl<'a, F: Float> Mat<'a, F> {
+    /// A row-major matrix that fills `data`.
+    pub fn new(data: &'a [F], rows: usize, cols: usize) -> Self {
+        Self { data, offset: 0, rows, cols, row_stride: cols as isize, col_stride: 1 }
+    }
+
+    /// The transposed matrix.
+    pub fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize) -> F {
+        self.data[(self.offset as isize + i as isize * self.row_stride + j as isize * self.col_stride) as usize]
+    }
+
+    fn check(&self) {
+        if self.rows * self.cols > 0 {
+            crate::Strided { data: self.data, offset: self.offset, strides: &[self.row_stride, self.col_stride] }
+                .check(&[self.rows, self.cols]);
+        }
+    }
+}
+
+/// The definition: C = A B (+ C) + bias, C row-major with rows `ldc` apart. For tests.
+pub fn gemm_def<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mut [F], ldc: usize, bias: Option<&[F]>) {
+    for i in 0..a.rows {
+        for j in 0..b.cols {
+            let sum = (0..a.cols).map(|k| a.at(i, k) * b.at(k, j)).sum::<F>();
+            let before = if accumulate { c[i * ldc + j] } else { F::ZERO };
+            c[i * ldc + j] = before + sum + bias.map_or(F::ZERO, |bias| bias[j]);
+        }
+    }
+}
+
+/// C = A B, or C + A B where `accumulate`; plus a bias per column. C is row-major with rows `ldc` apart.
+///
+/// # Panics
+/// If the sizes do not fit, or a matrix leaves its data.
+pub fn gemm<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mut [F], ldc: usize, bias: Option<&[F]>) {
+    run(a, b, accumulate, c, ldc, bias, true);
+}
+
+/// As [`gemm`], on the calling thread alone: for kernels that split work themselves.
+pub fn gemm_serial<F: Float>(
+    a: Mat<'_, F>,
+    b: Mat<'_, F>,
+    accumulate: bool,
+    c: &mut [F],
+    ldc: usize,
+    bias: Option<&[F]>,
+) {
+    run(a, b, accumulate, c, ldc, bias, false);
+}
+
+/// `batch` products of equal sizes, item i written to the i-th block of `rows * cols` elements of `c`.
+pub fn gemm_batched<'a, F: Float>(
+    batch: usize,
+    a: impl Fn(usize) -> Mat<'a, F> + Sync,
+    b: impl Fn(usize) -> Mat<'a, F> + Sync,
+    c: &mut [F],
+) {
+    if batch == 0 || c.is_empty() {
+        return;
+    }
+    if batch == 1 {
+        let (a, b) = (a(0), b(0));
+        return gemm(a, b, false, c, b.cols, None);
+    }
+    let (m, k, n) = (a(0).rows, a(0).cols, b(0).cols);
+    par::chunks_mut(c, m * n, 2 * m * n * k / 16 + m * n, |i, c| gemm_serial(a(i), b(i), false, c, n, None));
+}
+
+fn run<F: Float>(
+    a: Mat<'_, F>,
+    b: Mat<'_, F>,
+    accumulate: bool,
+    c: &mut [F],
+    ldc: usize,
+    bias: Option<&[F]>,
+    threads: bool,
+) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    assert_eq!(k, b.rows, "gemm: [{m}, {k}] times [{}, {n}]", b.rows);
+    assert!(
+        ldc >= n && bias.is_none_or(|bias| bias.len() == n),
+        "gemm: rows of {n} placed {ldc} apart, bias of {:?}",
+        bias.map(<[F]>::len)
+    );
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(c.len() >= (m - 1) * ldc + n, "gemm: {} elements for [{m}, {n}] with rows {ldc} apart", c.len());
+    a.check();
+    b.check();
+    if k == 0 {
+        for row in c.chunks_mut(ldc).take(m) {
+            for (j, x) in row[..n].iter_mut().enumerate() {
+                *x = if accumulate { *x } else { F::ZERO } + bias.map_or(F::ZERO, |bias| bias[j]);
+            }
+        }
+        return;
+    }
+    match (as_f32(a.data), as_f32(b.data)) {
+        (Some(a32), Some(b32)) => {
+            let cast = |x: Mat<'_, F>, data| Mat {
+                data,
+                offset: x.offset,
+                rows: x.rows,
+                cols: x.cols,
+                row_stride: x.row_stride,
+                col_stride: x.col_stride,
+            };
+            let c = as_f32_mut(c).expect("same type as A");
+            single(
+                cast(a, a32),
+                cast(b, b32),
+                accumulate,
+                c,
+                ldc,
+                bias.map(|bias| as_f32(bias).expect("same type as A")),
+                threads,
+            );
+        }
+        _ => double(a, b, accumulate, c, ldc, bias),
+    }
+}
+
+/// f64 through `matrixmultiply`.
+fn double<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mut [F], ldc: usize, bias: Option<&[F]>) {
+    let (da, db) = (as_f64(a.data).expect("f32 or f64"), as_f64(b.data).expect("f32 or f64"));
+    let dc = as_f64_mut(c).expect("f32 or f64");
+    // SAFETY: all three matrices were checked to lie in their slices.
+    unsafe {
+        matrixmultiply::dgemm(
+            a.rows,
+            a.cols,
+            b.cols,
+            1.0,
+            da.as_ptr().add(a.offset),
+            a.row_stride,
+            a.col_stride,
+            db.as_ptr().add(b.offset),
+            b.row_stride,
+            b.col_stride,
+            f64::from(u8::from(accumulate)),
+            dc.as_mut_ptr(),
+            ldc as isize,
+            1,
+        );
+    }
+    if let Some(bias) = bias {
+        for row in c.chunks_mut(ldc).take(a.rows) {
+            row[..b.cols].iter_mut().zip(bias).for_each(|(x, &b)| *x += b);
+        }
+    }
+}
+
+/// Rows and columns of the register tile of a tier.
+fn tile_size(isa: Isa) -> (usize, usize) {
+    match isa {
+        Isa::Scalar => (4, 2),
+        Isa::Portable => (4, 16),
+        Isa::Avx2 => (6, 16),
+        Isa::Avx512 => (14, 32),
+    }
+}
+
+fn single(
+    a: Mat<'_, f32>,
+    b: Mat<'_, f32>,
+    accumulate: bool,
+    c: &mut [f32],
+    ldc: usize,
+    bias: Option<&[f32]>,
+    threads: bool,
+) {
+    on_tier(Isa::current(), a, b, accumulate, c, ldc, bias, threads);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn on_tier(
+    isa: Isa,
+    a: Mat<'_, f32>,
+    b: Mat<'_, f32>,
+    accumulate: bool,
+    c: &mut [f32],
+    ldc: usize,
+    bias: Option<&[f32]>,
+    threads: bool,
+) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    let (mr, nr) = tile_size(isa);
+    let (a_panels, b_panels) = (m.div_ceil(mr), n.div_ceil(nr));
+    // Blocks of C that one job computes: rows whose packed A stays in the second-level cache, columns enough for few jobs.
+    let row_block = 8.min(a_panels);
+    let col_block =
+        if a_panels.div_ceil(row_block) >= 8 { b_panels } else { b_panels.div_ceil(8 / a_panels.div_ceil(row_block)) }
+            .max(1);
+    let (row_jobs, col_jobs) = (a_panels.div_ceil(row_block), b_panels.div_ceil(col_block));
+    let spread = |items: usize, cost: usize, f: &(dyn Fn(core::ops::Range<usize>) + Sync)| {
+        if threads { par::for_each(items, cost, f) } else { f(0..items) }
+    };
+
+    let mut packed_a = scratch::take(0, a_panels * mr * KC.min(k));
+    let mut packed_b = scratch::take(1, b_panels * nr * KC.min(k));
+    let out = Shared::new(c);
+    for start in (0..k).step_by(KC) {
+        let depth = KC.min(k - start);
+        let (shared_a, shared_b) = (Shared::new(&mut packed_a), Shared::new(&mut packed_b));
+        spread(a_panels, mr * depth * 2, &|range| {
+            for p in range {
+                // SAFETY: one panel, handed out once.
+                pack::rows(a, p * mr, mr, start, unsafe { shared_a.slice(p * mr * depth..(p + 1) * mr * depth) });
+            }
+        });
+        spread(b_panels, nr * depth * 2, &|range| {
+            for p in range {
+                // SAFETY: one panel, handed out once.
+                pack::rows(b.t(), p * nr, nr, start, unsafe { shared_b.slice(p * nr * depth..(p + 1) * nr * depth) });
+            }
+        });
+        let last = start + depth == k;
+        // About 16 multiply-adds take the time of one elementary operation.
+        let cost = row_block * mr * col_block * nr * depth / 16;
+        spread(row_jobs * col_jobs, cost, &|range| {
+            for job in range {
+                let (i, j) = (job % row_jobs, job / row_jobs);
+                let block = tile::Block {
+                    a: &packed_a,
+                    b: &packed_b,
+                    depth,
+                    a_panels: i * row_block..((i + 1) * row_block).min(a_panels),
+                    b_panels: j * col_block..((j + 1) * col_block).min(b_panels),
+                    m,
+                    n,
+                    c: out,
+                    ldc,
+                    accumulate: accumulate || start > 0,
+                    bias: bias.filter(|_| last),
+                };
+                if isa == Isa::current() { dispatch(block) } else { crate::simd::eval_on(isa, block) }
+            }
+        });
+    }
+    scratch::give(0, packed_a);
+    scratch::give(1, packed_b);
+}
+
+/// Pack buffers, kept per thread between calls. Taken out while in use, so that a thread that steals another product's
+/// work while it waits has buffers of its own.
+mod scratch {
+    use super::*;
+
+    #[cfg(feature = "std")]
+    std::thread_local! {
+        static KEPT: core::cell::RefCell<[Vec<f32>; 2]> = const { core::cell::RefCell::new([Vec::new(), Vec::new()]) };
+    }
+
+    pub(super) fn take(which: usize, len: usize) -> Vec<f32> {
+        #[cfg(feature = "std")]
+        let mut buffer = KEPT.with(|kept| core::mem::take(&mut kept.borrow_mut()[which]));
+        #[cfg(not(feature = "std"))]
+        let mut buffer = {
+            let _ = which;
+            Vec::new()
+        };
+        if buffer.len() < len {
+            buffer = vec![0.0; len];
+        }
+        buffer
+    }
+
+    pub(super) fn give(which: usize, buffer: Vec<f32>) {
+        #[cfg(feature = "std")]
+        KEPT.with(|kept| {
+            let slot = &mut kept.borrow_mut()[which];
+            if slot.len() < buffer.len() {
+                *slot = buffer;
+            }
+        });
+        #[cfg(not(feature = "std"))]
+        let _ = (which, buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+    use proptest::prelude::*;
+
+    fn values(n: usize, seed: u64) -> Vec<f32> {
+        let mut rng = Rng::new(seed, 9);
+        (0..n).map(|_| rng.normal() as f32).collect()
+    }
+
+    fn mat(data: &[f32], rows: usize, cols: usize, transposed: bool, pad: usize) -> Mat<'_, f32> {
+        // Rows (or columns) `pad` further apart than needed, and an offset.
+        let (outer, inner) = if transposed { (cols, rows) } else { (rows, cols) };
+        assert!(data.len() >= pad + outer * (inner + pad));
+        let x = Mat { data, offset: pad, rows: outer, cols: inner, row_stride: (inner + pad) as isize, col_stride: 1 };
+        if transposed { x.t() } else { x }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_tier_is_the_definition(m in 0usize..40, n in 0usize..70, k in prop_oneof![0usize..20, 250usize..520], ta in any::<bool>(), tb in any::<bool>(),
+                                        pad in 0usize..3, accumulate in any::<bool>(), biased in any::<bool>(), seed in any::<u64>()) {
+            let a = values(pad + (m + pad) * (k + pad) + m.max(k) * 3, seed);
+            let b = values(pad + (n + pad) * (k + pad) + n.max(k) * 3, seed ^ 1);
+            let (a, b) = (mat(&a, m, k, ta, pad), mat(&b, k, n, tb, pad));
+            let bias = values(n, seed ^ 2);
+            let bias = biased.then_some(&bias[..]);
+            let ldc = n + pad;
+            let c = values(m * ldc + 1, seed ^ 3);
+            let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+            let (a64, b64, bias64) = (wide(a.data), wide(b.data), bias.map(wide));
+            let widen = |x: Mat<'_, f32>, data| Mat { data, offset: x.offset, rows: x.rows, cols: x.cols, row_stride: x.row_stride, col_stride: x.col_stride };
+            let mut expected = wide(&c);
+            gemm_def(widen(a, &a64[..]), widen(b, &b64[..]), accumulate, &mut expected, ldc, bias64.as_deref());
+            let mut double = wide(&c);
+            gemm(widen(a, &a64[..]), widen(b, &b64[..]), accumulate, &mut double, ldc, bias64.as_deref());
+            for (x, e) in double.iter().zip(&expected) { prop_assert!((x - e).abs() < 1e-11); }
+            for isa in Isa::available() {
+                let mut ours = c.clone();
+                if k > 0 && m > 0 && n > 0 { on_tier(isa, a, b, accumulate, &mut ours, ldc, bias, true); } else { gemm(a, b, accumulate, &mut ours, ldc, bias); }
+                for (x, e) in ours.iter().zip(&expected) { prop_assert!((f64::from(*x) - e).abs() < 1e-4, "{isa}: {x} instead of {e}"); }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_depend_on_k_alone() {
+        let (k, n) = (700, 200);
+        let (a, b) = (values(300 * k, 1), values(k * n, 2));
+        let run = |m: usize, threads: usize| {
+            par::Pool::new(threads).install(|| {
+                let mut c = vec![0.0; m * n];
+                gemm(Mat::new(&a[..m * k], m, k), Mat::new(&b, k, n), false, &mut c, n, None);
+                c
+            })
+        };
+        let whole = run(300, 1);
+        for threads in [2, 3, 7] {
+            assert!(run(300, threads) == whole, "{threads} threads");
+        }
+        for m in [1, 13, 14, 50, 197] {
+            assert!(run(m, 2)[..] == whole[..m * n], "{m} rows");
+        }
+        // One column alone, from the transposed matrix.
+        let mut transposed = vec![0.0; n * k];
+        for i in 0..k {
+            for j in 0..n {
+                transposed[j * k + i] = b[i * n + j];
+            }
+        }
+        let mut c = vec![0.0; 300 * n];
+        gemm(Mat::new(&a, 300, k), Mat::new(&transposed, n, k).t(), false, &mut c, n, None);
+        assert!(c == whole);
+    }
+}

@@ -1,0 +1,122 @@
+//! Optimiser steps on plain slices, in torch's formulas.
+
+use crate::float::Float;
+use crate::par::{self, Shared};
+use crate::simd::{Simd, SimdOp, dispatch};
+
+/// One Adam or AdamW step (Kingma and Ba 2015; Loshchilov and Hutter 2019).
+#[derive(Clone, Copy, Debug)]
+pub struct Adam {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// AdamW: decay acts on the parameter, not through the gradient.
+    pub decoupled: bool,
+    /// 1 at the first step.
+    pub step: u64,
+}
+
+struct AdamOp<'a, F> {
+    p: &'a mut [F],
+    g: &'a [F],
+    m: &'a mut [F],
+    v: &'a mut [F],
+    c: [F; 8],
+}
+
+impl<F: Float> SimdOp for AdamOp<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        let [b1, c1, b2, c2, shrink, decay, rate, eps] = self.c;
+        for (((p, &g), m), v) in self.p.iter_mut().zip(self.g).zip(self.m).zip(self.v) {
+            let g = g + decay * *p;
+            *m = b1 * *m + c1 * g;
+            let second = b2 * *v + c2 * g * g;
+            // A denormal slows every later step down and is far below eps.
+            *v = if second < F::from_f64(1e-37) { F::ZERO } else { second };
+            *p = shrink * *p - rate * *m / ((*v).sqrt() + eps);
+        }
+    }
+}
+
+/// p, m and v after one step with gradient g.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn adam<F: Float>(p: &mut [F], g: &[F], m: &mut [F], v: &mut [F], a: Adam) {
+    assert!(p.len() == g.len() && m.len() == g.len() && v.len() == g.len(), "adam: lengths");
+    // rate m / (sqrt(v) / sqrt(k2) + eps) / k1 with k = 1 - beta^step, written with one factor and a scaled eps.
+    let k1 = 1.0 - libm::pow(a.beta1, a.step as f64);
+    let k2 = libm::sqrt(1.0 - libm::pow(a.beta2, a.step as f64));
+    let (shrink, decay) = if a.decoupled { (1.0 - a.lr * a.weight_decay, 0.0) } else { (1.0, a.weight_decay) };
+    let c =
+        [a.beta1, 1.0 - a.beta1, a.beta2, 1.0 - a.beta2, shrink, decay, a.lr * k2 / k1, a.eps * k2].map(F::from_f64);
+    let (p, m, v) = (Shared::new(p), Shared::new(m), Shared::new(v));
+    par::for_each(g.len(), 8, |range| {
+        // SAFETY: the ranges are disjoint.
+        let (p, m, v) = unsafe { (p.slice(range.clone()), m.slice(range.clone()), v.slice(range.clone())) };
+        dispatch(AdamOp { p, g: &g[range], m, v, c });
+    });
+}
+
+/// One step of stochastic gradient descent with momentum, as torch's SGD: buf = momentum buf + (g + weight_decay p), p -= lr buf.
+pub fn sgd<F: Float>(p: &mut [F], g: &[F], buf: &mut [F], lr: f64, momentum: f64, weight_decay: f64) {
+    assert!(p.len() == g.len() && buf.len() == g.len(), "sgd: lengths");
+    let [lr, momentum, decay] = [lr, momentum, weight_decay].map(F::from_f64);
+    for ((p, &g), b) in p.iter_mut().zip(g).zip(buf) {
+        *b = momentum * *b + (g + decay * *p);
+        *p -= lr * *b;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adam_follows_the_textbook() {
+        for decoupled in [false, true] {
+            let (mut p, mut m, mut v) = ([1.0f64, -2.0, 0.5], [0.0; 3], [0.0; 3]);
+            let (mut tp, mut tm, mut tv) = (p, m, v);
+            let (lr, b1, b2, eps, wd) = (0.1, 0.9, 0.999, 1e-8, 0.01);
+            for step in 1..=5u64 {
+                let g: Vec<f64> = p.iter().map(|x| x * 0.7 + 0.1 * step as f64).collect();
+                adam(
+                    &mut p,
+                    &g,
+                    &mut m,
+                    &mut v,
+                    Adam { lr, beta1: b1, beta2: b2, eps, weight_decay: wd, decoupled, step },
+                );
+                for i in 0..3 {
+                    let grad = g[i] + if decoupled { 0.0 } else { wd * tp[i] };
+                    if decoupled {
+                        tp[i] -= lr * wd * tp[i];
+                    }
+                    tm[i] = b1 * tm[i] + (1.0 - b1) * grad;
+                    tv[i] = b2 * tv[i] + (1.0 - b2) * grad * grad;
+                    let (mh, vh) = (tm[i] / (1.0 - b1.powi(step as i32)), tv[i] / (1.0 - b2.powi(step as i32)));
+                    tp[i] -= lr * mh / (vh.sqrt() + eps);
+                    assert!((p[i] - tp[i]).abs() < 1e-12, "step {step}: {} instead of {}", p[i], tp[i]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sgd_follows_torch() {
+        let (mut p, mut buf) = ([1.0f64], [0.0]);
+        sgd(&mut p, &[0.5], &mut buf, 0.1, 0.9, 0.1);
+        assert!((p[0] - (1.0 - 0.1 * 0.6)).abs() < 1e-15);
+        sgd(&mut p, &[0.5], &mut buf, 0.1, 0.9, 0.0);
+        assert!((p[0] - (0.94 - 0.1 * (0.9 * 0.6 + 0.5))).abs() < 1e-15);
+    }
+}

@@ -1,0 +1,207 @@
+//! Reductions of contiguous [outer, n, inner] data over n.
+//!
+//! The order of summation depends on the sizes and the tier alone: fixed chunks, combined in order.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::float::Float;
+use crate::par;
+use crate::simd::{Simd, SimdOp, dispatch};
+
+/// Numbers summed in one go before partial sums are combined.
+const CHUNK: usize = 4096;
+
+/// Sum of a slice in 16 running sums, combined as a tree. Errors grow with n / 16, not n.
+struct SumSlice<'a, F>(&'a [F]);
+
+impl<F: Float> SimdOp for SumSlice<'_, F> {
+    type Output = F;
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) -> F {
+        let mut sums = [F::ZERO; 16];
+        let chunks = self.0.chunks_exact(16);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for k in 0..16 {
+                sums[k] += chunk[k];
+            }
+        }
+        for (s, &x) in sums.iter_mut().zip(rest) {
+            *s += x;
+        }
+        tree(sums)
+    }
+}
+
+#[inline(always)]
+fn tree<F: Float>(mut sums: [F; 16]) -> F {
+    let mut n = 16;
+    while n > 1 {
+        n /= 2;
+        for k in 0..n {
+            sums[k] += sums[k + n];
+        }
+    }
+    sums[0]
+}
+
+fn sum_slice<F: Float>(x: &[F]) -> F {
+    if x.len() <= CHUNK {
+        return dispatch(SumSlice(x));
+    }
+    let parts = par::map_chunks(x.len(), CHUNK, 1, |range| dispatch(SumSlice(&x[range])));
+    sum_slice(&parts)
+}
+
+/// Adds rows of `inner` to `acc`.
+struct AddRows<'a, F>(&'a [F], &'a mut [F]);
+
+impl<F: Float> SimdOp for AddRows<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        for row in self.0.chunks_exact(self.1.len()) {
+            self.1.iter_mut().zip(row).for_each(|(a, &x)| *a += x);
+        }
+    }
+}
+
+#[track_caller]
+fn check<F>(x: &[F], [outer, n, inner]: [usize; 3], out: usize) {
+    assert!(
+        x.len() == outer * n * inner && out == outer * inner,
+        "reduce: {} elements as {:?} into {out}",
+        x.len(),
+        [outer, n, inner]
+    );
+}
+
+/// out = sum over n.
+pub fn sum<F: Float>(x: &[F], [outer, n, inner]: [usize; 3], out: &mut [F]) {
+    check(x, [outer, n, inner], out.len());
+    if out.is_empty() {
+        return;
+    }
+    if inner == 1 {
+        return par::chunks_mut(out, 1, n, |i, out| out[0] = sum_slice(&x[i * n..][..n]));
+    }
+    // Rows in fixed groups, whose sums are combined in order: errors grow with the number of groups plus their length.
+    const GROUP: usize = 64;
+    par::chunks_mut(out, inner, n * inner, |i, out| {
+        let rows = &x[i * n * inner..][..n * inner];
+        out.fill(F::ZERO);
+        if n <= GROUP {
+            return dispatch(AddRows(rows, out));
+        }
+        let parts: Vec<Vec<F>> = par::map_chunks(n, GROUP, inner, |range| {
+            let mut part = vec![F::ZERO; inner];
+            dispatch(AddRows(&rows[range.start * inner..range.end * inner], &mut part));
+            part
+        });
+        parts.iter().for_each(|part| dispatch(AddRows(part, out)));
+    });
+}
+
+fn extreme<F: Float>(
+    x: &[F],
+    [outer, n, inner]: [usize; 3],
+    out: &mut [F],
+    index: &mut [i64],
+    better: fn(F, F) -> bool,
+) {
+    check(x, [outer, n, inner], out.len());
+    assert!(n > 0 && index.len() == out.len(), "extreme of {n} elements with {} indices", index.len());
+    for i in 0..outer {
+        for k in 0..inner {
+            let at = |j: usize| x[(i * n + j) * inner + k];
+            let (mut best, mut value) = (0, at(0));
+            for j in 1..n {
+                // NaN wins over numbers and stays.
+                if better(at(j), value) || (at(j).is_nan() && !value.is_nan()) {
+                    (best, value) = (j, at(j));
+                }
+            }
+            out[i * inner + k] = value;
+            index[i * inner + k] = best as i64;
+        }
+    }
+}
+
+/// Largest over n and its first index; NaN if there is one.
+pub fn max<F: Float>(x: &[F], dims: [usize; 3], out: &mut [F], index: &mut [i64]) {
+    extreme(x, dims, out, index, |a, b| a > b);
+}
+
+/// Smallest over n and its first index; NaN if there is one.
+pub fn min<F: Float>(x: &[F], dims: [usize; 3], out: &mut [F], index: &mut [i64]) {
+    extreme(x, dims, out, index, |a, b| a < b);
+}
+
+/// ln sum e^x over n, from the largest down so that nothing overflows. Over nothing it is -infinity.
+pub fn logsumexp<F: Float>(x: &[F], [outer, n, inner]: [usize; 3], out: &mut [F]) {
+    check(x, [outer, n, inner], out.len());
+    par::chunks_mut(out, 1, n * 16, |o, out| {
+        let (i, k) = (o / inner, o % inner);
+        let at = |j: usize| x[(i * n + j) * inner + k];
+        let top = (0..n).map(at).fold(F::NEG_INFINITY, |a, b| if b > a || b.is_nan() { b } else { a });
+        out[0] = if top.is_finite() { top + (0..n).map(|j| (at(j) - top).exp()).sum::<F>().ln() } else { top };
+    });
+}
+
+/// Mean squared distance from the mean over n, divided by n - `correction`; in two passes.
+pub fn var<F: Float>(x: &[F], [outer, n, inner]: [usize; 3], correction: usize, out: &mut [F]) {
+    check(x, [outer, n, inner], out.len());
+    par::chunks_mut(out, 1, n * 4, |o, out| {
+        let (i, k) = (o / inner, o % inner);
+        let at = |j: usize| x[(i * n + j) * inner + k];
+        let mean = (0..n).map(at).sum::<F>() / F::from_f64(n as f64);
+        let squares = (0..n).map(|j| (at(j) - mean) * (at(j) - mean)).sum::<F>();
+        out[0] = squares / F::from_f64((n - correction) as f64);
+    });
+}
+
+/// Sum of squares in f64.
+pub fn sum_squares<F: Float>(x: &[F]) -> f64 {
+    let parts =
+        par::map_chunks(x.len(), CHUNK, 2, |range| x[range].iter().map(|v| v.to_f64() * v.to_f64()).sum::<f64>());
+    parts.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn sums_are_sums(outer in 0usize..4, n in 0usize..200, inner in 1usize..40, seed in any::<u64>()) {
+            let mut rng = crate::rng::Rng::new(seed, 0);
+            let x: Vec<f64> = (0..outer * n * inner).map(|_| rng.normal()).collect();
+            let single: Vec<f32> = x.iter().map(|&x| x as f32).collect();
+            let (mut out, mut fast) = (vec![0.0; outer * inner], vec![0f32; outer * inner]);
+            sum(&x, [outer, n, inner], &mut out);
+            sum(&single, [outer, n, inner], &mut fast);
+            for i in 0..outer { for k in 0..inner {
+                let exact: f64 = (0..n).map(|j| x[(i * n + j) * inner + k]).sum();
+                prop_assert!((out[i * inner + k] - exact).abs() < 1e-12 * (n + 1) as f64);
+                prop_assert!((f64::from(fast[i * inner + k]) - exact).abs() < 1e-6 * (n + 1) as f64);
+            }}
+        }
+    }
+
+    #[test]
+    fn thread_counts_do_not_change_bits() {
+        let x: Vec<f32> = (0..300_000).map(|k| (k as f32).sin()).collect();
+        let run = |threads, dims: [usize; 3]| {
+            par::Pool::new(threads).install(|| {
+                let mut out = vec![0f32; dims[0] * dims[2]];
+                sum(&x, dims, &mut out);
+                out
+            })
+        };
+        for dims in [[1, 300_000, 1], [300, 1000, 1], [1, 1000, 300], [3, 1000, 100]] {
+            assert!([2, 3, 7].iter().all(|&t| run(t, dims) == run(1, dims)), "{dims:?}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Copies between layouts.
+
+use alloc::vec::Vec;
+
+use crate::par::{self, Shared};
+use crate::view::Strided;
+
+/// The same positions with fewer dimensions: sizes of 1 dropped, neighbours that step evenly joined.
+/// Several stride lists (for several tensors of the same dims) are kept in step.
+pub(crate) fn collapse<const N: usize>(dims: &[usize], strides: [&[isize]; N]) -> (Vec<usize>, [Vec<isize>; N]) {
+    let mut out_dims: Vec<usize> = Vec::new();
+    let mut out: [Vec<isize>; N] = core::array::from_fn(|_| Vec::new());
+    for (k, &d) in dims.iter().enumerate() {
+        if d == 1 {
+            continue;
+        }
+        let joins = !out_dims.is_empty() && (0..N).all(|n| out[n].last().copied() == Some(strides[n][k] * d as isize));
+        if joins {
+            *out_dims.last_mut().expect("not empty") *= d;
+            (0..N).for_each(|n| *out[n].last_mut().expect("not empty") = strides[n][k]);
+        } else {
+            out_dims.push(d);
+            (0..N).for_each(|n| out[n].push(strides[n][k]));
+        }
+    }
+    if out_dims.is_empty() {
+        out_dims.push(1);
+        out.iter_mut().for_each(|s| s.push(0));
+    }
+    (out_dims, out)
+}
+
+/// Position of row `row` (all dimensions but the last, row-major) from the start.
+#[inline(always)]
+pub(crate) fn row_offset(mut row: usize, dims: &[usize], strides: &[isize]) -> isize {
+    let mut offset = 0;
+    for k in (0..dims.len() - 1).rev() {
+        offset += (row % dims[k]) as isize * strides[k];
+        row /= dims[k];
+    }
+    offset
+}
+
+fn check<T>(dims: &[usize], data: &[T], offset: usize, strides: &[isize]) {
+    let (mut low, mut high) = (offset as isize, offset as isize);
+    for (&d, &s) in dims.iter().zip(strides) {
+        let reach = (d as isize - 1) * s;
+        low += reach.min(0);
+        high += reach.max(0);
+    }
+    assert!(
+        low >= 0 && (high as usize) < data.len(),
+        "strided view {dims:?} {strides:?} from {offset} leaves {} elements",
+        data.len()
+    );
+}
+
+impl<T> Strided<'_, T> {
+    /// Asserts that every element is inside the data.
+    pub(crate) fn check(&self, dims: &[usize]) {
+        assert_eq!(dims.len(), self.strides.len(), "one stride per dimension");
+        check(dims, self.data, self.offset, self.strides);
+    }
+}
+
+/// The elements of `src` in row-major order.
+///
+/// # Panics
+/// If `out` has another length, or the view leaves its data.
+pub fn copy<T: Copy + Send + Sync>(dims: &[usize], src: Strided<'_, T>, out: &mut [T]) {
+    assert_eq!(out.len(), dims.iter().product::<usize>(), "copy: length of the output");
+    if out.is_empty() {
+        return;
+    }
+    src.check(dims);
+    let (dims, [strides]) = collapse(dims, [src.strides]);
+    let (row, step) = (dims[dims.len() - 1], strides[strides.len() - 1]);
+    par::chunks_mut(out, row, row * 2, |r, out| {
+        let start = src.offset as isize + row_offset(r, &dims, &strides);
+        if step == 1 {
+            out.copy_from_slice(&src.data[start as usize..][..row]);
+        } else {
+            let mut at = start;
+            for o in out {
+                *o = src.data[at as usize];
+                at += step;
+            }
+        }
+    });
+}
+
+/// Row-major `src` into the strided places of `dst`. The places must not overlap.
+///
+/// # Panics
+/// If `src` has another length, or a place is outside `dst`.
+pub fn write<T: Copy + Send + Sync>(dims: &[usize], src: &[T], dst: &mut [T], offset: usize, strides: &[isize]) {
+    assert_eq!(src.len(), dims.iter().product::<usize>(), "write: length of the source");
+    if src.is_empty() {
+        return;
+    }
+    check(dims, dst, offset, strides);
+    let (dims, [strides]) = collapse(dims, [strides]);
+    let (row, step) = (dims[dims.len() - 1], strides[strides.len() - 1]);
+    let shared = Shared::new(dst);
+    par::for_each(src.len() / row, row * 2, |rows| {
+        for r in rows {
+            let start = offset as isize + row_offset(r, &dims, &strides);
+            let src = &src[r * row..][..row];
+            if step == 1 {
+                // SAFETY: inside (checked above); rows are distinct places by the contract.
+                unsafe { shared.slice(start as usize..start as usize + row) }.copy_from_slice(src);
+            } else {
+                for (i, &x) in src.iter().enumerate() {
+                    // SAFETY: as above.
+                    unsafe { *shared.at((start + i as isize * step) as usize) = x };
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copy_and_write_are_inverse_and_follow_strides() {
+        let data: Vec<i32> = (0..60).collect();
+        // A permuted, flipped, offset view of [3, 4, 5].
+        let (dims, strides, offset) = ([5usize, 3, 4], [-1isize, 20, 5], 4);
+        let mut out = alloc::vec![0; 60];
+        copy(&dims, Strided { data: &data, offset, strides: &strides }, &mut out);
+        let mut k = 0;
+        for i in 0..5isize {
+            for j in 0..3isize {
+                for l in 0..4isize {
+                    assert_eq!(out[k], data[(4 - i + 20 * j + 5 * l) as usize]);
+                    k += 1;
+                }
+            }
+        }
+        let mut back = alloc::vec![0; 60];
+        write(&dims, &out, &mut back, offset, &strides);
+        assert_eq!(back, data);
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves")]
+    fn a_view_beyond_its_data_is_refused() {
+        copy(&[3], Strided { data: &[1, 2, 3, 4], offset: 0, strides: &[2] }, &mut [0; 3]);
+    }
+}
