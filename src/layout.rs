@@ -29,6 +29,12 @@ impl Dims {
         self.iter().product()
     }
 
+    /// These dims followed by others.
+    #[track_caller]
+    pub fn followed_by(&self, others: &[usize]) -> Self {
+        Self::new(&[&self[..], others].concat())
+    }
+
     /// The same dims with dimension `dim` replaced by `size`.
     #[track_caller]
     pub fn with(mut self, dim: usize, size: usize) -> Self {

@@ -7,10 +7,15 @@ pub mod buffer;
 pub mod dtype;
 pub mod error;
 pub mod files;
+pub mod formats;
 pub mod gradcheck;
 pub mod layout;
+pub mod loss;
+pub mod models;
+pub mod nn;
 pub mod op;
 pub mod ops;
+pub mod optim;
 pub mod tape;
 pub mod tensor;
 

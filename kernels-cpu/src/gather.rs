@@ -12,7 +12,7 @@ fn check(ids: &[i64], rows: usize) {
     }
 }
 
-/// out[i] = table[ids[i]] for rows of `cols` elements.
+/// Row i of `out` is row `ids[i]` of `table`, for rows of `cols` elements.
 ///
 /// # Panics
 /// If an id is outside the table, or the lengths do not fit.
@@ -25,7 +25,7 @@ pub fn gather_rows<T: Copy + Send + Sync>(table: &[T], cols: usize, ids: &[i64],
     par::chunks_mut(out, cols, cols, |i, out| out.copy_from_slice(&table[ids[i] as usize * cols..][..cols]));
 }
 
-/// out[ids[i]] += grad[i]. Rows of equal id are added in the order of i, whatever the number of threads.
+/// Adds row i of `grad` to row `ids[i]` of `out`. Rows of equal id are added in the order of i, whatever the number of threads.
 ///
 /// # Panics
 /// If an id is outside the table, or the lengths do not fit.

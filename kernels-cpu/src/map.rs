@@ -335,6 +335,21 @@ pub fn map<F: Float>(op: Unary, x: &[F], y: &mut [F]) {
     });
 }
 
+/// x becomes f(x).
+pub fn map_in_place<F: Float>(op: Unary, x: &mut [F]) {
+    let shared = Shared::new(x);
+    par::for_each(x.len(), op.cost(), |range| {
+        // SAFETY: the ranges are disjoint.
+        let x = unsafe { shared.slice(range) };
+        let mut block = [F::ZERO; 256];
+        for x in x.chunks_mut(256) {
+            let block = &mut block[..x.len()];
+            block.copy_from_slice(x);
+            map(op, block, x);
+        }
+    });
+}
+
 /// dx = dy f'(x), from x or f(x) as [`Unary::saves`] says (anything of that length where it needs neither).
 ///
 /// # Panics

@@ -1,8 +1,14 @@
 //! The ops, one file per family: shape rule, CPU arm, derivative and checks together.
 
+pub mod attention;
 pub mod binary;
+pub mod index;
+pub mod loss;
+pub mod matmul;
+pub mod norm;
 pub mod reduce;
 pub mod shape;
+pub mod softmax;
 pub mod unary;
 
 use crate::gradcheck::{Case, Gen};
@@ -43,6 +49,20 @@ pub const REGISTRY: &[Entry] = &[
     entry::<shape::BroadcastTo>("broadcast_to"),
     entry::<shape::Concat>("concat"),
     entry::<shape::Pad>("pad"),
+    entry::<matmul::Matmul>("matmul"),
+    entry::<matmul::Linear>("linear"),
+    entry::<softmax::Softmax>("softmax"),
+    entry::<softmax::MaskedSoftmax>("masked_softmax"),
+    entry::<softmax::LogSoftmax>("log_softmax"),
+    entry::<norm::LayerNorm>("layer_norm"),
+    entry::<norm::L2Normalise>("l2_normalise"),
+    entry::<index::Embedding>("embedding"),
+    entry::<index::Dropout>("dropout"),
+    entry::<attention::Attention>("attention"),
+    entry::<loss::CrossEntropy>("cross_entropy"),
+    entry::<loss::BceWithLogits>("bce_with_logits"),
+    entry::<loss::Contrastive>("contrastive"),
+    entry::<loss::Tier>("tier"),
 ];
 
 /// One test per op of a file: `check_ops!(Exp, Log);`. Each draws cases from seeds and sizes by proptest and runs every

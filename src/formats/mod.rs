@@ -1,0 +1,5 @@
+//! Files of weights.
+
+pub mod safetensors;
+
+pub use safetensors::Weights;

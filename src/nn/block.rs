@@ -1,0 +1,114 @@
+//! The pre-norm transformer block and a stack of them, with the parameter names of Hugging Face's CLIP.
+
+use super::{LayerNorm, Linear, Module, Params, Unary};
+use crate::error::Result;
+use crate::ops::attention::{Attention, attention};
+use crate::tensor::Tensor;
+
+/// x + attention(norm(x)), then x + mlp(norm(x)).
+pub struct Block {
+    heads: usize,
+    act: Unary,
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Block {
+    fn new(p: &Params, c: &Config) -> Result<Self> {
+        let d = c.width;
+        // OpenAI's CLIP initialisation: residual branches shrink with depth.
+        let residual = (d as f64).powf(-0.5) * (2.0 * c.depth as f64).powf(-0.5);
+        let attn = p.at("self_attn");
+        let inner = (d as f64).powf(-0.5);
+        Ok(Self {
+            heads: c.heads,
+            act: c.act,
+            layer_norm1: LayerNorm::new(p, "layer_norm1", d, c.eps)?,
+            q_proj: Linear::new(&attn, "q_proj", [d, d], true, inner)?,
+            k_proj: Linear::new(&attn, "k_proj", [d, d], true, inner)?,
+            v_proj: Linear::new(&attn, "v_proj", [d, d], true, inner)?,
+            out_proj: Linear::new(&attn, "out_proj", [d, d], true, residual)?,
+            layer_norm2: LayerNorm::new(p, "layer_norm2", d, c.eps)?,
+            fc1: Linear::new(&p.at("mlp"), "fc1", [d, c.mlp], true, (2.0 * d as f64).powf(-0.5))?,
+            fc2: Linear::new(&p.at("mlp"), "fc2", [c.mlp, d], true, residual)?,
+        })
+    }
+
+    /// x [n, t, width]; key mask u8 [n, t].
+    pub fn forward(&self, x: &Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
+        let [n, t, d] = [x.dims()[0], x.dims()[1], x.dims()[2]];
+        let y = self.layer_norm1.forward(x);
+        // [n, t, d] as [n, heads, t, d / heads]: a view.
+        let split = |y: Tensor| y.reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
+        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|proj| split(proj.forward(&y, None)));
+        let seen = attention(&q, &k, &v, key_mask, Attention { causal, dropout: None });
+        let x = x + &self.out_proj.forward(&seen.reshape([n, t, d]), None);
+        let y = self.fc1.forward(&self.layer_norm2.forward(&x), Some(self.act));
+        x + self.fc2.forward(&y, None)
+    }
+}
+
+impl Module for Block {
+    fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+        self.layer_norm1.visit(&format!("{at}.layer_norm1"), f);
+        self.q_proj.visit(&format!("{at}.self_attn.q_proj"), f);
+        self.k_proj.visit(&format!("{at}.self_attn.k_proj"), f);
+        self.v_proj.visit(&format!("{at}.self_attn.v_proj"), f);
+        self.out_proj.visit(&format!("{at}.self_attn.out_proj"), f);
+        self.layer_norm2.visit(&format!("{at}.layer_norm2"), f);
+        self.fc1.visit(&format!("{at}.mlp.fc1"), f);
+        self.fc2.visit(&format!("{at}.mlp.fc2"), f);
+    }
+}
+
+/// Sizes of a stack of blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Width of the stream.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Heads; divides the width.
+    pub heads: usize,
+    /// Width between the two layers of the perceptron.
+    pub mlp: usize,
+    /// Its activation.
+    pub act: Unary,
+    /// Of the norms.
+    pub eps: f64,
+}
+
+/// Blocks one after the other: `layers.0`, `layers.1`, ...
+pub struct Encoder {
+    layers: Vec<Block>,
+}
+
+impl Encoder {
+    /// Asks for the parameters of every block.
+    pub fn new(params: &Params, config: &Config) -> Result<Self> {
+        Ok(Self {
+            layers: (0..config.depth)
+                .map(|i| Block::new(&params.at(&format!("layers.{i}")), config))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// x [n, t, width].
+    pub fn forward(&self, x: Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
+        self.layers.iter().fold(x, |x, block| block.forward(&x, causal, key_mask))
+    }
+}
+
+impl Module for Encoder {
+    fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+        for (i, block) in self.layers.iter_mut().enumerate() {
+            block.visit(&format!("{at}.layers.{i}"), f);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Where a module's parameters come from, and how they are visited.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::formats::Weights;
+use crate::layout::Dims;
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+
+/// Something with parameters.
+pub trait Module {
+    /// Calls `f` with the full name and the tensor of every parameter below `at`, always in the same order.
+    fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor));
+}
+
+/// How a parameter starts where no file gives it.
+#[derive(Clone, Copy, Debug)]
+pub enum Init {
+    /// All elements equal.
+    Constant(f64),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+}
+
+/// A source of parameters by name: one constructor of a model serves drawing them and loading them.
+pub struct Params<'a> {
+    source: &'a Source<'a>,
+    prefix: String,
+}
+
+/// What parameters are taken from.
+pub struct Source<'a> {
+    kind: Kind<'a>,
+    used: RefCell<BTreeSet<String>>,
+}
+
+enum Kind<'a> {
+    Drawn { seed: u64, dtype: DType },
+    File(&'a Weights),
+}
+
+impl<'a> Source<'a> {
+    /// Parameters drawn from a seed; each from its own stream, named by the parameter, so that their order does not matter.
+    pub fn drawn(seed: u64, dtype: DType) -> Self {
+        Self { kind: Kind::Drawn { seed, dtype }, used: RefCell::default() }
+    }
+
+    /// Parameters of a file, as views of it.
+    pub fn file(weights: &'a Weights) -> Self {
+        Self { kind: Kind::File(weights), used: RefCell::default() }
+    }
+
+    /// The root of the names.
+    pub fn params(&'a self) -> Params<'a> {
+        Params { source: self, prefix: String::new() }
+    }
+
+    /// Every tensor of a file must have been asked for.
+    ///
+    /// # Errors
+    /// Listing the ones that were not.
+    pub fn all_used(&self) -> Result<()> {
+        let Kind::File(weights) = &self.kind else { return Ok(()) };
+        let used = self.used.borrow();
+        let left: Vec<&str> = weights.iter().map(|(name, _)| name).filter(|name| !used.contains(*name)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(format!("{} tensors are not part of this model: {}", left.len(), left.join(", ")))
+            .at(weights.path()))
+    }
+}
+
+impl Params<'_> {
+    /// Names below `name`.
+    pub fn at(&self, name: &str) -> Self {
+        Self { source: self.source, prefix: self.full(name) }
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// The parameter `name`.
+    ///
+    /// # Errors
+    /// If a file does not have it, or with other dims.
+    pub fn get(&self, name: &str, dims: &[usize], init: Init) -> Result<Tensor> {
+        let name = self.full(name);
+        match &self.source.kind {
+            Kind::Drawn { seed, dtype } => Ok(match init {
+                Init::Constant(value) => Tensor::full(dims, value, *dtype),
+                Init::Normal(std) => Tensor::randn(dims, *dtype, &mut Rng::new(*seed, hash(&name))) * std,
+            }),
+            Kind::File(weights) => {
+                let tensor = weights
+                    .get(&name)
+                    .ok_or_else(|| Error::new(format!("tensor {name} is missing")).at(weights.path()))?;
+                if *tensor.dims() != Dims::new(dims) {
+                    return Err(Error::new(format!(
+                        "tensor {name} has dims {:?}, this model needs {dims:?}",
+                        tensor.dims()
+                    ))
+                    .at(weights.path()));
+                }
+                self.source.used.borrow_mut().insert(name);
+                Ok(tensor.clone())
+            }
+        }
+    }
+}
+
+/// FNV-1a: a stream number from a name.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,133 @@
+//! Scaled dot-product attention (Vaswani et al. 2017).
+
+use kernels_cpu::attention as kernel;
+
+use crate::dtype::DType;
+use crate::for_float;
+use crate::gradcheck::{Case, Gen};
+use crate::op::{Meta, Op, Output, Saved, Saves, apply};
+use crate::tensor::Tensor;
+
+/// softmax(q k^T / sqrt(d)) v for q [b, h, tq, d], k and v [b, h, tk, d] in any layout, and optionally a key mask u8 [b, tk] (1 where
+/// a key may be seen). Output [b, tq, h, d], ready for the output projection. A query that sees no key gives zeros.
+#[derive(Clone, Copy)]
+pub struct Attention {
+    /// Query i sees keys up to i + tk - tq.
+    pub causal: bool,
+    /// Probability of dropout on the attention weights, and the key of the draw.
+    pub dropout: Option<(f64, u64)>,
+}
+
+impl Attention {
+    fn kernel<'a>(&self, q: &[usize], keys: usize, mask: Option<&'a [u8]>) -> kernel::Attention<'a> {
+        let [batch, heads, queries, width] = [q[0], q[1], q[2], q[3]];
+        let scale = 1.0 / (width.max(1) as f64).sqrt();
+        kernel::Attention {
+            batch,
+            heads,
+            queries,
+            keys,
+            width,
+            scale,
+            causal: self.causal,
+            key_mask: mask,
+            dropout: self.dropout,
+        }
+    }
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        let [q, k, v] = [x[0].dims, x[1].dims, x[2].dims];
+        let same = q.len() == 4
+            && k.len() == 4
+            && k == v
+            && q[..2] == k[..2]
+            && q[3] == k[3]
+            && x[..3].iter().all(|m| m.dtype == x[0].dtype);
+        assert!(same, "attention: q {:?}, k {:?}, v {:?}", x[0], x[1], x[2]);
+        assert!(
+            x.get(3).is_none_or(|m| m.dtype == DType::U8 && m.dims[..] == [k[0], k[2]]),
+            "attention: key mask {:?} for keys {k:?}",
+            x.get(3)
+        );
+        Meta { dims: [q[0], q[2], q[1], q[3]].into(), ..x[0] }
+    }
+
+    fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        let (q, mask) = (x[0].dims(), x.get(3).map(|m| m.packed()));
+        let kernel = self.kernel(q, x[1].dims()[2], mask.as_ref().map(|m| m.as_slice()));
+        for_float!("attention", out.dtype, F => {
+            let mut lse = vec![0.0 as F; q[0] * q[1] * q[2]];
+            let value = Tensor::write(out.dims, |y: &mut [F]| kernel.forward(x[0].strided(), x[1].strided(), x[2].strided(), y, &mut lse));
+            Output { value, aux: vec![Tensor::from_slice(&lse, [lse.len()])] }
+        })
+    }
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        Saves::INPUTS
+    }
+
+    fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        let [q, k, v] = [0, 1, 2].map(|i| saved.input(i));
+        let mask = (saved.count() == 4).then(|| saved.input(3).packed());
+        let kernel = self.kernel(q.dims(), k.dims()[2], mask.as_ref().map(|m| m.as_slice()));
+        let dy = dy.packed();
+        let mut gradients = for_float!("attention", dy.dtype(), F => {
+            let (mut dk, mut dv) = (None, None);
+            let dq = Tensor::write(*q.dims(), |dq: &mut [F]| {
+                dk = Some(Tensor::write(*k.dims(), |dk: &mut [F]| {
+                    dv = Some(Tensor::write(*v.dims(), |dv: &mut [F]| {
+                        kernel.backward(q.strided(), k.strided(), v.strided(), saved.aux(0).as_slice(), dy.as_slice(), dq, dk, dv)
+                    }));
+                }));
+            });
+            vec![Some(dq), dk, dv]
+        });
+        gradients.resize(saved.count(), None);
+        gradients
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        let [b, h, d] = [g.size_from(1).min(3), g.size_from(1).min(3), g.size_from(1)];
+        let (causal, tk) = (g.rng.chance(0.4), g.size());
+        let tq = if causal { tk } else { g.size() };
+        let mut inputs = vec![g.tensor([b, h, tq, d]), g.tensor([b, h, tk, d]), g.tensor([b, h, tk, d])];
+        let masked = g.rng.chance(0.5);
+        if masked {
+            inputs.push(g.mask([b, tk], 0.7));
+        }
+        let key = g.rng.next_u64();
+        let dropout = g.rng.chance(0.3).then_some((0.3, key));
+        let case = Case::new(inputs, move |x| apply(Attention { causal, dropout }, &x.iter().collect::<Vec<_>>()));
+        if dropout.is_some() || tk == 0 {
+            return case;
+        }
+        case.equals(move |x| {
+            let scores = x[0].matmul(&x[1].transpose(-2, -1)).affine(1.0 / (d as f64).sqrt(), 0.0);
+            let seen: Vec<u8> = (0..b * tq * tk)
+                .map(|at| {
+                    let (item, i, j) = (at / (tq * tk), at / tk % tq, at % tk);
+                    u8::from((!causal || j <= i) && (!masked || x[3].to_vec::<u8>()[item * tk + j] != 0))
+                })
+                .collect();
+            let seen = Tensor::from_slice(&seen, [b, 1, tq, tk]).broadcast_to([b, h, tq, tk]).reshape([b * h * tq, tk]);
+            let p = scores.reshape([b * h * tq, tk]).masked_softmax(&seen).reshape([b, h, tq, tk]);
+            p.matmul(&x[2]).permute(&[0, 2, 1, 3])
+        })
+    }
+}
+
+/// Attention of q [b, h, tq, d] over k, v [b, h, tk, d]; see [`Attention`].
+#[track_caller]
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, key_mask: Option<&Tensor>, options: Attention) -> Tensor {
+    let mut inputs = vec![q, k, v];
+    inputs.extend(key_mask);
+    apply(options, &inputs)
+}
+
+crate::check_ops!(Attention);

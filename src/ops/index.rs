@@ -1,0 +1,137 @@
+//! Ops that choose elements: embedding and dropout.
+
+use kernels_cpu::{attention::keeps, gather};
+
+use crate::dtype::DType;
+use crate::for_float;
+use crate::gradcheck::{Case, Gen};
+use crate::op::{Meta, Op, Output, Saved, Saves, apply};
+use crate::tensor::Tensor;
+
+/// Rows of a table [v, d] by i64 ids [..]: output [.., d]. Also torch's index_select along the first dimension.
+pub struct Embedding;
+
+impl Op for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        assert!(x[0].dims.len() == 2 && x[1].dtype == DType::I64, "embedding: a table {:?} and ids {:?}", x[0], x[1]);
+        Meta { dims: x[1].dims.followed_by(&x[0].dims[1..]), ..x[0] }
+    }
+
+    fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        let (table, ids) = (x[0].packed(), x[1].packed());
+        for_float!("embedding", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
+            gather::gather_rows(table.as_slice::<F>(), table.dims()[1], ids.as_slice(), y)
+        }))
+        .into()
+    }
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        Saves::input(1)
+    }
+
+    fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        let (dims, ids, dy) = (saved.dims(0), saved.input(1).packed(), dy.packed());
+        let table = for_float!("embedding", dy.dtype(), F => Tensor::write(dims, |table: &mut [F]| {
+            table.fill(0.0);
+            gather::scatter_add_rows(dy.as_slice(), dims[1], ids.as_slice(), table)
+        }));
+        vec![Some(table), None]
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        let [rows, cols] = [g.size_from(1), g.size_from(1)];
+        let dims = g.dims(0, 2);
+        let inputs = vec![g.tensor([rows, cols]), g.ids(dims, rows)];
+        Case::new(inputs, |x| x[0].embedding(&x[1])).equals(move |x| {
+            // One-hot rows times the table.
+            let ids = x[1].to_vec::<i64>();
+            let hot: Vec<f64> =
+                ids.iter().flat_map(|&id| (0..rows).map(move |r| f64::from(u8::from(r as i64 == id)))).collect();
+            Tensor::from_slice(&hot, [ids.len(), rows])
+                .to_dtype(x[0].dtype())
+                .matmul(&x[0])
+                .reshape(dims.followed_by(&[cols]))
+        })
+    }
+}
+
+/// Each element is 0 with probability `p`, else x / (1 - p). Which ones is a pure function of the key and the position.
+pub struct Dropout {
+    /// Probability of 0.
+    pub p: f64,
+    /// Names the draw: a step, a layer.
+    pub key: u64,
+}
+
+impl Op for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        assert!((0.0..1.0).contains(&self.p), "dropout: probability {}", self.p);
+        x[0]
+    }
+
+    fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        let x = x[0].packed();
+        for_float!("dropout", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
+            let scale = (1.0 / (1.0 - self.p)) as F;
+            for (i, (y, &x)) in y.iter_mut().zip(x.as_slice::<F>()).enumerate() {
+                *y = if keeps(self.key, i as u64, self.p) { x * scale } else { 0.0 };
+            }
+        }))
+        .into()
+    }
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        Saves::NOTHING
+    }
+
+    fn vjp(&self, _: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        vec![Some(dy.dropout(self.p, self.key))]
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        let dims = g.dims(0, 3);
+        let key = g.rng.next_u64();
+        Case::new(vec![g.tensor(dims)], move |x| x[0].dropout(0.3, key)).equals(move |x| {
+            let kept = Tensor::full(dims, 1.0, x[0].dtype()).dropout(0.3, key);
+            x[0].mul(&kept)
+        })
+    }
+}
+
+impl Tensor {
+    /// Rows of this table [v, d] by i64 ids.
+    #[track_caller]
+    pub fn embedding(&self, ids: &Tensor) -> Tensor {
+        apply(Embedding, &[self, ids])
+    }
+
+    /// Dropout with probability `p`, drawn by `key`.
+    #[track_caller]
+    pub fn dropout(&self, p: f64, key: u64) -> Tensor {
+        if p == 0.0 { self.clone() } else { apply(Dropout { p, key }, &[self]) }
+    }
+}
+
+crate::check_ops!(Embedding, Dropout);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_keeps_the_share_and_the_mean() {
+        let y = Tensor::full([20_000], 1.0, DType::F32).dropout(0.25, 9);
+        let zeros = y.to_vec::<f32>().iter().filter(|&&v| v == 0.0).count();
+        assert!((4600..5400).contains(&zeros), "{zeros}");
+        assert!((y.mean_all().item() - 1.0).abs() < 0.02);
+        assert_ne!(y.to_vec::<f32>(), Tensor::full([20_000], 1.0, DType::F32).dropout(0.25, 10).to_vec::<f32>());
+    }
+}
