@@ -1,2 +1,6 @@
 //! The `tier` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    eprintln!("tier: no command has landed yet; the engine is a library so far (see README.md and CHANGELOG.md)");
+    std::process::ExitCode::FAILURE
+}

@@ -115,7 +115,7 @@ fn the_whole_model_has_the_gradient_that_differences_have() {
             moved.visit("", &mut |n, p| *p = if n == name { p.detach().add(&(direction * h)) } else { p.detach() });
             loss(&moved, DType::F64, &options).total.item()
         };
-        let numeric = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
+        let numeric = (shifted(1e-6) - shifted(-1e-6)) / 2e-6;
         assert!(
             (analytic - numeric).abs() < 1e-6 * (1.0 + numeric.abs()),
             "{name}: backward {analytic}, differences {numeric}"

@@ -1,7 +1,7 @@
 //! Matrix multiplication: C = A B (+ C) + bias.
 //!
 //! The loop nest is that of BLIS (Van Zee and van de Geijn, 2015): both operands are packed into panels that the register
-//! tile reads in order. An element of C is summed over k in slabs of [`KC`], in order, whatever the sizes of the rest, the
+//! tile reads in order. An element of C is summed over k in slabs of fixed length, in order, whatever the sizes of the rest, the
 //! batch and the number of threads: its bits depend on K and the tier alone.
 
 mod pack;
