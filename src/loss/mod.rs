@@ -51,7 +51,7 @@ pub fn logits(images: &Tensor, texts: &Tensor, logit_scale: &Tensor) -> Tensor {
     images.l2_normalise().matmul(&texts.l2_normalise().transpose(0, 1)).mul(&logit_scale.exp())
 }
 
-/// Contrastive loss plus TIER for `views` of the same images with their texts. `mask` u8 [n, T] marks real tokens; `groups` i64 [n] names texts
+/// Contrastive loss plus TIER for `views` of the same images with their texts. `mask` u8 [n, T] marks real tokens; `groups` i64 `[n]` names texts
 /// that count as positives of each other (distinct: pairs as in CLIP). Contrastive loss and penalty are averaged over views; each pair of
 /// views adds its image-image contrast to that average.
 pub fn tier_loss(

@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 pub struct Linear {
     /// [out, in]
     pub weight: Tensor,
-    /// [out]
+    /// `[out]`
     pub bias: Option<Tensor>,
 }
 
@@ -44,9 +44,9 @@ impl Module for Linear {
 
 /// Layer norm along the last dimension.
 pub struct LayerNorm {
-    /// [width]
+    /// `[width]`
     pub weight: Tensor,
-    /// [width]
+    /// `[width]`
     pub bias: Tensor,
     /// Added to the variance.
     pub eps: f64,

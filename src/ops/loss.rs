@@ -9,7 +9,7 @@ use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
 use crate::tensor::Tensor;
 
-/// Mean over rows of -ln softmax(logits)[target] for logits [n, c] and i64 targets [n]; rows whose target is `ignore` are left out.
+/// Mean over rows of -ln softmax(logits)`[target]` for logits [n, c] and i64 targets `[n]`; rows whose target is `ignore` are left out.
 /// Without any row it is 0.
 pub struct CrossEntropy {
     /// Target of rows that do not count.
@@ -155,7 +155,7 @@ impl Op for BceWithLogits {
     }
 }
 
-/// Symmetric InfoNCE (Radford et al. 2021) of logits [n, n], image i against text j. `groups` (i64 [n]) names what counts as positive: image i and
+/// Symmetric InfoNCE (Radford et al. 2021) of logits [n, n], image i against text j. `groups` (i64 `[n]`) names what counts as positive: image i and
 /// text j where group i = group j, with equal shares. Distinct groups give pairs as in CLIP.
 pub struct Contrastive;
 
@@ -243,7 +243,7 @@ impl Op for Contrastive {
 }
 
 /// The entropies that TIER penalises (Palepu and Beam 2023), of similarities S [n, T, P] between a pair's tokens and patches and a u8
-/// mask [n, T] of tokens that count. Output [2]: the mean over tokens of the entropy of the softmax over patches, and the mean over
+/// mask [n, T] of tokens that count. Output `[2]`: the mean over tokens of the entropy of the softmax over patches, and the mean over
 /// patches of the entropy of the softmax over tokens. Entropy is -sum (p + eps) ln (p + eps); S is divided by the temperature.
 pub struct Tier {
     /// Added to every probability after the softmax.
@@ -369,13 +369,13 @@ impl Op for Tier {
 }
 
 impl Tensor {
-    /// Mean cross-entropy of logits [n, c] with i64 targets [n]; target `ignore` does not count.
+    /// Mean cross-entropy of logits [n, c] with i64 targets `[n]`; target `ignore` does not count.
     #[track_caller]
     pub fn cross_entropy(&self, targets: &Tensor, ignore: i64) -> Tensor {
         apply(CrossEntropy { ignore }, &[self, targets])
     }
 
-    /// Symmetric InfoNCE of logits [n, n]; `groups` (i64 [n]) names which images and texts belong together.
+    /// Symmetric InfoNCE of logits [n, n]; `groups` (i64 `[n]`) names which images and texts belong together.
     #[track_caller]
     pub fn contrastive(&self, groups: &Tensor) -> Tensor {
         apply(Contrastive, &[self, groups])

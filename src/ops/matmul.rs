@@ -81,7 +81,7 @@ impl Op for Matmul {
     }
 }
 
-/// y = act(x W^T + b) for x [.., in], W [out, in] and b [out]: one matrix product, the activation on its rows.
+/// y = act(x W^T + b) for x [.., in], W [out, in] and b `[out]`: one matrix product, the activation on its rows.
 pub struct Linear {
     /// Applied last.
     pub act: Option<Unary>,
@@ -190,7 +190,7 @@ impl Tensor {
         apply(Matmul, &[self, other])
     }
 
-    /// act(x W^T + b) for `weight` [out, in] and `bias` [out].
+    /// act(x W^T + b) for `weight` [out, in] and `bias` `[out]`.
     #[track_caller]
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>, act: Option<Unary>) -> Tensor {
         let mut inputs = vec![self, weight];

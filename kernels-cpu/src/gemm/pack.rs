@@ -2,7 +2,7 @@
 
 use super::Mat;
 
-/// Rows `first..first + width` of `x` (zeros beyond its end), columns from `start` on, as [depth][width]. Columns of
+/// Rows `first..first + width` of `x` (zeros beyond its end), columns from `start` on, as `[depth]``[width]`. Columns of
 /// B are rows of its transpose.
 pub(super) fn rows(x: Mat<'_, f32>, first: usize, width: usize, start: usize, out: &mut [f32]) {
     let real = width.min(x.rows - first);
