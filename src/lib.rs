@@ -4,11 +4,19 @@
 #![doc = include_str!("../README.md")]
 
 pub mod buffer;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
+pub mod data;
 pub mod dtype;
 pub mod error;
+#[cfg(feature = "cli")]
+pub mod eval;
 pub mod files;
 pub mod formats;
 pub mod gradcheck;
+#[cfg(feature = "image")]
+pub mod image;
 pub mod layout;
 pub mod loss;
 pub mod models;
@@ -16,8 +24,16 @@ pub mod nn;
 pub mod op;
 pub mod ops;
 pub mod optim;
+#[cfg(feature = "cli")]
+pub mod phantom;
+#[cfg(feature = "cli")]
+pub mod report;
 pub mod tape;
 pub mod tensor;
+#[cfg(feature = "text")]
+pub mod text;
+#[cfg(feature = "cli")]
+pub mod train;
 
 pub use dtype::{DType, Element};
 pub use kernels_cpu::rng;

@@ -1,0 +1,19 @@
+//! `tier devices`: where this machine can compute.
+
+use super::Global;
+use crate::error::Result;
+
+/// Lists the devices that `--device` takes, and the kernels that the CPU runs on.
+#[derive(clap::Args)]
+pub struct Args {}
+
+pub(super) fn run(_: &Args, global: &Global) -> Result<()> {
+    let isa = kernels_cpu::Isa::current();
+    let threads = global.thread_count();
+    if global.json {
+        println!("{}", serde_json::json!({ "device": "cpu", "isa": isa.name(), "threads": threads }));
+    } else {
+        println!("cpu: {isa} kernels, {threads} threads");
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Tables of pairs, labels, prompts and boxes; the deterministic loader.

@@ -1,0 +1,1 @@
+//! Zero-shot scores, metrics with intervals, retrieval, localisation and sparsity.

@@ -1,0 +1,1 @@
+//! Pictures: decoding, resizing, preprocessing and augmentation.
