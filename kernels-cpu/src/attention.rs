@@ -3,11 +3,14 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::float::Float;
+use crate::float::{Float, as_f32, as_f32_mut};
 use crate::gemm::{Mat, gemm_serial};
+use crate::math;
+use crate::norm::lanes;
 use crate::par::{self, Shared};
 use crate::rng::philox;
-use crate::softmax::{exp_in_place, softmax_row};
+use crate::simd::{Simd, SimdOp, dispatch};
+use crate::softmax::softmax_row_def;
 use crate::view::Strided;
 
 /// Sizes and options of one attention.
@@ -54,19 +57,19 @@ impl Attention<'_> {
         }
     }
 
-    /// Scaled scores with -infinity where a key is not seen: [queries, keys].
-    fn scores<F: Float>(&self, q: Mat<'_, F>, k: Mat<'_, F>, item: usize, scores: &mut [F]) {
-        gemm_serial(q, k.t(), false, scores, self.keys, None);
-        let mask = self.key_mask.map(|m| &m[item / self.heads * self.keys..][..self.keys]);
-        let scale = F::from_f64(self.scale);
-        for (i, row) in scores.chunks_mut(self.keys).enumerate() {
-            row.iter_mut().for_each(|s| *s *= scale);
-            if let Some(mask) = mask {
-                row.iter_mut().zip(mask).for_each(|(s, &m)| *s = if m == 0 { F::NEG_INFINITY } else { *s });
+    /// Number of keys that query `i` may see, but for the mask.
+    fn reach(&self, i: usize) -> usize {
+        if self.causal { (i + 1 + self.keys).saturating_sub(self.queries).min(self.keys) } else { self.keys }
+    }
+
+    /// What the mask adds to the scores of an item: 0 or -infinity for each key.
+    fn mask<F: Float>(&self, item: usize, out: &mut [F]) {
+        match self.key_mask {
+            Some(mask) => {
+                let mask = &mask[item / self.heads * self.keys..][..self.keys];
+                out.iter_mut().zip(mask).for_each(|(o, &m)| *o = if m == 0 { F::NEG_INFINITY } else { F::ZERO });
             }
-            if self.causal {
-                row[(i + 1 + self.keys).saturating_sub(self.queries).min(self.keys)..].fill(F::NEG_INFINITY);
-            }
+            None => out.fill(F::ZERO),
         }
     }
 
@@ -113,27 +116,29 @@ impl Attention<'_> {
             out.len() == self.batch * tq * heads * d && lse.len() == self.batch * heads * tq,
             "attention: lengths of the outputs"
         );
-        out.fill(F::ZERO);
-        lse.fill(F::NEG_INFINITY);
         if out.is_empty() || tk == 0 {
+            out.fill(F::ZERO);
+            lse.fill(F::NEG_INFINITY);
             return;
         }
         self.check(q, k, v);
         let (out, lse) = (Shared::new(out), Shared::new(lse));
         par::for_each(self.batch * heads, self.cost(), |items| {
             let (mut p, mut o) = (vec![F::ZERO; tq * tk], vec![F::ZERO; tq * d]);
+            let (mut mask, mut factors) = (vec![F::ZERO; tk], vec![F::ZERO; tq]);
             for item in items {
-                self.scores(self.head(q, tq, item), self.head(k, tk, item), item, &mut p);
+                gemm_serial(self.head(q, tq, item), self.head(k, tk, item).t(), false, &mut p, tk, None);
+                self.mask(item, &mut mask);
                 // SAFETY: one head's rows, handed out once.
                 let lse = unsafe { lse.slice(item * tq..(item + 1) * tq) };
-                lse.iter_mut().zip(p.chunks_mut(tk)).for_each(|(l, row)| *l = softmax_row(row));
+                softmax(Weigh { attention: self, mask: &mask, scores: &mut p, lse, factors: Some(&mut factors) });
                 self.drop_all(item, &mut p);
                 gemm_serial(Mat::new(&p, tq, tk), self.head(v, tk, item), false, &mut o, d, None);
                 let (b, h) = (item / heads, item % heads);
-                for (i, o) in o.chunks(d).enumerate() {
+                for ((i, o), &factor) in o.chunks(d).enumerate().zip(&factors) {
                     let at = ((b * tq + i) * heads + h) * d;
                     // SAFETY: as above.
-                    unsafe { out.slice(at..at + d) }.copy_from_slice(o);
+                    unsafe { out.slice(at..at + d) }.iter_mut().zip(o).for_each(|(out, &o)| *out = o * factor);
                 }
             }
         });
@@ -154,11 +159,8 @@ impl Attention<'_> {
         dv: &mut [F],
     ) {
         let (tq, tk, d, heads) = (self.queries, self.keys, self.width, self.heads);
-        for x in [&mut *dq, &mut *dk, &mut *dv] {
-            x.fill(F::ZERO);
-        }
         if dout.is_empty() || tk == 0 {
-            return;
+            return [dq, dk, dv].into_iter().for_each(|x| x.fill(F::ZERO));
         }
         self.check(q, k, v);
         assert!(
@@ -166,9 +168,9 @@ impl Attention<'_> {
             "attention: lengths of the gradients"
         );
         let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
-        let scale = F::from_f64(self.scale);
         par::for_each(self.batch * heads, self.cost() * 3, |items| {
             let (mut p, mut dp) = (vec![F::ZERO; tq * tk], vec![F::ZERO; tq * tk]);
+            let (mut mask, mut lse_of_item) = (vec![F::ZERO; tk], vec![F::ZERO; tq]);
             for item in items {
                 let (q, k, v) = (self.head(q, tq, item), self.head(k, tk, item), self.head(v, tk, item));
                 let (b, h) = (item / heads, item % heads);
@@ -180,17 +182,13 @@ impl Attention<'_> {
                     row_stride: (heads * d) as isize,
                     col_stride: 1,
                 };
-                self.scores(q, k, item, &mut p);
-                for (row, &lse) in p.chunks_mut(tk).zip(&lse[item * tq..]) {
-                    probabilities(row, lse);
-                }
+                gemm_serial(q, k.t(), false, &mut p, tk, None);
+                self.mask(item, &mut mask);
+                lse_of_item.copy_from_slice(&lse[item * tq..][..tq]);
+                softmax(Weigh { attention: self, mask: &mask, scores: &mut p, lse: &mut lse_of_item, factors: None });
                 gemm_serial(dout, v.t(), false, &mut dp, tk, None);
                 self.drop_all(item, &mut dp);
-                // dS = P (dP - sum_j P dP), with dropout inside dP; then P with dropout for dV.
-                for (p, dp) in p.chunks(tk).zip(dp.chunks_mut(tk)) {
-                    let dot = p.iter().zip(&*dp).map(|(&p, &d)| p * d).sum::<F>();
-                    dp.iter_mut().zip(p).for_each(|(d, &p)| *d = p * (*d - dot) * scale);
-                }
+                dispatch(ScoreGradient { p: &p, dp: &mut dp, cols: tk, scale: F::from_f64(self.scale) });
                 self.drop_all(item, &mut p);
                 let (p, ds) = (Mat::new(&p, tq, tk), Mat::new(&dp, tq, tk));
                 // SAFETY: one head's gradients, handed out once.
@@ -209,13 +207,108 @@ impl Attention<'_> {
     }
 }
 
-/// e^(score - log-sum-exp), which is what softmax gave; 0 where no key was seen.
-fn probabilities<F: Float>(row: &mut [F], lse: F) {
-    if lse == F::NEG_INFINITY {
-        return row.fill(F::ZERO);
+/// Scores of one head become weights e^(scale score - c), 0 where a key is not seen.
+struct Weigh<'a, F> {
+    attention: &'a Attention<'a>,
+    mask: &'a [F],
+    scores: &'a mut [F],
+    lse: &'a mut [F],
+    /// Where given, c is a row's maximum, its log-sum-exp is written and here 1 over the sum of its weights. Otherwise c is the
+    /// log-sum-exp that is read.
+    factors: Option<&'a mut [F]>,
+}
+
+fn softmax<F: Float>(w: Weigh<'_, F>) {
+    let scale = F::from_f64(w.attention.scale);
+    match (as_f32(w.mask), as_f32_mut(w.scores), as_f32_mut(w.lse)) {
+        (Some(mask), Some(scores), Some(lse)) => {
+            let factors = w.factors.map(|f| as_f32_mut(f).expect("same type as the scores"));
+            dispatch(Weigh { attention: w.attention, mask, scores, lse, factors });
+        }
+        _ => {
+            let (scores, lse, mut factors) = (w.scores, w.lse, w.factors);
+            for (i, row) in scores.chunks_mut(w.attention.keys).enumerate() {
+                row.iter_mut().zip(w.mask).for_each(|(s, &m)| *s = scale * *s + m);
+                row[w.attention.reach(i)..].fill(F::NEG_INFINITY);
+                match &mut factors {
+                    Some(factors) => {
+                        lse[i] = softmax_row_def(row);
+                        factors[i] = F::ONE;
+                    }
+                    None if lse[i] == F::NEG_INFINITY => row.fill(F::ZERO),
+                    None => row.iter_mut().for_each(|s| *s = (*s - lse[i]).exp()),
+                }
+            }
+        }
     }
-    row.iter_mut().for_each(|s| *s -= lse);
-    exp_in_place(row);
+}
+
+impl SimdOp for Weigh<'_, f32> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(mut self, s: S) {
+        let scale = s.splat(self.attention.scale as f32);
+        for (i, row) in self.scores.chunks_exact_mut(self.attention.keys).enumerate() {
+            let (row, unseen) = row.split_at_mut(self.attention.reach(i));
+            unseen.fill(0.0);
+            let whole = row.len() / S::LANES * S::LANES;
+            let (body, tail) = row.split_at_mut(whole);
+            let (mask, mask_tail) = (&self.mask[..whole], &self.mask[whole..whole + tail.len()]);
+            let last =
+                |tail: &[f32]| s.fma(s.load_partial(tail, 0.0), scale, s.load_partial(mask_tail, f32::NEG_INFINITY));
+            let shift = match self.factors {
+                Some(_) => {
+                    let mut top = s.splat(f32::NEG_INFINITY);
+                    for (x, m) in body.chunks_exact(S::LANES).zip(mask.chunks_exact(S::LANES)) {
+                        top = s.max(s.fma(s.load(x), scale, s.load(m)), top);
+                    }
+                    if !tail.is_empty() {
+                        top = s.max(last(tail), top);
+                    }
+                    s.max_lane(top)
+                }
+                None => self.lse[i],
+            };
+            let mut sum = s.splat(0.0);
+            // Nothing seen: every score is -infinity, and stays so with a shift of 0.
+            let c = s.splat(if shift == f32::NEG_INFINITY { 0.0 } else { shift });
+            for (x, m) in body.chunks_exact_mut(S::LANES).zip(mask.chunks_exact(S::LANES)) {
+                let e = math::exp(s, s.sub(s.fma(s.load(x), scale, s.load(m)), c));
+                sum = s.add(sum, e);
+                s.store(e, x);
+            }
+            if !tail.is_empty() {
+                let e = math::exp(s, s.sub(last(tail), c));
+                sum = s.add(sum, e);
+                s.store_partial(e, tail);
+            }
+            if let Some(factors) = &mut self.factors {
+                let sum = s.sum(sum);
+                let none = sum == 0.0;
+                factors[i] = if none { 0.0 } else { 1.0 / sum };
+                self.lse[i] = if none { f32::NEG_INFINITY } else { shift + libm::logf(sum) };
+            }
+        }
+    }
+}
+
+/// dP becomes dS = P (dP - sum_j P dP) scale.
+struct ScoreGradient<'a, F> {
+    p: &'a [F],
+    dp: &'a mut [F],
+    cols: usize,
+    scale: F,
+}
+
+impl<F: Float> SimdOp for ScoreGradient<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        for (p, dp) in self.p.chunks_exact(self.cols).zip(self.dp.chunks_exact_mut(self.cols)) {
+            let dot = lanes(self.cols, |j| p[j] * dp[j]);
+            dp.iter_mut().zip(p).for_each(|(d, &p)| *d = p * (*d - dot) * self.scale);
+        }
+    }
 }
 
 /// The definition: explicit loops over every query and key. Out as in [`Attention::forward`].
@@ -246,4 +339,55 @@ pub fn attention_def<F: Float>(a: &Attention<'_>, q: Strided<'_, F>, k: Strided<
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+    use crate::simd::eval_on;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_tier_is_the_definition(queries in 1usize..20, keys in 1usize..40, width in 1usize..9, causal in any::<bool>(), masked in any::<bool>(), seed in any::<u64>()) {
+            let (batch, heads, mut rng) = (2, 2, crate::rng::Rng::new(seed, 0));
+            let mut draw = |n: usize| (0..batch * heads * n * width).map(|_| rng.normal() as f32).collect::<Vec<f32>>();
+            let (q, k, v) = (draw(queries), draw(keys), draw(keys));
+            let mask: Vec<u8> = (0..batch * keys).map(|_| u8::from(rng.chance(0.6))).collect();
+            let a = Attention { batch, heads, queries, keys, width, scale: 0.7, causal, key_mask: masked.then_some(&mask[..]), dropout: None };
+            let stride = |n: usize| [heads * n * width, n * width, width, 1].map(|s| s as isize);
+            let (sq, sk) = (stride(queries), stride(keys));
+            let view = |data, strides| Strided { data, offset: 0, strides };
+            let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+            let (wq, wk, wv) = (wide(&q), wide(&k), wide(&v));
+            let wide_view = |data, strides| Strided { data, offset: 0, strides };
+            let exact = attention_def(&a, wide_view(&wq, &sq), wide_view(&wk, &sk), wide_view(&wv, &sk));
+            let (mut out, mut lse) = (vec![7.0; q.len()], vec![7.0; batch * heads * queries]);
+            a.forward(view(&q, &sq), view(&k, &sk), view(&v, &sk), &mut out, &mut lse);
+            for (o, e) in out.iter().zip(&exact) {
+                // The definition divides nothing by nothing where nothing is seen.
+                prop_assert!((f64::from(*o) - if e.is_nan() { 0.0 } else { *e }).abs() < 1e-5, "{o} instead of {e}");
+            }
+            // The weights of the first head on every tier, with the log-sum-exp found and then given.
+            let (mut scores, mut add) = (vec![0.0f32; queries * keys], vec![0.0; keys]);
+            gemm_serial(Mat::new(&q, queries, width), Mat::new(&k, keys, width).t(), false, &mut scores, keys, None);
+            a.mask(0, &mut add);
+            for isa in Isa::available() {
+                let (mut p, mut found, mut factors) = (scores.clone(), vec![0.0; queries], vec![0.0; queries]);
+                eval_on(isa, Weigh { attention: &a, mask: &add, scores: &mut p, lse: &mut found, factors: Some(&mut factors) });
+                let mut again = scores.clone();
+                eval_on(isa, Weigh { attention: &a, mask: &add, scores: &mut again, lse: &mut found, factors: None });
+                for i in 0..queries {
+                    prop_assert!(found[i] == lse[i] || (found[i] - lse[i]).abs() < 1e-5);
+                    for at in i * keys..(i + 1) * keys {
+                        prop_assert!((p[at] * factors[i] - again[at]).abs() < 2e-6, "{isa}: {} and {}", p[at] * factors[i], again[at]);
+                    }
+                    let total: f32 = again[i * keys..][..keys].iter().sum();
+                    prop_assert!((total - if found[i].is_finite() { 1.0 } else { 0.0 }).abs() < 1e-5, "{isa}: weights sum to {total}");
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,9 @@
-//! Rows of a table by id, and the sum of gradients back into it.
+//! Elements by index: rows of a table by id, elements along a dimension, the largest of a dimension; and sums back into place.
+//!
+//! A tensor is seen as [outer, n, inner] around the dimension that is indexed.
 
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 
 use crate::float::Float;
 use crate::par;
@@ -49,4 +52,100 @@ pub fn scatter_add_rows<F: Float>(grad: &[F], cols: usize, ids: &[i64], out: &mu
             }
         }
     });
+}
+
+/// `out[o, j, i] = x[o, index[o, j, i], i]` for x [outer, n, inner] and an index [outer, k, inner].
+///
+/// # Panics
+/// If an index is not below n, or the lengths do not fit.
+pub fn gather<T: Copy + Send + Sync>(x: &[T], [outer, n, inner]: [usize; 3], index: &[i64], out: &mut [T]) {
+    assert_eq!((x.len(), out.len()), (outer * n * inner, index.len()), "gather: lengths of the input and the output");
+    if out.is_empty() {
+        return;
+    }
+    check(index, n);
+    let k = index.len() / (outer * inner);
+    par::chunks_mut(out, inner, 2 * inner, |row, out| {
+        let x = &x[row / k * n * inner..][..n * inner];
+        for (i, (out, &at)) in out.iter_mut().zip(&index[row * inner..]).enumerate() {
+            *out = x[at as usize * inner + i];
+        }
+    });
+}
+
+/// `out[o, index[o, j, i], i] += src[o, j, i]` for src and an index [outer, k, inner] and `out` [outer, n, inner]. What falls on one
+/// element is added in the order of j, whatever the number of threads.
+///
+/// # Panics
+/// If an index is not below n, or the lengths do not fit.
+pub fn scatter_add<F: Float>(src: &[F], index: &[i64], out: &mut [F], [outer, n, inner]: [usize; 3]) {
+    assert_eq!((src.len(), out.len()), (index.len(), outer * n * inner), "scatter_add: lengths of source and output");
+    if src.is_empty() {
+        return;
+    }
+    check(index, n);
+    let each = src.len() / outer;
+    par::chunks_mut(out, n * inner, 2 * each, |o, out| {
+        let part = o * each..(o + 1) * each;
+        for (j, (&value, &at)) in src[part.clone()].iter().zip(&index[part]).enumerate() {
+            out[at as usize * inner + j % inner] += value;
+        }
+    });
+}
+
+/// Along the middle dimension of x [outer, n, inner] the places of the k largest (or smallest) elements, best first, to `index`
+/// [outer, k, inner]. Of equal elements the lower place comes first; NaN counts as larger than any number.
+///
+/// # Panics
+/// If k is more than n, or the lengths do not fit.
+pub fn topk<F: Float>(x: &[F], [outer, n, inner]: [usize; 3], k: usize, largest: bool, index: &mut [i64]) {
+    assert!(k <= n, "topk: {k} of {n} elements");
+    assert_eq!(
+        (x.len(), index.len()),
+        (outer * n * inner, outer * k * inner),
+        "topk: lengths of the input and the output"
+    );
+    if index.is_empty() {
+        return;
+    }
+    // NaN and numbers in one order; 0 and -0 are equal.
+    let nan = |x: F| x.partial_cmp(&x).is_none();
+    let order = |a: F, b: F| a.partial_cmp(&b).unwrap_or_else(|| nan(a).cmp(&nan(b)));
+    par::chunks_mut(index, k * inner, 8 * n * inner, |o, index| {
+        let x = &x[o * n * inner..][..n * inner];
+        let mut places: Vec<usize> = Vec::with_capacity(n);
+        for i in 0..inner {
+            let better = |&a: &usize, &b: &usize| -> Ordering {
+                let by_value = order(x[a * inner + i], x[b * inner + i]);
+                (if largest { by_value.reverse() } else { by_value }).then(a.cmp(&b))
+            };
+            places.clear();
+            places.extend(0..n);
+            if k < n {
+                places.select_nth_unstable_by(k, better);
+                places.truncate(k);
+            }
+            places.sort_unstable_by(better);
+            places.iter().enumerate().for_each(|(j, &place)| index[j * inner + i] = place as i64);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topk_is_stable_and_puts_nan_above_all() {
+        let x = [1.0, 3.0, f64::NAN, 3.0, 0.0, -0.0];
+        let top = |k, largest| {
+            let mut index = alloc::vec![0; k];
+            topk(&x, [1, 6, 1], k, largest, &mut index);
+            index
+        };
+        assert_eq!(top(6, true), [2, 1, 3, 0, 4, 5]);
+        assert_eq!(top(4, true), [2, 1, 3, 0]);
+        assert_eq!(top(6, false), [4, 5, 0, 1, 3, 2]);
+        assert_eq!(top(1, false), [4]);
+    }
 }

@@ -4,19 +4,13 @@
 //! tile reads in order. An element of C is summed over k in slabs of fixed length, in order, whatever the sizes of the rest, the
 //! batch and the number of threads: its bits depend on K and the tier alone.
 
+mod nest;
 mod pack;
 mod tile;
 
-use alloc::vec;
-use alloc::vec::Vec;
-
 use crate::float::{Float, as_f32, as_f32_mut, as_f64, as_f64_mut};
 use crate::isa::Isa;
-use crate::par::{self, Shared};
-use crate::simd::dispatch;
-
-/// Length of a slab of k. Fixed: a size probed from the machine's caches would change bits between machines.
-const KC: usize = 256;
+use crate::par;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.
 #[derive(Clone, Copy, Debug)]
@@ -193,16 +187,6 @@ fn double<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mut [F],
     }
 }
 
-/// Rows and columns of the register tile of a tier.
-fn tile_size(isa: Isa) -> (usize, usize) {
-    match isa {
-        Isa::Scalar => (4, 2),
-        Isa::Portable => (4, 16),
-        Isa::Avx2 => (6, 16),
-        Isa::Avx512 => (14, 32),
-    }
-}
-
 fn single(
     a: Mat<'_, f32>,
     b: Mat<'_, f32>,
@@ -212,119 +196,23 @@ fn single(
     bias: Option<&[f32]>,
     threads: bool,
 ) {
-    on_tier(Isa::current(), a, b, accumulate, c, ldc, bias, threads);
+    nest::product(Isa::current(), a, b, Out { c, ldc, accumulate, bias }, threads);
 }
 
-#[allow(clippy::too_many_arguments)]
-fn on_tier(
-    isa: Isa,
-    a: Mat<'_, f32>,
-    b: Mat<'_, f32>,
-    accumulate: bool,
-    c: &mut [f32],
+/// Where a product goes.
+struct Out<'a> {
+    c: &'a mut [f32],
     ldc: usize,
-    bias: Option<&[f32]>,
-    threads: bool,
-) {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
-    let (mr, nr) = tile_size(isa);
-    let (a_panels, b_panels) = (m.div_ceil(mr), n.div_ceil(nr));
-    // Blocks of C that one job computes: rows whose packed A stays in the second-level cache, columns enough for few jobs.
-    let row_block = 8.min(a_panels);
-    let col_block =
-        if a_panels.div_ceil(row_block) >= 8 { b_panels } else { b_panels.div_ceil(8 / a_panels.div_ceil(row_block)) }
-            .max(1);
-    let (row_jobs, col_jobs) = (a_panels.div_ceil(row_block), b_panels.div_ceil(col_block));
-    let spread = |items: usize, cost: usize, f: &(dyn Fn(core::ops::Range<usize>) + Sync)| {
-        if threads { par::for_each(items, cost, f) } else { f(0..items) }
-    };
-
-    let mut packed_a = scratch::take(0, a_panels * mr * KC.min(k));
-    let mut packed_b = scratch::take(1, b_panels * nr * KC.min(k));
-    let out = Shared::new(c);
-    for start in (0..k).step_by(KC) {
-        let depth = KC.min(k - start);
-        let (shared_a, shared_b) = (Shared::new(&mut packed_a), Shared::new(&mut packed_b));
-        spread(a_panels, mr * depth * 2, &|range| {
-            for p in range {
-                // SAFETY: one panel, handed out once.
-                pack::rows(a, p * mr, mr, start, unsafe { shared_a.slice(p * mr * depth..(p + 1) * mr * depth) });
-            }
-        });
-        spread(b_panels, nr * depth * 2, &|range| {
-            for p in range {
-                // SAFETY: one panel, handed out once.
-                pack::rows(b.t(), p * nr, nr, start, unsafe { shared_b.slice(p * nr * depth..(p + 1) * nr * depth) });
-            }
-        });
-        let last = start + depth == k;
-        // About 16 multiply-adds take the time of one elementary operation.
-        let cost = row_block * mr * col_block * nr * depth / 16;
-        spread(row_jobs * col_jobs, cost, &|range| {
-            for job in range {
-                let (i, j) = (job % row_jobs, job / row_jobs);
-                let block = tile::Block {
-                    a: &packed_a,
-                    b: &packed_b,
-                    depth,
-                    a_panels: i * row_block..((i + 1) * row_block).min(a_panels),
-                    b_panels: j * col_block..((j + 1) * col_block).min(b_panels),
-                    m,
-                    n,
-                    c: out,
-                    ldc,
-                    accumulate: accumulate || start > 0,
-                    bias: bias.filter(|_| last),
-                };
-                if isa == Isa::current() { dispatch(block) } else { crate::simd::eval_on(isa, block) }
-            }
-        });
-    }
-    scratch::give(0, packed_a);
-    scratch::give(1, packed_b);
-}
-
-/// Pack buffers, kept per thread between calls. Taken out while in use, so that a thread that steals another product's
-/// work while it waits has buffers of its own.
-mod scratch {
-    use super::*;
-
-    #[cfg(feature = "std")]
-    std::thread_local! {
-        static KEPT: core::cell::RefCell<[Vec<f32>; 2]> = const { core::cell::RefCell::new([Vec::new(), Vec::new()]) };
-    }
-
-    pub(super) fn take(which: usize, len: usize) -> Vec<f32> {
-        #[cfg(feature = "std")]
-        let mut buffer = KEPT.with(|kept| core::mem::take(&mut kept.borrow_mut()[which]));
-        #[cfg(not(feature = "std"))]
-        let mut buffer = {
-            let _ = which;
-            Vec::new()
-        };
-        if buffer.len() < len {
-            buffer = vec![0.0; len];
-        }
-        buffer
-    }
-
-    pub(super) fn give(which: usize, buffer: Vec<f32>) {
-        #[cfg(feature = "std")]
-        KEPT.with(|kept| {
-            let slot = &mut kept.borrow_mut()[which];
-            if slot.len() < buffer.len() {
-                *slot = buffer;
-            }
-        });
-        #[cfg(not(feature = "std"))]
-        let _ = (which, buffer);
-    }
+    accumulate: bool,
+    bias: Option<&'a [f32]>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rng::Rng;
+    use alloc::vec;
+    use alloc::vec::Vec;
     use proptest::prelude::*;
 
     fn values(n: usize, seed: u64) -> Vec<f32> {
@@ -362,7 +250,7 @@ mod tests {
             for (x, e) in double.iter().zip(&expected) { prop_assert!((x - e).abs() < 1e-11); }
             for isa in Isa::available() {
                 let mut ours = c.clone();
-                if k > 0 && m > 0 && n > 0 { on_tier(isa, a, b, accumulate, &mut ours, ldc, bias, true); } else { gemm(a, b, accumulate, &mut ours, ldc, bias); }
+                if k > 0 && m > 0 && n > 0 { nest::product(isa, a, b, Out { c: &mut ours, ldc, accumulate, bias }, true); } else { gemm(a, b, accumulate, &mut ours, ldc, bias); }
                 for (x, e) in ours.iter().zip(&expected) { prop_assert!((f64::from(*x) - e).abs() < 1e-4, "{isa}: {x} instead of {e}"); }
             }
         }
@@ -396,5 +284,14 @@ mod tests {
         let mut c = vec![0.0; 300 * n];
         gemm(Mat::new(&a, 300, k), Mat::new(&transposed, n, k).t(), false, &mut c, n, None);
         assert!(c == whole);
+        // Rows of A a power of two apart, which are packed and not read in place; few rows, for which B is read in place.
+        let mut apart = vec![f32::NAN; 300 * 1024];
+        a.chunks(k).zip(apart.chunks_mut(1024)).for_each(|(row, place)| place[..k].copy_from_slice(row));
+        for m in [9, 300] {
+            let spaced = Mat { data: &apart, offset: 0, rows: m, cols: k, row_stride: 1024, col_stride: 1 };
+            let mut c = vec![0.0; m * n];
+            gemm(spaced, Mat::new(&b, k, n), false, &mut c, n, None);
+            assert!(c[..] == whole[..m * n], "{m} spaced rows");
+        }
     }
 }

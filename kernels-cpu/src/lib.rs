@@ -4,6 +4,8 @@
 extern crate alloc;
 
 pub mod attention;
+pub mod batch_norm;
+pub mod conv;
 pub mod float;
 pub mod gather;
 pub mod gemm;
@@ -13,7 +15,9 @@ pub mod math;
 pub mod norm;
 pub mod optim;
 pub mod par;
+pub mod pool;
 pub mod reduce;
+pub mod resize;
 pub mod rng;
 pub mod simd;
 pub mod softmax;

@@ -223,7 +223,7 @@ fn vector<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
         Unary::Square => s.mul(x, x),
         Unary::Tanh => math::tanh(s, x),
         Unary::Erf => math::erf(s, x),
-        Unary::Gelu => s.mul(s.mul(s.splat(0.5), x), s.add(one, math::erf(s, s.mul(x, s.splat(SQRT_HALF as f32))))),
+        Unary::Gelu => s.mul(x, math::normal_cdf(s, x).0),
         Unary::GeluTanh => s.mul(s.mul(s.splat(0.5), x), s.add(one, math::tanh(s, gelu_inner(s, x)))),
         Unary::QuickGelu => s.mul(x, math::sigmoid(s, s.mul(s.splat(1.702), x))),
         Unary::Relu => s.select(s.lt(s.splat(0.0), x), x, s.mul(x, s.splat(0.0))),
@@ -262,9 +262,8 @@ fn derivative<S: Simd>(s: S, op: Unary, v: S::F) -> S::F {
         Unary::Tanh => s.sub(one, s.mul(v, v)),
         Unary::Erf => s.mul(s.splat(TWO_OVER_SQRT_PI as f32), math::exp(s, s.sub(zero, s.mul(v, v)))),
         Unary::Gelu => {
-            let cdf = s.mul(half, s.add(one, math::erf(s, s.mul(v, s.splat(SQRT_HALF as f32)))));
-            let pdf = s.mul(s.splat(INV_SQRT_2PI as f32), math::exp(s, s.mul(s.splat(-0.5), s.mul(v, v))));
-            s.fma(v, pdf, cdf)
+            let (cdf, e) = math::normal_cdf(s, v);
+            s.fma(v, s.mul(s.splat(INV_SQRT_2PI as f32), e), cdf)
         }
         Unary::GeluTanh => {
             let t = math::tanh(s, gelu_inner(s, v));

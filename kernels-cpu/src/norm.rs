@@ -3,13 +3,13 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::float::Float;
+use crate::float::{Float, as_f32, as_f32_mut};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
 
 /// Sixteen running sums, combined as a tree: fast, and the same order on every call.
 #[inline(always)]
-fn lanes<F: Float>(n: usize, term: impl Fn(usize) -> F) -> F {
+pub(crate) fn lanes<F: Float>(n: usize, term: impl Fn(usize) -> F) -> F {
     let mut sums = [F::ZERO; 16];
     let whole = n / 16 * 16;
     for i in (0..whole).step_by(16) {
@@ -30,26 +30,69 @@ fn lanes<F: Float>(n: usize, term: impl Fn(usize) -> F) -> F {
     sums[0]
 }
 
+/// Rows of [`layer_norm`].
 struct Forward<'a, F> {
     x: &'a [F],
     weight: &'a [F],
     bias: &'a [F],
     eps: F,
     y: &'a mut [F],
+    mean: &'a mut [F],
+    rstd: &'a mut [F],
 }
 
-impl<F: Float> SimdOp for Forward<'_, F> {
-    type Output = (F, F);
+impl SimdOp for Forward<'_, f32> {
+    type Output = ();
     #[inline(always)]
-    fn eval<S: Simd>(self, _: S) -> (F, F) {
-        let (x, n) = (self.x, F::from_f64(self.x.len() as f64));
-        let mean = lanes(x.len(), |i| x[i]) / n;
-        let var = lanes(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
-        let rstd = F::ONE / (var + self.eps).sqrt();
-        for (((y, &x), &w), &b) in self.y.iter_mut().zip(x).zip(self.weight).zip(self.bias) {
-            *y = (x - mean) * rstd * w + b;
+    fn eval<S: Simd>(self, s: S) {
+        let cols = self.weight.len();
+        let rows = self.x.chunks_exact(cols).zip(self.y.chunks_exact_mut(cols));
+        for ((x, y), (mean_out, rstd_out)) in rows.zip(self.mean.iter_mut().zip(self.rstd)) {
+            let mut sum = s.splat(0.0);
+            for i in (0..cols).step_by(S::LANES) {
+                sum = s.add(sum, s.load_at(x, i, 0.0));
+            }
+            let mean = s.sum(sum) / cols as f32;
+            let mut squares = s.splat(0.0);
+            for i in (0..cols).step_by(S::LANES) {
+                let d = s.sub(s.load_at(x, i, mean), s.splat(mean));
+                squares = s.fma(d, d, squares);
+            }
+            let rstd = 1.0 / libm::sqrtf(s.sum(squares) / cols as f32 + self.eps);
+            for i in (0..cols).step_by(S::LANES) {
+                let z = s.mul(s.sub(s.load_at(x, i, 0.0), s.splat(mean)), s.splat(rstd));
+                s.store_at(s.fma(z, s.load_at(self.weight, i, 0.0), s.load_at(self.bias, i, 0.0)), y, i);
+            }
+            (*mean_out, *rstd_out) = (mean, rstd);
         }
-        (mean, rstd)
+    }
+}
+
+impl<F: Float> Forward<'_, F> {
+    /// The definition.
+    fn define(self) {
+        let cols = self.weight.len();
+        let n = F::from_f64(cols as f64);
+        let rows = self.x.chunks_exact(cols).zip(self.y.chunks_exact_mut(cols));
+        for ((x, y), (mean_out, rstd_out)) in rows.zip(self.mean.iter_mut().zip(self.rstd)) {
+            let mean = lanes(cols, |i| x[i]) / n;
+            let var = lanes(cols, |i| (x[i] - mean) * (x[i] - mean)) / n;
+            let rstd = F::ONE / (var + self.eps).sqrt();
+            for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(self.weight).zip(self.bias) {
+                *y = (x - mean) * rstd * w + b;
+            }
+            (*mean_out, *rstd_out) = (mean, rstd);
+        }
+    }
+
+    fn run(self) {
+        let Self { x, weight, bias, eps, y, mean, rstd } = self;
+        match (as_f32(x), as_f32(weight), as_f32(bias), as_f32_mut(y), as_f32_mut(mean), as_f32_mut(rstd)) {
+            (Some(x), Some(weight), Some(bias), Some(y), Some(mean), Some(rstd)) => {
+                dispatch(Forward { x, weight, bias, eps: eps.to_f64() as f32, y, mean, rstd });
+            }
+            _ => Self { x, weight, bias, eps, y, mean, rstd }.define(),
+        }
     }
 }
 
@@ -69,41 +112,80 @@ pub fn layer_norm<F: Float>(x: &[F], weight: &[F], bias: &[F], eps: F, y: &mut [
         "layer_norm: lengths"
     );
     let (y, mean, rstd) = (Shared::new(y), Shared::new(mean), Shared::new(rstd));
-    par::for_each(x.len() / cols, cols * 4, |rows| {
-        for r in rows {
-            // SAFETY: one row, handed out once.
-            let (y, mean, rstd) =
-                unsafe { (y.slice(r * cols..(r + 1) * cols), mean.slice(r..r + 1), rstd.slice(r..r + 1)) };
-            (mean[0], rstd[0]) = dispatch(Forward { x: &x[r * cols..][..cols], weight, bias, eps, y });
-        }
+    par::for_each(x.len() / cols, cols * 2, |rows| {
+        let places = rows.start * cols..rows.end * cols;
+        // SAFETY: some rows, handed out once.
+        let (y, mean, rstd) = unsafe { (y.slice(places.clone()), mean.slice(rows.clone()), rstd.slice(rows)) };
+        Forward { x: &x[places], weight, bias, eps, y, mean, rstd }.run();
     });
 }
 
+/// Rows of [`layer_norm_backward`]; adds to the gradients of weight and bias.
 struct Backward<'a, F> {
     x: &'a [F],
     weight: &'a [F],
-    mean: F,
-    rstd: F,
+    mean: &'a [F],
+    rstd: &'a [F],
     dy: &'a [F],
     dx: &'a mut [F],
     dweight: &'a mut [F],
     dbias: &'a mut [F],
 }
 
-impl<F: Float> SimdOp for Backward<'_, F> {
+// With z = (x - mean) rstd and g = dy weight: dx = rstd (g - mean(g) - z mean(g z)).
+impl SimdOp for Backward<'_, f32> {
     type Output = ();
     #[inline(always)]
-    fn eval<S: Simd>(self, _: S) {
-        // With z = (x - mean) rstd and g = dy weight: dx = rstd (g - mean(g) - z mean(g z)).
-        let (x, dy, w, n) = (self.x, self.dy, self.weight, F::from_f64(self.x.len() as f64));
-        let (mean, rstd) = (self.mean, self.rstd);
-        let g_mean = lanes(x.len(), |i| dy[i] * w[i]) / n;
-        let gz_mean = lanes(x.len(), |i| dy[i] * w[i] * ((x[i] - mean) * rstd)) / n;
-        for i in 0..x.len() {
-            let z = (x[i] - mean) * rstd;
-            self.dx[i] = rstd * (dy[i] * w[i] - g_mean - z * gz_mean);
-            self.dweight[i] += dy[i] * z;
-            self.dbias[i] += dy[i];
+    fn eval<S: Simd>(self, s: S) {
+        let cols = self.weight.len();
+        let rows = self.x.chunks_exact(cols).zip(self.dy.chunks_exact(cols)).zip(self.dx.chunks_exact_mut(cols));
+        for (((x, dy), dx), (&mean, &rstd)) in rows.zip(self.mean.iter().zip(self.rstd)) {
+            let (center, rstd) = (s.splat(mean), s.splat(rstd));
+            let z_at = |i: usize| s.mul(s.sub(s.load_at(x, i, mean), center), rstd);
+            let g_at = |i: usize| s.mul(s.load_at(dy, i, 0.0), s.load_at(self.weight, i, 0.0));
+            let (mut g_sum, mut gz_sum) = (s.splat(0.0), s.splat(0.0));
+            for i in (0..cols).step_by(S::LANES) {
+                let g = g_at(i);
+                g_sum = s.add(g_sum, g);
+                gz_sum = s.fma(g, z_at(i), gz_sum);
+            }
+            let [g_mean, gz_mean] = [g_sum, gz_sum].map(|sum| s.splat(s.sum(sum) / cols as f32));
+            for i in (0..cols).step_by(S::LANES) {
+                let (z, g, d) = (z_at(i), g_at(i), s.load_at(dy, i, 0.0));
+                s.store_at(s.mul(rstd, s.sub(s.sub(g, g_mean), s.mul(z, gz_mean))), dx, i);
+                s.store_at(s.fma(d, z, s.load_at(self.dweight, i, 0.0)), self.dweight, i);
+                s.store_at(s.add(d, s.load_at(self.dbias, i, 0.0)), self.dbias, i);
+            }
+        }
+    }
+}
+
+impl<F: Float> Backward<'_, F> {
+    /// The definition.
+    fn define(self) {
+        let cols = self.weight.len();
+        let (w, n) = (self.weight, F::from_f64(cols as f64));
+        let rows = self.x.chunks_exact(cols).zip(self.dy.chunks_exact(cols)).zip(self.dx.chunks_exact_mut(cols));
+        for (((x, dy), dx), (&mean, &rstd)) in rows.zip(self.mean.iter().zip(self.rstd)) {
+            let g_mean = lanes(cols, |i| dy[i] * w[i]) / n;
+            let gz_mean = lanes(cols, |i| dy[i] * w[i] * ((x[i] - mean) * rstd)) / n;
+            for i in 0..cols {
+                let z = (x[i] - mean) * rstd;
+                dx[i] = rstd * (dy[i] * w[i] - g_mean - z * gz_mean);
+                self.dweight[i] += dy[i] * z;
+                self.dbias[i] += dy[i];
+            }
+        }
+    }
+
+    fn run(self) {
+        let Self { x, weight, mean, rstd, dy, dx, dweight, dbias } = self;
+        let read = [x, weight, mean, rstd, dy].map(as_f32);
+        match (read, as_f32_mut(dx), as_f32_mut(dweight), as_f32_mut(dbias)) {
+            ([Some(x), Some(weight), Some(mean), Some(rstd), Some(dy)], Some(dx), Some(dweight), Some(dbias)) => {
+                dispatch(Backward { x, weight, mean, rstd, dy, dx, dweight, dbias });
+            }
+            _ => Self { x, weight, mean, rstd, dy, dx, dweight, dbias }.define(),
         }
     }
 }
@@ -127,6 +209,7 @@ pub fn layer_norm_backward<F: Float>(
         x.len() == dy.len()
             && dy.len() == dx.len()
             && mean.len() * cols == x.len()
+            && rstd.len() == mean.len()
             && dweight.len() == cols
             && dbias.len() == cols,
         "layer_norm_backward: lengths"
@@ -134,21 +217,19 @@ pub fn layer_norm_backward<F: Float>(
     let dx = Shared::new(dx);
     let parts: Vec<(Vec<F>, Vec<F>)> = par::map_chunks(mean.len(), GROUP, cols * 8, |rows| {
         let (mut dweight, mut dbias) = (vec![F::ZERO; cols], vec![F::ZERO; cols]);
-        for r in rows {
-            let place = r * cols..(r + 1) * cols;
-            // SAFETY: one row, handed out once.
-            let dx = unsafe { dx.slice(place.clone()) };
-            dispatch(Backward {
-                x: &x[place.clone()],
-                weight,
-                mean: mean[r],
-                rstd: rstd[r],
-                dy: &dy[place],
-                dx,
-                dweight: &mut dweight,
-                dbias: &mut dbias,
-            });
+        let places = rows.start * cols..rows.end * cols;
+        Backward {
+            x: &x[places.clone()],
+            weight,
+            mean: &mean[rows.clone()],
+            rstd: &rstd[rows],
+            dy: &dy[places.clone()],
+            // SAFETY: some rows, handed out once.
+            dx: unsafe { dx.slice(places) },
+            dweight: &mut dweight,
+            dbias: &mut dbias,
         }
+        .run();
         (dweight, dbias)
     });
     dweight.fill(F::ZERO);
@@ -162,11 +243,16 @@ pub fn layer_norm_backward<F: Float>(
 /// y = x / max(|x|, 1e-12) for each row, as torch's normalize. Writes max(|x|, 1e-12).
 pub fn l2_normalise<F: Float>(x: &[F], cols: usize, y: &mut [F], norm: &mut [F]) {
     assert!(x.len() == y.len() && norm.len() * cols == x.len(), "l2_normalise: lengths");
-    for (r, norm) in norm.iter_mut().enumerate() {
-        let row = &x[r * cols..][..cols];
-        *norm = lanes(cols, |i| row[i] * row[i]).sqrt().max(F::from_f64(1e-12));
-        y[r * cols..][..cols].iter_mut().zip(row).for_each(|(y, &x)| *y = x / *norm);
-    }
+    let (y, norm) = (Shared::new(y), Shared::new(norm));
+    par::for_each(x.len() / cols.max(1), cols * 4, |rows| {
+        for r in rows {
+            let (place, row) = (r * cols..(r + 1) * cols, &x[r * cols..][..cols]);
+            // SAFETY: one row, handed out once.
+            let (y, norm) = unsafe { (y.slice(place), &mut norm.slice(r..r + 1)[0]) };
+            *norm = lanes(cols, |i| row[i] * row[i]).sqrt().max(F::from_f64(1e-12));
+            y.iter_mut().zip(row).for_each(|(y, &x)| *y = x / *norm);
+        }
+    });
 }
 
 /// dx = (dy - y (y . dy)) / norm for each row.
@@ -175,10 +261,46 @@ pub fn l2_normalise_backward<F: Float>(y: &[F], norm: &[F], dy: &[F], cols: usiz
         y.len() == dy.len() && dy.len() == dx.len() && norm.len() * cols == y.len(),
         "l2_normalise_backward: lengths"
     );
-    for (r, &norm) in norm.iter().enumerate() {
-        let place = r * cols..(r + 1) * cols;
-        let (y, dy) = (&y[place.clone()], &dy[place.clone()]);
+    if dx.is_empty() {
+        return;
+    }
+    par::chunks_mut(dx, cols, cols * 4, |r, dx| {
+        let (y, dy) = (&y[r * cols..][..cols], &dy[r * cols..][..cols]);
         let dot = lanes(cols, |i| y[i] * dy[i]);
-        dx[place].iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &d)| *dx = (d - y * dot) / norm);
+        dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &d)| *dx = (d - y * dot) / norm[r]);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+    use crate::simd::eval_on;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_tier_is_the_definition(rows in 1usize..5, cols in 1usize..70, seed in any::<u64>()) {
+            let mut rng = crate::rng::Rng::new(seed, 0);
+            let mut draw = |n: usize| (0..n).map(|_| rng.normal() as f32).collect::<Vec<f32>>();
+            let (x, weight, bias, dy) = (draw(rows * cols), draw(cols), draw(cols), draw(rows * cols));
+            let eps = 0.1f32;
+            let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+            let (wx, ww, wb, wdy) = (wide(&x), wide(&weight), wide(&bias), wide(&dy));
+            let (mut y, mut mean, mut rstd) = (vec![0.0f64; rows * cols], vec![0.0; rows], vec![0.0; rows]);
+            layer_norm(&wx, &ww, &wb, f64::from(eps), &mut y, &mut mean, &mut rstd);
+            let (mut dx, mut dw, mut db) = (vec![0.0f64; rows * cols], vec![0.0; cols], vec![0.0; cols]);
+            layer_norm_backward(&wx, &ww, &mean, &rstd, &wdy, &mut dx, &mut dw, &mut db);
+            let close = |a: &[f32], b: &[f64]| a.iter().zip(b).all(|(&a, b)| (f64::from(a) - b).abs() < 1e-4);
+            for isa in Isa::available() {
+                let (mut fy, mut fm, mut fr) = (vec![7.0f32; rows * cols], vec![7.0; rows], vec![7.0; rows]);
+                eval_on(isa, Forward { x: &x, weight: &weight, bias: &bias, eps, y: &mut fy, mean: &mut fm, rstd: &mut fr });
+                prop_assert!(close(&fy, &y) && close(&fm, &mean) && close(&fr, &rstd), "{isa}: {fy:?} instead of {y:?}");
+                let (mut fdx, mut fdw, mut fdb) = (vec![7.0f32; rows * cols], vec![0.0; cols], vec![0.0; cols]);
+                eval_on(isa, Backward { x: &x, weight: &weight, mean: &fm, rstd: &fr, dy: &dy, dx: &mut fdx, dweight: &mut fdw, dbias: &mut fdb });
+                prop_assert!(close(&fdx, &dx) && close(&fdw, &dw) && close(&fdb, &db), "{isa}: {fdx:?} instead of {dx:?}");
+            }
+        }
     }
 }

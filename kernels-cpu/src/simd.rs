@@ -118,6 +118,35 @@ pub trait Simd: Copy + Send + Sync + 'static {
         out.copy_from_slice(&lanes[..out.len()]);
     }
 
+    /// Numbers from position `i` on, `fill` beyond the end.
+    #[inline(always)]
+    fn load_at(self, x: &[f32], i: usize, fill: f32) -> Self::F {
+        let x = &x[i..];
+        if x.len() >= Self::LANES { self.load(x) } else { self.load_partial(x, fill) }
+    }
+
+    /// Over the numbers from position `i` on, as many as there are.
+    #[inline(always)]
+    fn store_at(self, a: Self::F, out: &mut [f32], i: usize) {
+        let out = &mut out[i..];
+        if out.len() >= Self::LANES { self.store(a, out) } else { self.store_partial(a, out) }
+    }
+
+    /// Transposes `LANES` columns of `rows` (1 to `LANES`) rows that lie `stride` apart: number r of the vector written at
+    /// `out + column * step` is from row r. Lanes beyond `rows` repeat the last row.
+    ///
+    /// # Safety
+    /// `LANES` numbers must be readable from every row, and writable at every place.
+    #[inline(always)]
+    unsafe fn transpose(self, x: *const f32, stride: isize, rows: usize, out: *mut f32, step: usize) {
+        for column in 0..Self::LANES {
+            for r in 0..Self::LANES {
+                // SAFETY: the caller's promise.
+                unsafe { *out.add(column * step + r) = *x.offset(r.min(rows - 1) as isize * stride).add(column) };
+            }
+        }
+    }
+
     /// Sum of the lanes, as a tree of halves: the same order on every call.
     #[inline(always)]
     fn sum(self, a: Self::F) -> f32 {

@@ -70,29 +70,6 @@ pub fn softmax_row<F: Float>(x: &mut [F]) -> F {
     }
 }
 
-struct Exp<'a>(&'a mut [f32]);
-
-impl SimdOp for Exp<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn eval<S: Simd>(self, s: S) {
-        let whole = self.0.len() / S::LANES * S::LANES;
-        let (body, tail) = self.0.split_at_mut(whole);
-        body.chunks_exact_mut(S::LANES).for_each(|v| s.store(math::exp(s, s.load(v)), v));
-        if !tail.is_empty() {
-            s.store_partial(math::exp(s, s.load_partial(tail, 0.0)), tail);
-        }
-    }
-}
-
-/// x becomes e^x.
-pub(crate) fn exp_in_place<F: Float>(x: &mut [F]) {
-    match as_f32_mut(x) {
-        Some(x) => dispatch(Exp(x)),
-        None => x.iter_mut().for_each(|x| *x = x.exp()),
-    }
-}
-
 /// y = softmax of each row of x. Where `mask` (u8, broadcast over blocks of `rows_per_mask` rows) is 0, y is 0 and x counts
 /// for nothing; a row without any other is 0 throughout.
 ///

@@ -1,36 +1,95 @@
 //! Packing: panels of a few rows with k running slowest, as the register tile reads them.
 
 use super::Mat;
+use crate::simd::Simd;
 
-/// Rows `first..first + width` of `x` (zeros beyond its end), columns from `start` on, as `[depth]``[width]`. Columns of
-/// B are rows of its transpose.
-pub(super) fn rows(x: Mat<'_, f32>, first: usize, width: usize, start: usize, out: &mut [f32]) {
-    let real = width.min(x.rows - first);
-    if real < width {
-        out.fill(0.0);
-    }
-    let origin = x.offset as isize + first as isize * x.row_stride + start as isize * x.col_stride;
-    if x.row_stride == 1 {
-        for (p, out) in out.chunks_exact_mut(width).enumerate() {
-            let at = (origin + p as isize * x.col_stride) as usize;
-            out[..real].copy_from_slice(&x.data[at..at + real]);
+/// A 64-byte line of packed numbers: vectors of packed B never straddle two lines.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Line(#[allow(dead_code)] [f32; 16]);
+
+impl Line {
+    pub(super) const ZERO: Self = Self([0.0; 16]);
+}
+
+/// The numbers of lines.
+pub(super) fn numbers(lines: &mut [Line]) -> &mut [f32] {
+    // SAFETY: a line is sixteen numbers and nothing else.
+    unsafe { core::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+}
+
+/// Rows `first..first + rows` of `x`, columns `start..start + depth`, as `[panel][depth][width]`. The places of missing rows of
+/// the last panel get numbers that mean nothing. Columns of B are rows of its transpose.
+///
+/// # Safety
+/// The rows and columns must be in `x`, whose elements must be in its data. `out` must have room for the panels and one more
+/// vector.
+#[inline(always)]
+pub(super) unsafe fn panels<S: Simd>(
+    s: S,
+    x: Mat<'_, f32>,
+    [first, rows]: [usize; 2],
+    width: usize,
+    [start, depth]: [usize; 2],
+    out: *mut f32,
+) {
+    // SAFETY: positions are of rows and columns of `x`, or of the panels; vectors are kept within the rows that they read, and
+    // may write beyond their panel's width only into places that are written later or are the spare vector.
+    unsafe {
+        let at = |r: usize, p: usize| {
+            let offset = (first + r) as isize * x.row_stride + (start + p) as isize * x.col_stride;
+            x.data.as_ptr().offset(x.offset as isize + offset)
+        };
+        let whole = depth / S::LANES * S::LANES;
+        if x.row_stride == 1 {
+            // A few steps of k at a time: the source is read in long runs, and the panels written stay in the first-level cache.
+            const STEPS: usize = 8;
+            for p in (0..depth).step_by(STEPS) {
+                let steps = STEPS.min(depth - p);
+                for r in (0..rows).step_by(width) {
+                    let (real, panel) = (width.min(rows - r), out.add(r * depth));
+                    for p in p..p + steps {
+                        copy(s, at(r, p), real, panel.add(p * width));
+                    }
+                }
+            }
+            return;
         }
-    } else if x.col_stride == 1 {
-        // Sixteen steps of k at a time: the written lines stay in the first-level cache.
-        for (block, out) in out.chunks_mut(width * 16).enumerate() {
-            for r in 0..real {
-                let at = (origin + r as isize * x.row_stride) as usize + block * 16;
-                let line = &x.data[at..at + out.len() / width];
-                for (p, &v) in line.iter().enumerate() {
-                    out[p * width + r] = v;
+        for r in (0..rows).step_by(width) {
+            let (real, panel) = (width.min(rows - r), out.add(r * depth));
+            let mut done = 0;
+            if x.col_stride == 1 {
+                for p in (0..whole).step_by(S::LANES) {
+                    for v in (0..real).step_by(S::LANES) {
+                        let place = panel.add(p * width + v);
+                        s.transpose(at(r + v, p), x.row_stride, S::LANES.min(real - v), place, width);
+                    }
+                }
+                done = whole;
+            }
+            for p in done..depth {
+                for v in 0..real {
+                    *panel.add(p * width + v) = *at(r + v, p);
                 }
             }
         }
-    } else {
-        for (p, out) in out.chunks_exact_mut(width).enumerate() {
-            for (r, o) in out[..real].iter_mut().enumerate() {
-                *o = x.data[(origin + r as isize * x.row_stride + p as isize * x.col_stride) as usize];
-            }
+    }
+}
+
+/// `n` numbers.
+#[inline(always)]
+unsafe fn copy<S: Simd>(s: S, x: *const f32, n: usize, out: *mut f32) {
+    let mut i = 0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        while i + S::LANES <= n {
+            s.store_ptr(s.load_ptr(x.add(i)), out.add(i));
+            i += S::LANES;
+        }
+        if i < n {
+            let (x, out) =
+                (core::slice::from_raw_parts(x.add(i), n - i), core::slice::from_raw_parts_mut(out.add(i), n - i));
+            s.store_partial(s.load_partial(x, 0.0), out);
         }
     }
 }

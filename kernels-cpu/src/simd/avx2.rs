@@ -160,4 +160,49 @@ impl Simd for Avx2 {
         // SAFETY: the token proves that the machine has the tier.
         unsafe { _mm256_sra_epi32(a, _mm_cvtsi32_si128(N as i32)) }
     }
+    #[inline(always)]
+    fn load_partial(self, x: &[f32], fill: f32) -> __m256 {
+        let mask = first(x.len());
+        // SAFETY: the token; the mask leaves what is beyond the slice unread.
+        unsafe {
+            let read = _mm256_maskload_ps(x.as_ptr(), mask);
+            _mm256_blendv_ps(_mm256_set1_ps(fill), read, _mm256_castsi256_ps(mask))
+        }
+    }
+    #[inline(always)]
+    fn store_partial(self, x: __m256, out: &mut [f32]) {
+        // SAFETY: the token; the mask leaves what is beyond the slice untouched.
+        unsafe { _mm256_maskstore_ps(out.as_mut_ptr(), first(out.len()), x) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(self, x: *const f32, stride: isize, rows: usize, out: *mut f32, step: usize) {
+        let row = |r: usize| x.wrapping_offset(r.min(rows - 1) as isize * stride);
+        for half in 0..2 {
+            // SAFETY: the token, and the caller's promise.
+            unsafe {
+                // Lane l of vector i: four columns of row 4 l + i.
+                let part = |r: usize| _mm_loadu_ps(row(r).add(4 * half));
+                let gather = |i: usize| _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(part(i)), part(4 + i));
+                let [a, b, c, d] = [gather(0), gather(1), gather(2), gather(3)];
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                let pair = |a, b| (_mm256_castps_pd(a), _mm256_castps_pd(b));
+                let low = |(a, b)| _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+                let high = |(a, b)| _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+                let columns =
+                    [low(pair(ab, cd)), high(pair(ab, cd)), low(pair(ab_high, cd_high)), high(pair(ab_high, cd_high))];
+                for (k, column) in columns.into_iter().enumerate() {
+                    _mm256_storeu_ps(out.add((4 * half + k) * step), column);
+                }
+            }
+        }
+    }
+}
+
+/// All bits set in the first `n` lanes, fewer than 8.
+#[inline(always)]
+fn first(n: usize) -> __m256i {
+    const BITS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: eight numbers from position 8 - n (checked by the slice); AVX is below every caller's tier.
+    unsafe { _mm256_loadu_si256(BITS[8 - n..][..8].as_ptr().cast()) }
 }

@@ -160,4 +160,44 @@ impl Simd for Avx512 {
         // SAFETY: the token proves that the machine has the tier.
         unsafe { _mm512_sra_epi32(a, _mm_cvtsi32_si128(N as i32)) }
     }
+    #[inline(always)]
+    fn load_partial(self, x: &[f32], fill: f32) -> __m512 {
+        assert!(x.len() < 16);
+        // SAFETY: the token; the mask leaves what is beyond the slice unread.
+        unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), (1 << x.len()) - 1, x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store_partial(self, x: __m512, out: &mut [f32]) {
+        assert!(out.len() < 16);
+        // SAFETY: the token; the mask leaves what is beyond the slice untouched.
+        unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), (1 << out.len()) - 1, x) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(self, x: *const f32, stride: isize, rows: usize, out: *mut f32, step: usize) {
+        let row = |r: usize| x.wrapping_offset(r.min(rows - 1) as isize * stride);
+        for quad in 0..4 {
+            // SAFETY: the token, and the caller's promise.
+            unsafe {
+                // Lane l of vector i: four columns of row 4 l + i.
+                let part = |r: usize| _mm_loadu_ps(row(r).add(4 * quad));
+                let gather = |i: usize| {
+                    let v = _mm512_castps128_ps512(part(i));
+                    let v = _mm512_insertf32x4::<1>(v, part(4 + i));
+                    let v = _mm512_insertf32x4::<2>(v, part(8 + i));
+                    _mm512_insertf32x4::<3>(v, part(12 + i))
+                };
+                let [a, b, c, d] = [gather(0), gather(1), gather(2), gather(3)];
+                let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                let pair = |a, b| (_mm512_castps_pd(a), _mm512_castps_pd(b));
+                let low = |(a, b)| _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                let high = |(a, b)| _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                let columns =
+                    [low(pair(ab, cd)), high(pair(ab, cd)), low(pair(ab_high, cd_high)), high(pair(ab_high, cd_high))];
+                for (k, column) in columns.into_iter().enumerate() {
+                    _mm512_storeu_ps(out.add((4 * quad + k) * step), column);
+                }
+            }
+        }
+    }
 }

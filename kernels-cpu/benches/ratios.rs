@@ -1,0 +1,144 @@
+//! Matrix products as ratios, in Markdown: to the peak of fused multiply-adds of one core, to `matrixmultiply`, and two threads to one.
+//!
+//! A number of seconds says little on a shared machine. Here all sides run in turn, many short times, and a ratio is that of
+//! each side's least disturbed run. `TIER_ISA` forces a lower tier, whose peak is then measured.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use kernels_cpu::Isa;
+use kernels_cpu::gemm::{Mat, gemm, gemm_batched};
+use kernels_cpu::par::Pool;
+use kernels_cpu::simd::{Simd, SimdOp, dispatch};
+
+/// So many rounds of fused multiply-adds on more registers than their latency needs. Gives the number of multiply-adds.
+struct Peak(usize);
+
+impl SimdOp for Peak {
+    type Output = usize;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> usize {
+        if S::LANES == 16 { self.rounds::<S, 24>(s) } else { self.rounds::<S, 12>(s) }
+    }
+}
+
+impl Peak {
+    #[inline(always)]
+    fn rounds<S: Simd, const N: usize>(self, s: S) -> usize {
+        let (x, y) = (s.splat(black_box(0.999_999)), s.splat(black_box(1e-7)));
+        let mut sums = [s.splat(0.0); N];
+        for _ in 0..self.0 {
+            for sum in &mut sums {
+                *sum = s.fma(*sum, x, y);
+            }
+        }
+        black_box(sums.map(|sum| s.sum(sum)));
+        self.0 * N * S::LANES
+    }
+}
+
+/// Multiply-adds per second of one core.
+fn peak() -> f64 {
+    let mut count = 0;
+    let seconds = time(|| count = dispatch(Peak(100_000)));
+    count as f64 / seconds
+}
+
+fn time(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+/// `batch` products of A [m, k] and B [k, n], either transposed in memory.
+#[derive(Clone, Copy)]
+struct Case {
+    batch: usize,
+    m: usize,
+    k: usize,
+    n: usize,
+    transposed: [bool; 2],
+}
+
+fn compare(case: Case, pools: &[Pool; 2]) -> [f64; 3] {
+    let Case { batch, m, k, n, transposed } = case;
+    let values = |len: usize, modulus: usize| (0..len).map(|i| (i % modulus) as f32 - 6.0).collect::<Vec<f32>>();
+    let (a, b) = (values(batch * m * k, 17), values(batch * k * n, 13));
+    let view = |data, rows, cols, t: bool| if t { Mat::new(data, cols, rows).t() } else { Mat::new(data, rows, cols) };
+    let a = |i: usize| view(&a[i * m * k..][..m * k], m, k, transposed[0]);
+    let b = |i: usize| view(&b[i * k * n..][..k * n], k, n, transposed[1]);
+    let [mut ours, mut theirs] = [0; 2].map(|_| vec![0.0f32; batch * m * n]);
+    let work = (batch * m * k * n) as f64;
+    let repeats = (1e8 / work).ceil() as usize;
+    let [mut best, mut best_of_two, mut best_of_other, mut best_peak] =
+        [f64::INFINITY, f64::INFINITY, f64::INFINITY, 0.0];
+    for _ in 0..31 {
+        let mut time_ours = || {
+            time(|| {
+                (0..repeats).for_each(|_| match batch {
+                    1 => gemm(a(0), b(0), false, &mut ours, n, None),
+                    _ => gemm_batched(batch, a, b, &mut ours),
+                })
+            })
+        };
+        let two = pools[1].install(&mut time_ours);
+        // The others on one thread, so that all of them have the same core.
+        let [peak, one, other] =
+            pools[0].install(|| [peak(), time_ours(), time(|| sgemm(case, repeats, a, b, &mut theirs))]);
+        best_peak = peak.max(best_peak);
+        best = one.min(best);
+        best_of_two = two.min(best_of_two);
+        best_of_other = other.min(best_of_other);
+    }
+    assert!(ours.iter().zip(&theirs).all(|(x, y)| (x - y).abs() <= 1e-3 * (1.0 + y.abs())), "the products differ");
+    [work * repeats as f64 / best / best_peak, best_of_other / best, best / best_of_two]
+}
+
+/// The same products by `matrixmultiply`.
+fn sgemm<'a>(
+    Case { batch, m, k, n, .. }: Case,
+    repeats: usize,
+    a: impl Fn(usize) -> Mat<'a, f32>,
+    b: impl Fn(usize) -> Mat<'a, f32>,
+    c: &mut [f32],
+) {
+    for i in (0..repeats).flat_map(|_| 0..batch) {
+        let (a, b, c) = (a(i), b(i), &mut c[i * m * n..][..m * n]);
+        let ([pa, pb], pc) = ([a, b].map(|x| x.data.as_ptr()), c.as_mut_ptr());
+        let [sa, sb] = [a, b].map(|x| [x.row_stride, x.col_stride]);
+        // SAFETY: both matrices fill their slices, and C its part.
+        unsafe { matrixmultiply::sgemm(m, k, n, 1.0, pa, sa[0], sa[1], pb, sb[0], sb[1], 0.0, pc, n as isize, 1) };
+    }
+}
+
+fn main() {
+    // `cargo test --benches` and `cargo bench -- --list` run this too; only a plain `cargo bench` measures.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    let pools = [Pool::new(1), Pool::new(2)];
+    println!("Tier {}, {:.0} Gflop/s at the peak of one core just now.\n", Isa::current(), 2e-9 * peak());
+    println!("| product (m k n) | layout | of peak | to matrixmultiply | 2 threads |\n|---|---|---|---|---|");
+    for (layout, transposed) in [("A B", [false, false]), ("A Bᵀ", [false, true]), ("Aᵀ B", [true, false])] {
+        for [m, k, n] in [
+            [1024, 192, 192],
+            [1024, 192, 768],
+            [1024, 768, 192],
+            [1024, 128, 512],
+            [197, 768, 3072],
+            [50, 512, 2048],
+            [50, 384, 384],
+            [8192, 192, 768],
+            [192, 8192, 768],
+            [64, 64, 64],
+            [1024, 1024, 1024],
+        ] {
+            let [peak, other, threads] = compare(Case { batch: 1, m, k, n, transposed }, &pools);
+            println!("| {m} {k} {n} | {layout} | {:.0} % | {other:.2} | {threads:.2} |", 100.0 * peak);
+        }
+    }
+    for [batch, m, k, n] in [[96, 64, 64, 64], [96, 256, 64, 256], [64, 40, 64, 40], [32, 40, 128, 64]] {
+        let [peak, other, threads] = compare(Case { batch, m, k, n, transposed: [false, true] }, &pools);
+        println!("| {batch} of {m} {k} {n} | A Bᵀ | {:.0} % | {other:.2} | {threads:.2} |", 100.0 * peak);
+    }
+}

@@ -1,0 +1,232 @@
+//! Batch norm (Ioffe and Szegedy 2015) of rows [rows, cols]: statistics of each column over all rows.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::float::Float;
+use crate::par::{self, Shared};
+use crate::simd::{Simd, SimdOp, dispatch};
+
+/// Rows summed in the type itself before the sum goes to f64.
+const GROUP: usize = 64;
+/// Rows of one job. A multiple of [`GROUP`].
+const CHUNK: usize = 1024;
+
+struct Sum<'a, F, T> {
+    rows: Range<usize>,
+    term: &'a T,
+    sum: &'a mut [F],
+}
+
+impl<F: Float, T: Fn(usize, &mut [F])> SimdOp for Sum<'_, F, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        for r in self.rows {
+            (self.term)(r, self.sum);
+        }
+    }
+}
+
+/// Sums of `width` columns: `term(row, sums)` adds a row. In groups of rows, whose sums are added in order in f64.
+fn column_sums<F: Float>(rows: usize, width: usize, term: impl Fn(usize, &mut [F]) + Sync) -> Vec<f64> {
+    let parts = par::map_chunks(rows, CHUNK, width * 2, |range| {
+        let (mut total, mut sum) = (vec![0.0; width], vec![F::ZERO; width]);
+        for start in range.clone().step_by(GROUP) {
+            sum.fill(F::ZERO);
+            dispatch(Sum { rows: start..range.end.min(start + GROUP), term: &term, sum: &mut sum });
+            total.iter_mut().zip(&sum).for_each(|(total, s)| *total += s.to_f64());
+        }
+        total
+    });
+    parts.iter().fold(vec![0.0; width], |mut total, part| {
+        total.iter_mut().zip(part).for_each(|(total, s)| *total += s);
+        total
+    })
+}
+
+/// Mean and biased variance of each column of x [rows, cols], in two passes.
+///
+/// # Panics
+/// If there are no rows, or lengths do not fit.
+pub fn statistics<F: Float>(x: &[F], mean: &mut [F], var: &mut [F]) {
+    let cols = mean.len();
+    assert!(cols == var.len() && (cols == 0 || !x.is_empty() && x.len().is_multiple_of(cols)), "batch_norm: lengths");
+    let rows = x.len() / cols.max(1);
+    let sums = column_sums(rows, cols, |r, sum: &mut [F]| {
+        sum.iter_mut().zip(&x[r * cols..][..cols]).for_each(|(s, &x)| *s += x);
+    });
+    mean.iter_mut().zip(sums).for_each(|(mean, s)| *mean = F::from_f64(s / rows as f64));
+    let mean = &*mean;
+    let sums = column_sums(rows, cols, |r, sum: &mut [F]| {
+        sum.iter_mut().zip(&x[r * cols..][..cols]).zip(mean).for_each(|((s, &x), &m)| *s += (x - m) * (x - m));
+    });
+    var.iter_mut().zip(sums).for_each(|(var, s)| *var = F::from_f64(s / rows as f64));
+}
+
+struct Affine<'a, F> {
+    x: &'a [F],
+    mean: &'a [F],
+    scale: &'a [F],
+    bias: &'a [F],
+    y: &'a mut [F],
+}
+
+impl<F: Float> SimdOp for Affine<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        let cols = self.mean.len();
+        for (x, y) in self.x.chunks_exact(cols).zip(self.y.chunks_exact_mut(cols)) {
+            for ((((y, &x), &m), &s), &b) in y.iter_mut().zip(x).zip(self.mean).zip(self.scale).zip(self.bias) {
+                *y = (x - m) * s + b;
+            }
+        }
+    }
+}
+
+/// y = (x - mean) rstd weight + bias, column by column.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn batch_norm<F: Float>(x: &[F], mean: &[F], rstd: &[F], weight: &[F], bias: &[F], y: &mut [F]) {
+    let cols = mean.len();
+    assert!(
+        [rstd, weight, bias].iter().all(|v| v.len() == cols)
+            && x.len() == y.len()
+            && (cols == 0 || x.len().is_multiple_of(cols)),
+        "batch_norm: lengths"
+    );
+    if x.is_empty() {
+        return;
+    }
+    let scale: Vec<F> = rstd.iter().zip(weight).map(|(&r, &w)| r * w).collect();
+    let y = Shared::new(y);
+    par::for_each(x.len() / cols, cols * 2, |rows| {
+        let place = rows.start * cols..rows.end * cols;
+        // SAFETY: rows, each handed out once.
+        let y = unsafe { y.slice(place.clone()) };
+        dispatch(Affine { x: &x[place], mean, scale: &scale, bias, y });
+    });
+}
+
+struct Backward<'a, F> {
+    x: &'a [F],
+    dy: &'a [F],
+    mean: &'a [F],
+    /// dx = a dy + b (x - mean) + c
+    a: &'a [F],
+    b: &'a [F],
+    c: &'a [F],
+    dx: &'a mut [F],
+}
+
+impl<F: Float> SimdOp for Backward<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        let cols = self.mean.len();
+        let rows = self.x.chunks_exact(cols).zip(self.dy.chunks_exact(cols)).zip(self.dx.chunks_exact_mut(cols));
+        for ((x, dy), dx) in rows {
+            for i in 0..cols {
+                dx[i] = self.a[i] * dy[i] + self.b[i] * (x[i] - self.mean[i]) + self.c[i];
+            }
+        }
+    }
+}
+
+/// Gradients of [`batch_norm`]; `of_batch` where mean and rstd are the batch's own, so that they depend on x.
+///
+/// # Panics
+/// If lengths do not fit.
+#[allow(clippy::too_many_arguments)]
+pub fn batch_norm_backward<F: Float>(
+    x: &[F],
+    dy: &[F],
+    mean: &[F],
+    rstd: &[F],
+    weight: &[F],
+    of_batch: bool,
+    dx: &mut [F],
+    dweight: &mut [F],
+    dbias: &mut [F],
+) {
+    let cols = mean.len();
+    assert!(
+        [rstd, weight, dweight, dbias].iter().all(|v| v.len() == cols)
+            && x.len() == dy.len()
+            && x.len() == dx.len()
+            && (cols == 0 || x.len().is_multiple_of(cols)),
+        "batch_norm_backward: lengths"
+    );
+    let rows = x.len() / cols.max(1);
+    // Of dy, and of dy (x - mean).
+    let sums = column_sums(rows, 2 * cols, |r, sum: &mut [F]| {
+        let (plain, centred) = sum.split_at_mut(cols);
+        let (x, dy) = (&x[r * cols..][..cols], &dy[r * cols..][..cols]);
+        for i in 0..cols {
+            plain[i] += dy[i];
+            centred[i] += dy[i] * (x[i] - mean[i]);
+        }
+    });
+    let [mut a, mut b, mut c] = [0; 3].map(|_| vec![F::ZERO; cols]);
+    for i in 0..cols {
+        let (rstd, plain, centred) = (rstd[i].to_f64(), sums[i], sums[cols + i]);
+        dweight[i] = F::from_f64(centred * rstd);
+        dbias[i] = F::from_f64(plain);
+        // With z = (x - mean) rstd: dx = weight rstd (dy - mean(dy) - z mean(dy z)).
+        let scale = weight[i].to_f64() * rstd;
+        a[i] = F::from_f64(scale);
+        if of_batch {
+            b[i] = F::from_f64(-scale * rstd * rstd * centred / rows as f64);
+            c[i] = F::from_f64(-scale * plain / rows as f64);
+        }
+    }
+    if x.is_empty() {
+        return;
+    }
+    let dx = Shared::new(dx);
+    par::for_each(rows, cols * 4, |rows| {
+        let place = rows.start * cols..rows.end * cols;
+        // SAFETY: rows, each handed out once.
+        let dx = unsafe { dx.slice(place.clone()) };
+        dispatch(Backward { x: &x[place.clone()], dy: &dy[place], mean, a: &a, b: &b, c: &c, dx });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values far from zero and near to each other: one pass over squares would lose them all.
+    #[test]
+    fn statistics_survive_a_large_mean() {
+        let (rows, cols) = (10_000, 3);
+        let x: Vec<f32> = (0..rows * cols).map(|i| 4096.0 + ((i / cols) % 2) as f32 * (1 + i % cols) as f32).collect();
+        let (mut mean, mut var) = (vec![0.0; cols], vec![0.0; cols]);
+        statistics(&x, &mut mean, &mut var);
+        assert_eq!(mean, [4096.5, 4097.0, 4097.5]);
+        assert_eq!(var, [0.25, 1.0, 2.25]);
+    }
+
+    #[test]
+    fn thread_counts_do_not_change_bits() {
+        let (rows, cols) = (5000, 17);
+        let x: Vec<f32> = (0..rows * cols).map(|i| libm::sinf(i as f32)).collect();
+        let dy: Vec<f32> = x.iter().map(|&x| libm::cosf(40.0 * x)).collect();
+        let run = |threads: usize| {
+            par::Pool::new(threads).install(|| {
+                let [mut mean, mut var, mut dw, mut db] = [0; 4].map(|_| vec![0.0; cols]);
+                let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+                let ones = vec![1.0; cols];
+                statistics(&x, &mut mean, &mut var);
+                batch_norm(&x, &mean, &var, &ones, &ones, &mut y);
+                batch_norm_backward(&x, &dy, &mean, &var, &ones, true, &mut dx, &mut dw, &mut db);
+                (mean, y, dx, dw, db)
+            })
+        };
+        let one = run(1);
+        assert!([2, 3, 7].iter().all(|&threads| run(threads) == one));
+    }
+}

@@ -1,0 +1,394 @@
+//! Convolution of channels-last maps, forward and both gradients, as matrix products over windows that are gathered block
+//! by block (implicit im2col): only one block of windows per thread exists at a time.
+//!
+//! The gradient of the input is a convolution too. Of a strided one, the elements whose coordinates leave the same rest
+//! are reached by the same kernel elements, so each such phase is a convolution of stride 1 over the output's gradient.
+//! Every output element is thus one sum over K, and its bits depend on K and the tier alone. The gradient of the weight
+//! sums over positions, in fixed parts that are added in order.
+
+mod gather;
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::float::Float;
+use crate::gemm::{Mat, gemm_serial};
+use crate::par;
+use crate::simd::dispatch;
+use crate::zip::add_assign;
+use gather::{DepthwiseWeight, Gather, Target};
+
+/// A window that slides over the rows and columns of a map; each pair is (along rows, along columns).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Elements of the window.
+    pub kernel: [usize; 2],
+    /// From a window to the next.
+    pub stride: [usize; 2],
+    /// Places around the map, on both sides.
+    pub padding: [usize; 2],
+    /// From an element of the window to the next.
+    pub dilation: [usize; 2],
+}
+
+impl Window {
+    /// A square window without dilation.
+    pub fn square(kernel: usize, stride: usize, padding: usize) -> Self {
+        Self { kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 2], dilation: [1; 2] }
+    }
+
+    /// Windows along (rows, columns) of a map of `size`. `None`: not even one fits, or a part of the window is 0.
+    pub fn output(&self, size: [usize; 2]) -> Option<[usize; 2]> {
+        let along = |k: usize| {
+            let reach = self.kernel[k].checked_sub(1)? * self.dilation[k] + 1;
+            let room = (size[k] + 2 * self.padding[k]).checked_sub(reach)?;
+            Some(room.checked_div(self.stride[k])? + 1).filter(|_| self.dilation[k] > 0)
+        };
+        Some([along(0)?, along(1)?])
+    }
+
+    /// Where element `t` of window `i` along `axis` lies; outside the map it is padding.
+    pub(crate) fn place(&self, axis: usize, i: usize, t: usize) -> isize {
+        (i * self.stride[axis] + t * self.dilation[axis]) as isize - self.padding[axis] as isize
+    }
+}
+
+/// Sizes of a convolution of `x` [n, h, w, input] with a weight [output, input / groups, kh, kw].
+#[derive(Clone, Copy, Debug)]
+pub struct Conv2d {
+    /// Maps.
+    pub n: usize,
+    /// Rows and columns of the input.
+    pub size: [usize; 2],
+    /// Channels of the input.
+    pub input: usize,
+    /// Channels of the output.
+    pub output: usize,
+    /// Groups of channels that do not mix; divides both.
+    pub groups: usize,
+    /// The window.
+    pub window: Window,
+}
+
+/// The definition, for tests: y [n, oh, ow, output].
+pub fn conv2d_def<F: Float>(conv: &Conv2d, x: &[F], weight: &[F], bias: Option<&[F]>) -> Vec<F> {
+    let ([h, w], [kh, kw], [oh, ow]) = (conv.size, conv.window.kernel, conv.grid());
+    let (c, o) = (conv.input / conv.groups, conv.output / conv.groups);
+    let mut y = Vec::with_capacity(conv.n * oh * ow * conv.output);
+    for (n, i, j) in positions(conv.n, oh, ow) {
+        for out in 0..conv.output {
+            let mut sum = bias.map_or(F::ZERO, |bias| bias[out]);
+            for (a, b) in (0..kh).flat_map(|a| (0..kw).map(move |b| (a, b))) {
+                let (row, col) = (conv.window.place(0, i, a), conv.window.place(1, j, b));
+                if (0..h as isize).contains(&row) && (0..w as isize).contains(&col) {
+                    let at = ((n * h + row as usize) * w + col as usize) * conv.input + out / o * c;
+                    for k in 0..c {
+                        sum += x[at + k] * weight[((out * c + k) * kh + a) * kw + b];
+                    }
+                }
+            }
+            y.push(sum);
+        }
+    }
+    y
+}
+
+fn positions(n: usize, rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..n).flat_map(move |n| (0..rows).flat_map(move |i| (0..cols).map(move |j| (n, i, j))))
+}
+
+impl Conv2d {
+    /// Rows and columns of the output.
+    ///
+    /// # Panics
+    /// If the window does not fit, or the groups do not divide the channels.
+    #[track_caller]
+    pub fn grid(&self) -> [usize; 2] {
+        let divides =
+            self.groups > 0 && self.input.is_multiple_of(self.groups) && self.output.is_multiple_of(self.groups);
+        assert!(divides, "conv2d: groups must divide the channels: {self:?}");
+        self.window.output(self.size).unwrap_or_else(|| panic!("conv2d: the window does not fit: {self:?}"))
+    }
+
+    /// Elements of x, the weight and y.
+    #[track_caller]
+    fn lengths(&self) -> [usize; 3] {
+        let ([oh, ow], [h, w], [kh, kw]) = (self.grid(), self.size, self.window.kernel);
+        [
+            self.n * h * w * self.input,
+            self.output * (self.input / self.groups) * kh * kw,
+            self.n * oh * ow * self.output,
+        ]
+    }
+
+    /// One depth of channel that never mixes with another: products of vectors instead of matrices.
+    fn is_depthwise(&self) -> bool {
+        self.groups == self.input && self.input == self.output
+    }
+
+    fn windows<'a, F: Float>(&self, x: &'a [F]) -> Gather<'a, F> {
+        let offsets = [0, 1].map(|k| (0..self.window.kernel[k]).map(|t| self.window.place(k, 0, t)).collect());
+        Gather {
+            source: x,
+            n: self.n,
+            size: self.size,
+            channels: self.input,
+            grid: self.grid(),
+            step: self.window.stride,
+            offsets,
+        }
+    }
+
+    /// y = x * weight + bias.
+    ///
+    /// # Panics
+    /// If lengths do not fit the sizes.
+    pub fn forward<F: Float>(&self, x: &[F], weight: &[F], bias: Option<&[F]>, y: &mut [F]) {
+        assert!(
+            self.lengths() == [x.len(), weight.len(), y.len()] && bias.is_none_or(|b| b.len() == self.output),
+            "conv2d: lengths for {self:?}"
+        );
+        let taps = [0, 1].map(|k| (0..self.window.kernel[k]).collect::<Vec<_>>());
+        let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
+        let windows = self.windows(x);
+        if self.is_depthwise() {
+            return windows.multiply_depthwise(&self.by_tap(weight, &taps), bias, y, target);
+        }
+        // [output][tap][channel], read transposed.
+        let packed = self.reordered(weight);
+        let (depth, width) = (taps[0].len() * taps[1].len() * (self.input / self.groups), self.output / self.groups);
+        let matrix = |group: usize| Mat::new(&packed[group * width * depth..][..width * depth], width, depth).t();
+        windows.multiply(self.groups, matrix, self.output, bias, y, target);
+    }
+
+    /// dx, from dy and the weight.
+    ///
+    /// # Panics
+    /// If lengths do not fit the sizes.
+    pub fn backward_input<F: Float>(&self, dy: &[F], weight: &[F], dx: &mut [F]) {
+        assert!(self.lengths() == [dx.len(), weight.len(), dy.len()], "conv2d: lengths for {self:?}");
+        let [rows, cols] = [0, 1].map(|axis| phases(&self.window, axis, self.size[axis]));
+        let (c, o) = (self.input / self.groups, self.output / self.groups);
+        for (row, col) in rows.iter().flat_map(|row| cols.iter().map(move |col| (row, col))) {
+            let windows = Gather {
+                source: dy,
+                n: self.n,
+                size: self.grid(),
+                channels: self.output,
+                grid: [row.count, col.count],
+                step: [1, 1],
+                offsets: [row.offsets.clone(), col.offsets.clone()],
+            };
+            let target = Target { size: self.size, step: self.window.stride, start: [row.start, col.start] };
+            let taps = [row.taps.clone(), col.taps.clone()];
+            let packed = self.by_tap(weight, &taps);
+            if self.is_depthwise() {
+                windows.multiply_depthwise(&packed, None, dx, target);
+                continue;
+            }
+            let depth = taps[0].len() * taps[1].len() * o;
+            let matrix = |group: usize| Mat::new(&packed[group * depth * c..][..depth * c], depth, c);
+            windows.multiply(self.groups, matrix, self.input, None, dx, target);
+        }
+    }
+
+    /// dweight, from x and dy.
+    ///
+    /// # Panics
+    /// If lengths do not fit the sizes.
+    pub fn backward_weight<F: Float>(&self, x: &[F], dy: &[F], dweight: &mut [F]) {
+        assert!(self.lengths() == [x.len(), dweight.len(), dy.len()], "conv2d: lengths for {self:?}");
+        let windows = self.windows(x);
+        let (c, o) = (self.input / self.groups, self.output / self.groups);
+        let taps = self.window.kernel[0] * self.window.kernel[1];
+        let (items, block) = (windows.items(), windows.block(taps * c));
+        // A fixed number of parts, few enough that their gradients stay small beside the maps.
+        let parts = ((1 << 22) / dweight.len().max(1)).clamp(4, 16);
+        let part = items.div_ceil(parts).next_multiple_of(block).max(1);
+        let depthwise = self.is_depthwise();
+        let sums: Vec<Vec<F>> =
+            par::map_chunks(items, part, taps * c * self.output / 16 + taps * self.input, |range| {
+                // Depthwise [tap][channel], else [output][tap][channel].
+                let mut sum = vec![F::ZERO; dweight.len()];
+                if depthwise {
+                    dispatch(DepthwiseWeight { windows: &windows, range, dy, sum: &mut sum });
+                    return sum;
+                }
+                let mut scratch = Vec::new();
+                for start in range.clone().step_by(block) {
+                    let rows = start..range.end.min(start + block);
+                    for group in 0..self.groups {
+                        let a = Mat {
+                            data: dy,
+                            offset: start * self.output + group * o,
+                            rows: rows.len(),
+                            cols: o,
+                            row_stride: self.output as isize,
+                            col_stride: 1,
+                        };
+                        let b = windows.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch);
+                        let sum = &mut sum[group * o * taps * c..][..o * taps * c];
+                        if !sum.is_empty() {
+                            gemm_serial(a.t(), b, true, sum, taps * c, None);
+                        }
+                    }
+                }
+                sum
+            });
+        let mut total = vec![F::ZERO; dweight.len()];
+        sums.iter().for_each(|sum| add_assign(&mut total, sum));
+        for (out, dweight) in dweight.chunks_exact_mut((c * taps).max(1)).enumerate() {
+            for tap in 0..taps {
+                let at = if depthwise { tap * self.output + out } else { (out * taps + tap) * c };
+                dweight[tap..].iter_mut().step_by(taps).zip(&total[at..][..c]).for_each(|(d, &t)| *d = t);
+            }
+        }
+    }
+
+    /// The weight as [output][tap][channel].
+    fn reordered<F: Float>(&self, weight: &[F]) -> Vec<F> {
+        let (c, taps) = (self.input / self.groups, self.window.kernel[0] * self.window.kernel[1]);
+        let mut packed = vec![F::ZERO; weight.len()];
+        if c > 0 {
+            for (block, packed) in weight.chunks_exact(c * taps).zip(packed.chunks_exact_mut(c * taps)) {
+                for (tap, packed) in packed.chunks_exact_mut(c).enumerate() {
+                    packed.iter_mut().zip(block[tap..].iter().step_by(taps)).for_each(|(p, &w)| *p = w);
+                }
+            }
+        }
+        packed
+    }
+
+    /// The weight's elements at some taps (along rows, along columns) as [group][tap][output of the group][channel];
+    /// depthwise as [tap][channel].
+    fn by_tap<F: Float>(&self, weight: &[F], [rows, cols]: &[Vec<usize>; 2]) -> Vec<F> {
+        let ([kh, kw], c) = (self.window.kernel, self.input / self.groups);
+        // Of one group, where depthwise is one.
+        let outputs = if self.is_depthwise() { self.output } else { self.output / self.groups };
+        let count = rows.len() * cols.len();
+        let mut packed = vec![F::ZERO; self.output * c * count];
+        for o in 0..self.output {
+            let block = &weight[o * c * kh * kw..][..c * kh * kw];
+            let taps = rows.iter().flat_map(|a| cols.iter().map(move |b| a * kw + b));
+            for (t, tap) in taps.enumerate() {
+                let place = ((o / outputs * count + t) * outputs + o % outputs) * c;
+                let tap = block.iter().skip(tap).step_by(kh * kw);
+                packed[place..][..c].iter_mut().zip(tap).for_each(|(p, &w)| *p = w);
+            }
+        }
+        packed
+    }
+}
+
+/// Elements `start`, `start + stride`, .. of one axis of the input, and the taps that reach them.
+struct Phase {
+    start: usize,
+    count: usize,
+    taps: Vec<usize>,
+    /// Element `i` of the phase was read through tap `t` by window `i + offsets[t]`.
+    offsets: Vec<isize>,
+}
+
+fn phases(window: &Window, axis: usize, size: usize) -> Vec<Phase> {
+    let [stride, padding, dilation] = [window.stride, window.padding, window.dilation].map(|pair| pair[axis] as isize);
+    let phase = |start: usize| {
+        let back = |t: usize| start as isize + padding - t as isize * dilation;
+        // From the last tap on, so that windows come in ascending order.
+        let taps: Vec<usize> = (0..window.kernel[axis]).rev().filter(|&t| back(t) % stride == 0).collect();
+        let offsets = taps.iter().map(|&t| back(t) / stride).collect();
+        Phase { start, count: (size - start).div_ceil(stride as usize), taps, offsets }
+    };
+    (0..window.stride[axis].min(size)).map(phase).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+    use proptest::prelude::*;
+
+    fn values(n: usize, seed: u64) -> Vec<f32> {
+        let mut rng = Rng::new(seed, 3);
+        (0..n).map(|_| rng.normal() as f32).collect()
+    }
+
+    fn wide(x: &[f32]) -> Vec<f64> {
+        x.iter().map(|&x| f64::from(x)).collect()
+    }
+
+    prop_compose! {
+        fn conv()(n in 0usize..3, size in any::<[u8; 2]>(), kernel in any::<[u8; 2]>(), stride in any::<[u8; 2]>(), padding in any::<[u8; 2]>(),
+                  dilation in any::<[u8; 2]>(), c in 0usize..4, o in 0usize..4, groups in 1usize..4, depthwise in any::<bool>()) -> Conv2d {
+            let pick = |pair: [u8; 2], low: usize, n: usize| pair.map(|x| low + usize::from(x) % n);
+            let window = Window { kernel: pick(kernel, 1, 4), stride: pick(stride, 1, 3), padding: pick(padding, 0, 3), dilation: pick(dilation, 1, 3) };
+            let reach = |k: usize| ((window.kernel[k] - 1) * window.dilation[k] + 1).saturating_sub(2 * window.padding[k]);
+            let size = [reach(0) + usize::from(size[0]) % 6, reach(1) + usize::from(size[1]) % 6];
+            let [c, o] = if depthwise { [1, 1] } else { [c, o] };
+            Conv2d { n, size, input: c * groups, output: o * groups, groups, window }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn forward_is_the_definition_and_both_gradients_are_its_adjoints(conv in conv(), biased in any::<bool>(), seed in any::<u64>()) {
+            let [nx, nw, ny] = conv.lengths();
+            let (x, w, dy, b) = (values(nx, seed), values(nw, seed ^ 1), values(ny, seed ^ 2), values(conv.output, seed ^ 3));
+            let b64 = wide(&b);
+            let expected = conv2d_def(&conv, &wide(&x), &wide(&w), biased.then_some(&b64[..]));
+            let mut y = vec![f32::NAN; ny];
+            conv.forward(&x, &w, biased.then_some(&b[..]), &mut y);
+            for (y, e) in y.iter().zip(&expected) { prop_assert!((f64::from(*y) - e).abs() < 1e-4, "{y} instead of {e}"); }
+            // The output is linear in x and in w: gradients are what the definition gives for unit vectors.
+            let (mut dx, mut dw) = (vec![f32::NAN; nx], vec![f32::NAN; nw]);
+            conv.backward_input(&dy, &w, &mut dx);
+            conv.backward_weight(&x, &dy, &mut dw);
+            let dot = |y: Vec<f64>| y.iter().zip(&dy).map(|(y, &d)| y * f64::from(d)).sum::<f64>();
+            let unit = |n: usize, at: usize| (0..n).map(|i| f64::from(u8::from(i == at))).collect::<Vec<f64>>();
+            for at in (0..nx).step_by(nx / 7 + 1) {
+                let e = dot(conv2d_def(&conv, &unit(nx, at), &wide(&w), None));
+                prop_assert!((f64::from(dx[at]) - e).abs() < 1e-4, "dx {} instead of {e}", dx[at]);
+            }
+            for at in (0..nw).step_by(nw / 7 + 1) {
+                let e = dot(conv2d_def(&conv, &wide(&x), &unit(nw, at), None));
+                prop_assert!((f64::from(dw[at]) - e).abs() < 1e-3, "dw {} instead of {e}", dw[at]);
+            }
+            prop_assert!(dx.iter().chain(&dw).all(|v| v.is_finite()));
+        }
+    }
+
+    #[test]
+    fn many_blocks_give_the_definition_and_the_same_bits_for_any_thread_count() {
+        for (groups, input, output) in [(1, 8, 12), (2, 6, 4), (16, 16, 16)] {
+            let window = Window { dilation: [1, 2], ..Window::square(3, 2, 1) };
+            let conv = Conv2d { n: 3, size: [61, 43], input, output, groups, window };
+            let [nx, nw, ny] = conv.lengths();
+            let (x, w, dy) = (values(nx, 1), values(nw, 2), values(ny, 3));
+            let run = |threads: usize| {
+                par::Pool::new(threads).install(|| {
+                    let (mut y, mut dx, mut dw) = (vec![0.0; ny], vec![0.0; nx], vec![0.0; nw]);
+                    conv.forward(&x, &w, None, &mut y);
+                    conv.backward_input(&dy, &w, &mut dx);
+                    conv.backward_weight(&x, &dy, &mut dw);
+                    (y, dx, dw)
+                })
+            };
+            let one = run(1);
+            assert!([2, 3, 7].iter().all(|&threads| run(threads) == one), "{groups} groups");
+            let expected = conv2d_def(&conv, &wide(&x), &wide(&w), None);
+            assert!(one.0.iter().zip(&expected).all(|(y, e)| (f64::from(*y) - e).abs() < 1e-4), "{groups} groups");
+            // y is linear in x and in w, so all three products are the same number.
+            let dot = |a: &[f32], b: &[f32]| wide(a).iter().zip(wide(b)).map(|(a, b)| a * b).sum::<f64>();
+            let (of_y, of_x, of_w) = (dot(&one.0, &dy), dot(&x, &one.1), dot(&w, &one.2));
+            assert!((of_x - of_y).abs() < 1e-2 && (of_w - of_y).abs() < 1e-2, "{of_y} {of_x} {of_w}");
+        }
+    }
+
+    #[test]
+    fn a_window_that_does_not_fit_is_none() {
+        assert_eq!(Window::square(3, 2, 1).output([128, 7]), Some([64, 4]));
+        assert_eq!(Window::square(3, 1, 0).output([2, 9]), None);
+        assert_eq!(Window::square(0, 1, 0).output([2, 9]), None);
+        assert_eq!(Window::square(1, 0, 0).output([2, 9]), None);
+        assert_eq!(Window { dilation: [0, 1], ..Window::square(1, 1, 0) }.output([2, 9]), None);
+    }
+}

@@ -1,0 +1,279 @@
+//! Windows over a map as rows of a matrix, and their products.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::float::Float;
+use crate::gemm::{Mat, gemm, gemm_serial};
+use crate::par::{self, Shared};
+use crate::simd::{Simd, SimdOp, dispatch};
+
+/// Windows over a map, without copies: position [i, j] of the grid and tap [a, b] read source row
+/// `i * step + offsets[a]` and column `j * step + offsets[b]`, or zero outside.
+pub(super) struct Gather<'a, F> {
+    /// [n, h, w, channels]
+    pub source: &'a [F],
+    pub n: usize,
+    pub size: [usize; 2],
+    pub channels: usize,
+    pub grid: [usize; 2],
+    pub step: [usize; 2],
+    pub offsets: [Vec<isize>; 2],
+}
+
+/// Where results of a grid's positions go: rows `start`, `start + step`, .. of maps of `size`, and columns alike.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    pub size: [usize; 2],
+    pub step: [usize; 2],
+    pub start: [usize; 2],
+}
+
+impl<F: Float> Gather<'_, F> {
+    pub(super) fn items(&self) -> usize {
+        self.n * self.grid[0] * self.grid[1]
+    }
+
+    /// Positions in a block: windows of some 256 KiB, but enough of them to be worth packing the other matrix.
+    pub(super) fn block(&self, depth: usize) -> usize {
+        (65_536 / depth.max(1)).clamp(256, 2048)
+    }
+
+    /// Map, row and column of a position.
+    #[inline(always)]
+    fn position(&self, item: usize) -> [usize; 3] {
+        let [rows, cols] = self.grid;
+        [item / (rows * cols), item / cols % rows, item % cols]
+    }
+
+    #[inline(always)]
+    fn next(&self, [n, i, j]: [usize; 3]) -> [usize; 3] {
+        let [rows, cols] = self.grid;
+        match (i + 1 == rows, j + 1 == cols) {
+            (_, false) => [n, i, j + 1],
+            (false, true) => [n, i + 1, 0],
+            (true, true) => [n + 1, 0, 0],
+        }
+    }
+
+    /// Whether windows are the pixels themselves.
+    fn is_plain(&self) -> bool {
+        self.step == [1, 1] && self.grid == self.size && self.offsets.iter().all(|o| o[..] == [0])
+    }
+
+    /// Windows of `rows`, restricted to some channels, as a matrix [positions, taps * channels]: packed into `scratch`,
+    /// or a view of the source where that is the same.
+    pub(super) fn matrix<'s>(
+        &'s self,
+        rows: Range<usize>,
+        channels: Range<usize>,
+        scratch: &'s mut Vec<F>,
+    ) -> Mat<'s, F> {
+        if self.is_plain() {
+            return Mat {
+                data: self.source,
+                offset: rows.start * self.channels + channels.start,
+                rows: rows.len(),
+                cols: channels.len(),
+                row_stride: self.channels as isize,
+                col_stride: 1,
+            };
+        }
+        let depth = self.offsets[0].len() * self.offsets[1].len() * channels.len();
+        if scratch.len() < rows.len() * depth {
+            scratch.resize(rows.len() * depth, F::ZERO);
+        }
+        let count = rows.len();
+        if depth > 0 {
+            self.pack(rows, channels, depth, scratch);
+        }
+        Mat::new(&scratch[..count * depth], count, depth)
+    }
+
+    fn pack(&self, rows: Range<usize>, channels: Range<usize>, depth: usize, out: &mut [F]) {
+        let ([h, w], [rows_of, cols_of], all) = (self.size, &self.offsets, self.channels);
+        let (width, first) = (channels.len(), cols_of[0]);
+        // Taps side by side and all channels: a window's row is one run of the source.
+        let is_run = width == all && cols_of.iter().zip(first..).all(|(&o, run)| o == run);
+        let mut at = self.position(rows.start);
+        for line in out.chunks_exact_mut(depth).take(rows.len()) {
+            let [n, i, j] = at;
+            let left = (j * self.step[1]) as isize + first;
+            let is_inside = left >= 0 && left + cols_of.len() as isize <= w as isize;
+            for (&offset, line) in rows_of.iter().zip(line.chunks_exact_mut(cols_of.len() * width)) {
+                let y = (i * self.step[0]) as isize + offset;
+                if y < 0 || y >= h as isize {
+                    line.fill(F::ZERO);
+                    continue;
+                }
+                let row = &self.source[(n * h + y as usize) * w * all..][..w * all];
+                if is_run && is_inside {
+                    copy(&row[left as usize * all..][..line.len()], line);
+                    continue;
+                }
+                for (&offset, cell) in cols_of.iter().zip(line.chunks_exact_mut(width)) {
+                    let x = (j * self.step[1]) as isize + offset;
+                    if x < 0 || x >= w as isize {
+                        cell.fill(F::ZERO);
+                    } else {
+                        copy(&row[x as usize * all + channels.start..][..width], cell);
+                    }
+                }
+            }
+            at = self.next(at);
+        }
+    }
+
+    /// Windows times a matrix [taps * channels, outputs of the group] for each group.
+    pub(super) fn multiply<'m>(
+        &self,
+        groups: usize,
+        matrix: impl Fn(usize) -> Mat<'m, F> + Sync,
+        outputs: usize,
+        bias: Option<&[F]>,
+        y: &mut [F],
+        target: Target,
+    ) {
+        if outputs == 0 || self.items() == 0 {
+            return;
+        }
+        let (c, o, depth) = (self.channels / groups, outputs / groups, matrix(0).rows);
+        let (items, block) = (self.items(), self.block(depth));
+        let in_place = target.step == [1, 1] && target.size == self.grid;
+        // Threads take blocks, or share the only one.
+        let product = if items <= block { gemm } else { gemm_serial };
+        let y = Shared::new(y);
+        par::for_each(items.div_ceil(block), block * (depth * o * groups / 8 + depth * groups), |blocks| {
+            let (mut scratch, mut results) = (Vec::new(), Vec::new());
+            for b in blocks {
+                let rows = b * block..items.min((b + 1) * block);
+                let into: &mut [F] = if in_place {
+                    // SAFETY: blocks are disjoint, each handed out once.
+                    unsafe { y.slice(rows.start * outputs..rows.end * outputs) }
+                } else {
+                    results.resize(block * outputs, F::ZERO);
+                    &mut results
+                };
+                for group in 0..groups {
+                    let a = self.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch);
+                    let bias = bias.map(|bias| &bias[group * o..][..o]);
+                    product(a, matrix(group), false, &mut into[group * o..], outputs, bias);
+                }
+                if !in_place {
+                    let mut at = self.position(rows.start);
+                    for line in results.chunks_exact(outputs).take(rows.len()) {
+                        let start = target.row(at) * outputs;
+                        // SAFETY: positions are distinct, and each belongs to one block.
+                        unsafe { y.slice(start..start + outputs) }.copy_from_slice(line);
+                        at = self.next(at);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Windows times weights [tap][channel], channel by channel.
+    pub(super) fn multiply_depthwise(&self, weights: &[F], bias: Option<&[F]>, y: &mut [F], target: Target) {
+        let y = Shared::new(y);
+        let taps = self.offsets[0].len() * self.offsets[1].len();
+        par::for_each(self.items(), self.channels * (taps + 1), |range| {
+            dispatch(Depthwise { windows: self, range, weights, bias, y, target });
+        });
+    }
+
+    /// Calls `f` with each tap that lies inside, and where its pixel starts in the source.
+    #[inline(always)]
+    fn each_tap(&self, [n, i, j]: [usize; 3], mut f: impl FnMut(usize, usize)) {
+        let [h, w] = self.size;
+        for (a, &offset) in self.offsets[0].iter().enumerate() {
+            let y = (i * self.step[0]) as isize + offset;
+            if y < 0 || y >= h as isize {
+                continue;
+            }
+            for (b, &offset) in self.offsets[1].iter().enumerate() {
+                let x = (j * self.step[1]) as isize + offset;
+                if x >= 0 && x < w as isize {
+                    f(a * self.offsets[1].len() + b, ((n * h + y as usize) * w + x as usize) * self.channels);
+                }
+            }
+        }
+    }
+}
+
+/// A copy that does not call a function for a few elements.
+#[inline(always)]
+fn copy<F: Copy>(from: &[F], to: &mut [F]) {
+    if let ([a, b, c], [x, y, z]) = (from, &mut *to) {
+        (*x, *y, *z) = (*a, *b, *c);
+    } else if let ([a], [x]) = (from, &mut *to) {
+        *x = *a;
+    } else {
+        to.copy_from_slice(from);
+    }
+}
+
+impl Target {
+    /// Index of the pixel of a position.
+    #[inline(always)]
+    fn row(&self, [n, i, j]: [usize; 3]) -> usize {
+        let [row, col] = [i * self.step[0] + self.start[0], j * self.step[1] + self.start[1]];
+        (n * self.size[0] + row) * self.size[1] + col
+    }
+}
+
+struct Depthwise<'a, F> {
+    windows: &'a Gather<'a, F>,
+    range: Range<usize>,
+    weights: &'a [F],
+    bias: Option<&'a [F]>,
+    y: Shared<F>,
+    target: Target,
+}
+
+impl<F: Float> SimdOp for Depthwise<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        let c = self.windows.channels;
+        let mut at = self.windows.position(self.range.start);
+        for _ in self.range {
+            let start = self.target.row(at) * c;
+            // SAFETY: positions are distinct, and each is handed out once.
+            let y = unsafe { self.y.slice(start..start + c) };
+            match self.bias {
+                Some(bias) => y.copy_from_slice(bias),
+                None => y.fill(F::ZERO),
+            }
+            self.windows.each_tap(at, |tap, from| {
+                let (x, weights) = (&self.windows.source[from..][..c], &self.weights[tap * c..][..c]);
+                y.iter_mut().zip(x).zip(weights).for_each(|((y, &x), &w)| *y += x * w);
+            });
+            at = self.windows.next(at);
+        }
+    }
+}
+
+/// Sum over positions of dy times the window, channel by channel.
+pub(super) struct DepthwiseWeight<'a, F> {
+    pub windows: &'a Gather<'a, F>,
+    pub range: Range<usize>,
+    pub dy: &'a [F],
+    pub sum: &'a mut [F],
+}
+
+impl<F: Float> SimdOp for DepthwiseWeight<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        let c = self.windows.channels;
+        let mut at = self.windows.position(self.range.start);
+        for item in self.range {
+            let dy = &self.dy[item * c..][..c];
+            self.windows.each_tap(at, |tap, from| {
+                let (x, sum) = (&self.windows.source[from..][..c], &mut self.sum[tap * c..][..c]);
+                sum.iter_mut().zip(x).zip(dy).for_each(|((s, &x), &d)| *s += x * d);
+            });
+            at = self.windows.next(at);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Pooling of channels-last maps: the largest element of each window, and the tables of weights that average.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::conv::Window;
+use crate::float::Float;
+use crate::par::{self, Shared};
+use crate::resize::Table;
+use crate::simd::{Simd, SimdOp, dispatch};
+
+struct Max<'a, F> {
+    x: &'a [F],
+    size: [usize; 2],
+    c: usize,
+    window: Window,
+    grid: [usize; 2],
+    rows: Range<usize>,
+    y: &'a mut [F],
+    index: &'a mut [i32],
+}
+
+impl<F: Float> SimdOp for Max<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        let ([h, w], c) = (self.size, self.c);
+        let positions = self.rows.flat_map(|row| (0..self.grid[1]).map(move |j| (row, j)));
+        for ((row, j), (y, index)) in positions.zip(self.y.chunks_exact_mut(c).zip(self.index.chunks_exact_mut(c))) {
+            let (n, i) = (row / self.grid[0], row % self.grid[0]);
+            y.fill(F::NEG_INFINITY);
+            index.fill(-1);
+            for a in 0..self.window.kernel[0] {
+                let row = self.window.place(0, i, a);
+                if row < 0 || row >= h as isize {
+                    continue;
+                }
+                for b in 0..self.window.kernel[1] {
+                    let col = self.window.place(1, j, b);
+                    if col < 0 || col >= w as isize {
+                        continue;
+                    }
+                    let at = row as usize * w + col as usize;
+                    let x = &self.x[(n * h * w + at) * c..][..c];
+                    for ((y, index), &x) in y.iter_mut().zip(index.iter_mut()).zip(x) {
+                        // The first element wins over nothing at all, the first of equals stays, NaN wins over numbers.
+                        let wins = x > *y || *index < 0 || (x.is_nan() && !y.is_nan());
+                        *y = if wins { x } else { *y };
+                        *index = if wins { at as i32 } else { *index };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Largest element of each window of x [n, h, w, c], and where it is: row * w + column, -1 (and -infinity) for a window
+/// that lies in padding alone. Ties go to the first; NaN if there is one.
+///
+/// # Panics
+/// If the window does not fit or lengths differ.
+pub fn max_pool2d<F: Float>(x: &[F], [n, h, w, c]: [usize; 4], window: &Window, y: &mut [F], index: &mut [i32]) {
+    let grid = window.output([h, w]).unwrap_or_else(|| panic!("max_pool2d: {window:?} does not fit [{h}, {w}]"));
+    let row = grid[1] * c;
+    assert!(
+        x.len() == n * h * w * c
+            && y.len() == n * grid[0] * row
+            && index.len() == y.len()
+            && h * w <= i32::MAX as usize,
+        "max_pool2d: lengths"
+    );
+    if y.is_empty() {
+        return;
+    }
+    let (y, index) = (Shared::new(y), Shared::new(index));
+    par::for_each(n * grid[0], row * window.kernel[0] * window.kernel[1] * 2, |rows| {
+        let place = rows.start * row..rows.end * row;
+        // SAFETY: rows of the output, each handed out once.
+        let (y, index) = unsafe { (y.slice(place.clone()), index.slice(place)) };
+        dispatch(Max { x, size: [h, w], c, window: *window, grid, rows, y, index });
+    });
+}
+
+/// Gradient of [`max_pool2d`]: each dy goes to the element that it came from.
+pub fn max_pool2d_backward<F: Float>(dy: &[F], index: &[i32], [n, h, w, c]: [usize; 4], dx: &mut [F]) {
+    assert!(dy.len() == index.len() && dx.len() == n * h * w * c, "max_pool2d_backward: lengths");
+    if dx.is_empty() {
+        return;
+    }
+    let each = dy.len() / n;
+    par::chunks_mut(dx, h * w * c, each * 2 + h * w * c, |n, dx| {
+        dx.fill(F::ZERO);
+        let place = n * each..(n + 1) * each;
+        for (k, (&d, &at)) in dy[place.clone()].iter().zip(&index[place]).enumerate() {
+            if at >= 0 {
+                dx[at as usize * c + k % c] += d;
+            }
+        }
+    });
+}
+
+/// Means of windows along one axis. Padding counts as zeros, or not at all where `count_padding` is false.
+///
+/// # Panics
+/// If the window does not fit, or could lie in padding alone.
+pub fn average(input: usize, kernel: usize, stride: usize, padding: usize, count_padding: bool) -> Table {
+    let window = Window::square(kernel, stride, padding);
+    let output = window.output([input; 2]).filter(|_| padding <= kernel / 2);
+    let [output, _] = output.unwrap_or_else(|| {
+        panic!("average: kernel {kernel}, stride {stride} and padding {padding} do not fit a size of {input}")
+    });
+    Table::new(input, output, |i| {
+        let first = (i * stride).saturating_sub(padding);
+        let end = (i * stride + kernel - padding).min(input);
+        let count = if count_padding { kernel } else { end.saturating_sub(first) };
+        (first..end).map(|k| (k, 1.0 / count as f64)).collect()
+    })
+}
+
+/// Means of `output` windows that cover one axis: window i is elements floor(i input / output) to
+/// ceil((i + 1) input / output), as PyTorch has it.
+///
+/// # Panics
+/// If there is nothing to average.
+pub fn adaptive_average(input: usize, output: usize) -> Table {
+    assert!(input > 0 || output == 0, "adaptive_average: {output} means of nothing");
+    Table::new(input, output, |i| {
+        let (first, end) = (i * input / output, ((i + 1) * input).div_ceil(output));
+        (first..end).map(|k| (k, 1.0 / (end - first) as f64)).collect::<Vec<_>>()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn ties_go_to_the_first_nan_wins_and_padding_never_does() {
+        let pool = |x: &[f32], window: Window, size: [usize; 2]| {
+            let [oh, ow] = window.output(size).unwrap();
+            let (mut y, mut index) = (vec![0.0; oh * ow], vec![7; oh * ow]);
+            max_pool2d(x, [1, size[0], size[1], 1], &window, &mut y, &mut index);
+            (y, index)
+        };
+        assert_eq!(pool(&[2.0, 2.0, 1.0, 2.0], Window::square(2, 1, 0), [2, 2]), (vec![2.0], vec![0]));
+        let (y, index) = pool(&[2.0, f32::NAN, 5.0, f32::NAN], Window::square(2, 1, 0), [2, 2]);
+        assert!(y[0].is_nan() && index == [1]);
+        // Every corner of a padded 3 x 3 window over 2 x 2 negative numbers sees the whole map.
+        assert_eq!(pool(&[-4.0, -3.0, -2.0, -1.0], Window::square(3, 1, 1), [2, 2]), (vec![-1.0; 4], vec![3; 4]));
+        // Minus infinity is a value like others.
+        assert_eq!(pool(&[f32::NEG_INFINITY], Window::square(1, 1, 0), [1, 1]).1, [0]);
+    }
+
+    /// Worked out by hand from the rules of PyTorch.
+    #[test]
+    fn averages_have_the_divisors_of_the_field() {
+        let check = |table: &Table, expected: &[f64]| {
+            let x: Vec<f64> = (1..=table.input()).map(|i| (i * i) as f64).collect();
+            let mut y = vec![0.0; table.output()];
+            table.apply(&x, 1, 1, &mut y);
+            assert!(y.len() == expected.len() && y.iter().zip(expected).all(|(y, e)| (y - e).abs() < 1e-12), "{y:?}");
+        };
+        check(&average(5, 3, 2, 1, true), &[5.0 / 3.0, 29.0 / 3.0, 41.0 / 3.0]);
+        check(&average(5, 3, 2, 1, false), &[2.5, 29.0 / 3.0, 20.5]);
+        check(&adaptive_average(5, 3), &[2.5, 29.0 / 3.0, 20.5]);
+        check(&adaptive_average(2, 3), &[1.0, 2.5, 4.0]);
+    }
+}
