@@ -2,13 +2,15 @@
 
 use kernels_cpu::{attention::keeps, gather};
 
+use super::matmul::{check_trains, weight_fits, widened};
 use crate::dtype::DType;
-use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
 use crate::tensor::Tensor;
+use crate::{for_dtype, for_float};
 
-/// Rows of a table [v, d] by i64 ids [..]: output [.., d]. Also torch's index_select along the first dimension.
+/// Rows of a table [v, d] by i64 ids [..]: output [.., d]. Also torch's index_select along the first dimension. A table stored in half
+/// gives f32; it is then not trained.
 pub struct Embedding;
 
 impl Op for Embedding {
@@ -18,15 +20,17 @@ impl Op for Embedding {
 
     fn shape(&self, x: &[Meta]) -> Meta {
         assert!(x[0].dims.len() == 2 && x[1].dtype == DType::I64, "embedding: a table {:?} and ids {:?}", x[0], x[1]);
-        Meta { dims: x[1].dims.followed_by(&x[0].dims[1..]), ..x[0] }
+        let dtype = if weight_fits(x[0].dtype, DType::F32) { DType::F32 } else { x[0].dtype };
+        assert!(dtype.is_arithmetic(), "embedding: a table of {dtype}");
+        Meta { dims: x[1].dims.followed_by(&x[0].dims[1..]), dtype }
     }
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let (table, ids) = (x[0].packed(), x[1].packed());
-        for_float!("embedding", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
-            gather::gather_rows(table.as_slice::<F>(), table.dims()[1], ids.as_slice(), y)
-        }))
-        .into()
+        let rows = for_dtype!(table.dtype(), T => Tensor::write(out.dims, |y: &mut [T]| {
+            gather::gather_rows(table.as_slice::<T>(), table.dims()[1], ids.as_slice(), y)
+        }));
+        widened(&rows).into()
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -34,6 +38,7 @@ impl Op for Embedding {
     }
 
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        check_trains("embedding", saved.meta(0).dtype);
         let (dims, ids, dy) = (saved.dims(0), saved.input(1).packed(), dy.packed());
         let table = for_float!("embedding", dy.dtype(), F => Tensor::write(dims, |table: &mut [F]| {
             table.fill(0.0);
@@ -125,6 +130,23 @@ crate::check_ops!(Embedding, Dropout);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_stored_in_half_gives_its_f32_values() {
+        let mut g = Gen::new(8, 6);
+        for dtype in [DType::BF16, DType::F16] {
+            let (table, ids) = (g.tensor([5, 3]).to_dtype(dtype), g.ids([2, 4], 5));
+            let rows = table.embedding(&ids);
+            assert_eq!(rows.to_vec::<f32>(), table.to_dtype(DType::F32).embedding(&ids).to_vec::<f32>());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "embedding: a weight stored as f16 has no gradient")]
+    fn a_table_stored_in_half_refuses_its_gradient() {
+        let table = Tensor::full([2, 3], 1.0, DType::F16).trainable();
+        table.embedding(&Tensor::from_slice(&[1i64], [1])).sum_all().backward();
+    }
 
     #[test]
     fn dropout_keeps_the_share_and_the_mean() {

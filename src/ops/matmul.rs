@@ -1,9 +1,11 @@
 //! Matrix products.
 
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use kernels_cpu::gemm::{self, Mat};
 use kernels_cpu::map::{self, Saved as Needs, Unary};
 
-use crate::dtype::Element;
+use crate::dtype::{DType, Element};
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::layout::Dims;
@@ -81,7 +83,32 @@ impl Op for Matmul {
     }
 }
 
-/// y = act(x W^T + b) for x [.., in], W [out, in] and b `[out]`: one matrix product, the activation on its rows.
+/// Whether a weight of one type serves activations of another: the same type, or half stored beside f32.
+pub(super) fn weight_fits(weight: DType, activations: DType) -> bool {
+    weight == activations || activations == DType::F32 && is_half(weight)
+}
+
+fn is_half(dtype: DType) -> bool {
+    matches!(dtype, DType::BF16 | DType::F16)
+}
+
+/// A weight stored in half as f32, which is what arithmetic is done in; any other as it is.
+pub(super) fn widened(weight: &Tensor) -> Tensor {
+    let packed = || weight.packed();
+    match weight.dtype() {
+        DType::BF16 => Tensor::write(*weight.dims(), |w| packed().as_slice::<bf16>().convert_to_f32_slice(w)),
+        DType::F16 => Tensor::write(*weight.dims(), |w| packed().as_slice::<f16>().convert_to_f32_slice(w)),
+        _ => weight.detach(),
+    }
+}
+
+/// Refuses the gradient of a weight that is stored in half.
+pub(super) fn check_trains(op: &str, weight: DType) {
+    assert!(!is_half(weight), "{op}: a weight stored as {weight} has no gradient; convert it to f32 to train it");
+}
+
+/// y = act(x W^T + b) for x [.., in], W [out, in] and b `[out]`: one matrix product, the activation on its rows. W and b may be stored
+/// in half beside an x of f32; they are then not trained.
 pub struct Linear {
     /// Applied last.
     pub act: Option<Unary>,
@@ -94,13 +121,14 @@ impl Op for Linear {
 
     fn shape(&self, x: &[Meta]) -> Meta {
         let (d, w) = (x[0].dims, x[1].dims);
-        let fits = !d.is_empty() && w.len() == 2 && d[d.len() - 1] == w[1] && x.iter().all(|m| m.dtype == x[0].dtype);
+        let types = x[1..].iter().all(|m| weight_fits(m.dtype, x[0].dtype));
+        let fits = !d.is_empty() && w.len() == 2 && d[d.len() - 1] == w[1] && types;
         assert!(fits && x.get(2).is_none_or(|b| b.dims[..] == w[..1]), "linear: {x:?}");
         Meta { dims: d.with(d.len() - 1, w[0]), ..x[0] }
     }
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
-        let (w, bias) = (x[1], x.get(2).map(|b| b.packed()));
+        let (w, bias) = (&widened(x[1]), x.get(2).map(|b| widened(b).packed()));
         let rows = rows_of(x[0]);
         let keeps_input = self.act.is_some_and(|act| act.saves() == Needs::Input);
         for_float!("linear", out.dtype, F => {
@@ -129,6 +157,7 @@ impl Op for Linear {
     }
 
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        (1..saved.count()).filter(|&i| saved.needs(i)).for_each(|i| check_trains("linear", saved.meta(i).dtype));
         let dy = dy.packed();
         let dz = match self.act {
             None => dy,
@@ -145,7 +174,7 @@ impl Op for Linear {
         };
         let rows = rows_of(&dz);
         let mut gradients = vec![
-            saved.want(0, || rows.matmul(saved.input(1)).reshape(saved.dims(0))),
+            saved.want(0, || rows.matmul(&widened(saved.input(1))).reshape(saved.dims(0))),
             saved.want(1, || rows.transpose(0, 1).matmul(&rows_of(saved.input(0)))),
         ];
         if saved.count() == 3 {
@@ -205,3 +234,46 @@ impl Tensor {
 }
 
 crate::check_ops!(Matmul, Linear);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_stored_in_half_computes_as_its_f32_values() {
+        let mut g = Gen::new(4, 9);
+        for i in 0..60 {
+            let (front, [input, output]) = (g.dims(0, 2), [g.size(), g.size()]);
+            let dtype = [DType::BF16, DType::F16][i % 2];
+            let x = g.tensor(front.followed_by(&[input])).to_dtype(DType::F32).trainable();
+            // Transposed half of the time: the layout of a weight is its file's.
+            let weight = if g.rng.chance(0.5) {
+                g.tensor([output, input]).to_dtype(dtype)
+            } else {
+                g.tensor([input, output]).to_dtype(dtype).transpose(0, 1)
+            };
+            let bias = g.tensor([output]).to_dtype([dtype, DType::F32][i / 2 % 2]);
+            let act = g.choose(&[None, Some(Unary::Gelu)]);
+            let run = |weight: &Tensor, bias: &Tensor| {
+                let y = x.linear(weight, Some(bias), act);
+                let value = y.to_vec::<f32>();
+                (value, y.sum_all().backward().get(&x).map(Tensor::to_vec::<f32>))
+            };
+            let wide = run(&weight.to_dtype(DType::F32), &bias.to_dtype(DType::F32));
+            assert_eq!(run(&weight, &bias), wide);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "linear: a weight stored as bf16 has no gradient")]
+    fn a_weight_stored_in_half_refuses_its_gradient() {
+        let weight = Tensor::full([2, 3], 1.0, DType::BF16).trainable();
+        Tensor::zeros([4, 3], DType::F32).linear(&weight, None, None).sum_all().backward();
+    }
+
+    #[test]
+    #[should_panic(expected = "linear")]
+    fn other_mixed_types_are_refused() {
+        Tensor::zeros([4, 3], DType::F64).linear(&Tensor::zeros([2, 3], DType::F16), None, None);
+    }
+}

@@ -1,14 +1,20 @@
 //! The ops, one file per family: shape rule, CPU arm, derivative and checks together.
 
 pub mod attention;
+pub mod batch_norm;
 pub mod binary;
+pub mod conv;
+pub mod gather;
 pub mod index;
 pub mod loss;
 pub mod matmul;
 pub mod norm;
+pub mod pool;
 pub mod reduce;
+pub mod resize;
 pub mod shape;
 pub mod softmax;
+pub mod topk;
 pub mod unary;
 
 use crate::gradcheck::{Case, Gen};
@@ -56,8 +62,18 @@ pub const REGISTRY: &[Entry] = &[
     entry::<softmax::LogSoftmax>("log_softmax"),
     entry::<norm::LayerNorm>("layer_norm"),
     entry::<norm::L2Normalise>("l2_normalise"),
+    entry::<batch_norm::BatchNorm>("batch_norm"),
+    entry::<conv::Conv2d>("conv2d"),
+    entry::<pool::MaxPool2d>("max_pool2d"),
+    entry::<pool::AvgPool2d>("avg_pool2d"),
+    entry::<pool::AdaptiveAvgPool2d>("adaptive_avg_pool2d"),
+    entry::<resize::Resize>("resize"),
     entry::<index::Embedding>("embedding"),
     entry::<index::Dropout>("dropout"),
+    entry::<gather::Gather>("gather"),
+    entry::<gather::IndexSelect>("index_select"),
+    entry::<gather::ScatterAdd>("scatter_add"),
+    entry::<topk::TopK>("topk"),
     entry::<attention::Attention>("attention"),
     entry::<loss::CrossEntropy>("cross_entropy"),
     entry::<loss::BceWithLogits>("bce_with_logits"),

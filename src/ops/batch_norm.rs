@@ -1,0 +1,150 @@
+//! Batch norm over the last dimension.
+
+use kernels_cpu::batch_norm as kernel;
+
+use crate::for_float;
+use crate::gradcheck::{Case, Gen};
+use crate::op::{Meta, Op, Output, Saved, Saves, apply, apply_aux};
+use crate::tensor::Tensor;
+
+/// y = (x - mean) / sqrt(var + eps) weight + bias for each channel, the last dimension (Ioffe and Szegedy 2015).
+///
+/// Inputs are x, weight and bias: mean and biased variance are those of the batch, and the mean and the unbiased variance are
+/// by-products 1 and 2. With the inputs mean and var beside them, those are used, and get no gradient.
+pub struct BatchNorm {
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl Op for BatchNorm {
+    fn name(&self) -> &'static str {
+        "batch_norm"
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        let channels = x[0].dims.last().copied();
+        let fits = matches!(x.len(), 3 | 5)
+            && channels.is_some_and(|c| x[1..].iter().all(|m| m.dims[..] == [c] && m.dtype == x[0].dtype));
+        assert!(fits, "batch_norm: {x:?}");
+        let rows: usize = x[0].dims[..x[0].dims.len() - 1].iter().product();
+        assert!(x.len() == 5 || rows > 1, "batch_norm: the variance of a batch needs more than one value, got {x:?}");
+        x[0]
+    }
+
+    fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        let packed: Vec<Tensor> = x.iter().map(|x| x.packed()).collect();
+        let [x, weight, bias] = [0, 1, 2].map(|i| &packed[i]);
+        let (channels, rows) = (weight.numel(), x.numel() / weight.numel().max(1));
+        for_float!("batch_norm", out.dtype, F => {
+            let (mut mean, mut var) = (vec![0.0 as F; channels], vec![0.0 as F; channels]);
+            if let [_, _, _, running_mean, running_var] = &packed[..] {
+                mean.copy_from_slice(running_mean.as_slice());
+                var.copy_from_slice(running_var.as_slice());
+            } else {
+                kernel::statistics::<F>(x.as_slice(), &mut mean, &mut var);
+            }
+            let rstd: Vec<F> = var.iter().map(|var| 1.0 / (var + self.eps as F).sqrt()).collect();
+            let value = Tensor::write(out.dims, |y: &mut [F]| {
+                kernel::batch_norm(x.as_slice(), &mean, &rstd, weight.as_slice(), bias.as_slice(), y)
+            });
+            let mut aux = vec![Tensor::from_slice(&rstd, [channels]), Tensor::from_slice(&mean, [channels])];
+            if packed.len() == 3 {
+                let unbiased: Vec<F> = var.iter().map(|var| var * (rows as f64 / (rows as f64 - 1.0)) as F).collect();
+                aux.push(Tensor::from_slice(&unbiased, [channels]));
+            }
+            Output { value, aux }
+        })
+    }
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        Saves::input(0).and(Saves::input(1))
+    }
+
+    fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        let [x, weight, dy] = [saved.input(0).packed(), saved.input(1).packed(), dy.packed()];
+        let (channels, of_batch) = (weight.numel(), saved.count() == 3);
+        for_float!("batch_norm", dy.dtype(), F => {
+            let (mut dw, mut db) = (vec![0.0 as F; channels], vec![0.0 as F; channels]);
+            let dx = Tensor::write(*x.dims(), |dx: &mut [F]| {
+                let (rstd, mean) = (saved.aux(0).as_slice(), saved.aux(1).as_slice());
+                let (x, dy, weight) = (x.as_slice(), dy.as_slice(), weight.as_slice());
+                kernel::batch_norm_backward(x, dy, mean, rstd, weight, of_batch, dx, &mut dw, &mut db)
+            });
+            let mut gradients =
+                vec![Some(dx), Some(Tensor::from_slice(&dw, [channels])), Some(Tensor::from_slice(&db, [channels]))];
+            gradients.resize(saved.count(), None);
+            gradients
+        })
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        // Statistics of a batch need two rows; given ones do not.
+        let given = g.rng.chance(0.5);
+        let (channels, eps) = (g.size(), 0.1);
+        let front = if given {
+            g.dims(0, 3)
+        } else {
+            let front = g.full_dims(1, 3);
+            if front.numel() < 2 { front.with(0, 2) } else { front }
+        };
+        let inputs = vec![g.tensor(front.followed_by(&[channels])), g.tensor([channels]), g.tensor([channels])];
+        let (mean, var) = (g.tensor([channels]), g.uniform([channels], 0.2, 2.0));
+        let stats = move |x: &Tensor| {
+            if given {
+                return (mean.to_dtype(x.dtype()), var.to_dtype(x.dtype()));
+            }
+            let axes: Vec<usize> = (0..x.rank() - 1).collect();
+            let mean = x.mean(&axes, true);
+            let var = x.sub(&mean).square().mean(&axes, true);
+            (mean, var)
+        };
+        let reference = stats.clone();
+        Case::new(inputs, move |x| {
+            if given {
+                let (mean, var) = stats(&x[0]);
+                x[0].batch_norm(&x[1], &x[2], &mean, &var, eps)
+            } else {
+                x[0].batch_norm_train(&x[1], &x[2], eps).0
+            }
+        })
+        .equals(move |x| {
+            let (mean, var) = reference(&x[0]);
+            x[0].sub(&mean).mul(&var.affine(1.0, eps).rsqrt()).mul(&x[1]).add(&x[2])
+        })
+    }
+}
+
+impl Tensor {
+    /// Batch norm with the statistics of this batch [.., channels]. Also returns them, without a graph: the mean and the
+    /// unbiased variance of each channel.
+    ///
+    /// # Panics
+    /// If a channel has fewer than two values.
+    #[track_caller]
+    pub fn batch_norm_train(&self, weight: &Tensor, bias: &Tensor, eps: f64) -> (Tensor, [Tensor; 2]) {
+        let (y, aux) = apply_aux(BatchNorm { eps }, &[self, weight, bias]);
+        (y, [aux[1].clone(), aux[2].clone()])
+    }
+
+    /// Batch norm of [.., channels] with given statistics, as after training.
+    #[track_caller]
+    pub fn batch_norm(&self, weight: &Tensor, bias: &Tensor, mean: &Tensor, var: &Tensor, eps: f64) -> Tensor {
+        apply(BatchNorm { eps }, &[self, weight, bias, mean, var])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_by_products_are_the_mean_and_the_unbiased_variance() {
+        let x = Tensor::from_slice(&[1.0, 10.0, 3.0, 10.0, 8.0, 16.0], [3, 2]);
+        let ones = Tensor::from_slice(&[1.0, 1.0], [2]);
+        let (_, [mean, var]) = x.batch_norm_train(&ones, &ones, 1e-5);
+        assert_eq!(mean.to_vec::<f64>(), [4.0, 12.0]);
+        assert_eq!(var.to_vec::<f64>(), [13.0, 12.0]);
+    }
+}
+
+crate::check_ops!(BatchNorm);

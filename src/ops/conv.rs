@@ -1,0 +1,153 @@
+//! Convolution of channels-last maps.
+
+use kernels_cpu::conv::{self, Window};
+
+use crate::for_float;
+use crate::gradcheck::{Case, Gen};
+use crate::op::{Meta, Op, Output, Saved, Saves, apply};
+use crate::tensor::Tensor;
+
+/// y = x * weight + bias for x [n, h, w, in], a weight [out, in / groups, kh, kw] and a bias `[out]`: y [n, oh, ow, out].
+/// Pairs are (along rows, along columns).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    /// From a window to the next.
+    pub stride: [usize; 2],
+    /// Zeros around the map, on both sides.
+    pub padding: [usize; 2],
+    /// From an element of the window to the next.
+    pub dilation: [usize; 2],
+    /// Groups of channels that do not mix; divides both numbers of channels.
+    pub groups: usize,
+}
+
+impl Default for Conv2d {
+    fn default() -> Self {
+        Self { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 }
+    }
+}
+
+impl Conv2d {
+    /// The same stride and padding along rows and columns.
+    pub fn new(stride: usize, padding: usize) -> Self {
+        Self { stride: [stride; 2], padding: [padding; 2], ..Self::default() }
+    }
+
+    fn kernel(&self, x: Meta, weight: Meta) -> conv::Conv2d {
+        let (x, weight) = (x.dims, weight.dims);
+        let window = Window {
+            kernel: [weight[2], weight[3]],
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+        };
+        conv::Conv2d { n: x[0], size: [x[1], x[2]], input: x[3], output: weight[0], groups: self.groups, window }
+    }
+}
+
+impl Op for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn shape(&self, x: &[Meta]) -> Meta {
+        let fits = x[0].dims.len() == 4
+            && x[1].dims.len() == 4
+            && x[0].dims[3] == x[1].dims[1] * self.groups
+            && x.get(2).is_none_or(|bias| bias.dims[..] == x[1].dims[..1])
+            && x.iter().all(|m| m.dtype == x[0].dtype);
+        assert!(fits, "conv2d: {x:?} with {self:?}");
+        let kernel = self.kernel(x[0], x[1]);
+        let [rows, cols] = kernel.grid();
+        Meta::new([kernel.n, rows, cols, kernel.output], x[0].dtype)
+    }
+
+    fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        let kernel = self.kernel(x[0].meta(), x[1].meta());
+        let (map, weight, bias) = (x[0].packed(), x[1].packed(), x.get(2).map(|b| b.packed()));
+        for_float!("conv2d", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
+            kernel.forward(map.as_slice(), weight.as_slice(), bias.as_ref().map(|b| b.as_slice()), y)
+        }))
+        .into()
+    }
+
+    fn saves(&self, needs: &[bool]) -> Saves {
+        Saves::input_if(0, needs[1]).and(Saves::input_if(1, needs[0]))
+    }
+
+    fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        let (kernel, dy) = (self.kernel(saved.meta(0), saved.meta(1)), dy.packed());
+        for_float!("conv2d", dy.dtype(), F => {
+            let mut gradients = vec![
+                saved.want(0, || Tensor::write(saved.dims(0), |dx: &mut [F]| {
+                    kernel.backward_input(dy.as_slice(), saved.input(1).packed().as_slice(), dx)
+                })),
+                saved.want(1, || Tensor::write(saved.dims(1), |dw: &mut [F]| {
+                    kernel.backward_weight(saved.input(0).packed().as_slice(), dy.as_slice(), dw)
+                })),
+            ];
+            if saved.count() == 3 {
+                gradients.push(saved.want(2, || dy.sum(&[0, 1, 2], false)));
+            }
+            gradients
+        })
+    }
+
+    fn cases(g: &mut Gen) -> Case {
+        let mut pair = |low: usize, n: usize| [low + g.rng.below(n), low + g.rng.below(n)];
+        let (kernel, stride, padding, dilation) = (pair(1, 3), pair(1, 3), pair(0, 3), pair(1, 2));
+        let window = Window { kernel, stride, padding, dilation };
+        let mut size = [g.size(), g.size()];
+        while window.output(size).is_none() {
+            size = size.map(|s| s + 1);
+        }
+        // One channel to a group is a path of its own.
+        let groups = g.choose(&[1, 1, 2, 3]);
+        let [input, output] = if g.rng.chance(0.3) { [1, 1] } else { [g.size().min(4), g.size().min(4)] };
+        let n = g.size().min(3);
+        let mut inputs = vec![
+            g.tensor([n, size[0], size[1], input * groups]),
+            g.tensor([output * groups, input, kernel[0], kernel[1]]),
+        ];
+        if g.rng.chance(0.6) {
+            inputs.push(g.tensor([output * groups]));
+        }
+        let op = Conv2d { stride, padding, dilation, groups };
+        Case::new(inputs, move |x| x[0].conv2d(&x[1], x.get(2), op)).equals(move |x| composed(x, op))
+    }
+}
+
+/// Pixels under each element of the kernel, times its matrix.
+fn composed(x: &[Tensor], op: Conv2d) -> Tensor {
+    let [kh, kw] = [x[1].dims()[2], x[1].dims()[3]];
+    let [n, rows, cols, out] = [0, 1, 2, 3].map(|k| op.shape(&[x[0].meta(), x[1].meta()]).dims[k]);
+    let [i, o] = [x[1].dims()[1], out / op.groups];
+    let padded = x[0].pad(1, op.padding[0], op.padding[0]).pad(2, op.padding[1], op.padding[1]);
+    let along = |x: &Tensor, axis: usize, tap: usize, count: usize| {
+        x.narrow(axis + 1, tap * op.dilation[axis], (count - 1) * op.stride[axis] + 1).step(axis + 1, op.stride[axis])
+    };
+    let mut groups = Vec::new();
+    for group in 0..op.groups {
+        let mut sum = Tensor::zeros([n * rows * cols, o], x[0].dtype());
+        for (a, b) in (0..kh).flat_map(|a| (0..kw).map(move |b| (a, b))) {
+            let seen = along(&along(&padded, 0, a, rows), 1, b, cols).narrow(3, group * i, i);
+            let matrix = x[1].narrow(0, group * o, o).narrow(2, a, 1).narrow(3, b, 1).reshape([o, i]);
+            sum = sum + seen.reshape([n * rows * cols, i]).matmul(&matrix.transpose(0, 1));
+        }
+        groups.push(sum.reshape([n, rows, cols, o]));
+    }
+    let y = Tensor::concat(&groups.iter().collect::<Vec<_>>(), 3);
+    if let Some(bias) = x.get(2) { y.add(bias) } else { y }
+}
+
+impl Tensor {
+    /// Convolution of this map [n, h, w, in] with `weight` [out, in / groups, kh, kw] and `bias` `[out]`.
+    #[track_caller]
+    pub fn conv2d(&self, weight: &Tensor, bias: Option<&Tensor>, options: Conv2d) -> Tensor {
+        let mut inputs = vec![self, weight];
+        inputs.extend(bias);
+        apply(options, &inputs)
+    }
+}
+
+crate::check_ops!(Conv2d);
