@@ -1,32 +1,69 @@
 //! A tiny dual encoder, trained end to end.
 
 use tiergrad::loss::{Loss, TierOptions, similarities, tier_loss};
+use tiergrad::models::bert::BertConfig;
 use tiergrad::models::clip_text::TextConfig;
 use tiergrad::models::vit::VitConfig;
-use tiergrad::models::{DualEncoder, DualEncoderConfig};
-use tiergrad::nn::Module;
+use tiergrad::models::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText};
+use tiergrad::nn::{Module, ProjectionKind};
 use tiergrad::optim::{Optimiser, OptimiserConfig};
 use tiergrad::rng::Rng;
 use tiergrad::{DType, Tensor};
 
-fn model(class_token: bool, dtype: DType) -> DualEncoder {
-    let config = DualEncoderConfig {
-        vision: VitConfig {
-            image_size: 8,
-            patch_size: 4,
-            channels: 1,
-            width: 16,
-            depth: 2,
-            heads: 2,
-            class_token,
-            quick_gelu: true,
-        },
-        text: TextConfig { vocabulary: 20, max_length: 6, width: 16, depth: 1, heads: 4, quick_gelu: false },
-        joint: 8,
+fn config(class_token: bool) -> DualEncoderConfig {
+    let vision = VitConfig {
+        image_size: 8,
+        patch_size: 4,
+        channels: 1,
+        width: 16,
+        depth: 2,
+        heads: 2,
+        class_token,
+        quick_gelu: true,
+        stem: Vec::new(),
+        stem_residuals: 0,
     };
-    let mut model = DualEncoder::init(&config, 1, dtype).unwrap();
+    let text = TextConfig { vocabulary: 20, max_length: 6, width: 16, depth: 1, heads: 4, quick_gelu: false };
+    DualEncoderConfig {
+        vision,
+        text: text.into(),
+        joint: 8,
+        global_image: None,
+        global_text: None,
+        text_projection: ProjectionKind::Linear,
+    }
+}
+
+/// BERT and its head for texts, the mean of patches for images.
+fn bert_config() -> DualEncoderConfig {
+    let text = BertConfig {
+        vocabulary: 20,
+        max_length: 6,
+        width: 12,
+        depth: 2,
+        heads: 3,
+        mlp: 20,
+        token_types: 2,
+        pooler: false,
+        eps: 1e-12,
+    };
+    DualEncoderConfig {
+        text: text.into(),
+        global_image: Some(GlobalImage::MeanPatches),
+        global_text: Some(GlobalText::MeanTokens),
+        text_projection: ProjectionKind::Head,
+        ..config(true)
+    }
+}
+
+fn build(config: &DualEncoderConfig, dtype: DType) -> DualEncoder {
+    let mut model = DualEncoder::init(config, 1, dtype).unwrap();
     model.visit("", &mut |_, p| *p = p.trainable());
     model
+}
+
+fn model(class_token: bool, dtype: DType) -> DualEncoder {
+    build(&config(class_token), dtype)
 }
 
 /// Eight images, each with one bright quadrant and a brightness, and texts that say which.
@@ -100,27 +137,40 @@ fn any_thread_count_trains_to_the_same_bits() {
 #[test]
 fn the_whole_model_has_the_gradient_that_differences_have() {
     let options = weighed(3.0, 2.0);
-    let mut whole = model(true, DType::F64);
-    let grads = loss(&whole, DType::F64, &options).total.backward();
-    let mut rng = Rng::new(1, 1);
-    let mut checks = Vec::new();
-    whole.visit("", &mut |name, p| {
-        let direction = Tensor::randn(*p.dims(), DType::F64, &mut rng);
-        let gradient = grads.get(p).unwrap_or_else(|| panic!("no gradient for {name}"));
-        checks.push((name.to_owned(), gradient.mul(&direction).sum_all().item(), direction));
-    });
-    for (name, analytic, direction) in &checks {
-        let shifted = |h: f64| {
-            let mut moved = model(true, DType::F64);
-            moved.visit("", &mut |n, p| *p = if n == name { p.detach().add(&(direction * h)) } else { p.detach() });
-            loss(&moved, DType::F64, &options).total.item()
-        };
-        let numeric = (shifted(1e-6) - shifted(-1e-6)) / 2e-6;
-        assert!(
-            (analytic - numeric).abs() < 1e-6 * (1.0 + numeric.abs()),
-            "{name}: backward {analytic}, differences {numeric}"
-        );
+    for config in [config(true), bert_config()] {
+        let mut whole = build(&config, DType::F64);
+        let grads = loss(&whole, DType::F64, &options).total.backward();
+        let mut rng = Rng::new(1, 1);
+        let mut checks = Vec::new();
+        whole.visit("", &mut |name, p| {
+            let direction = Tensor::randn(*p.dims(), DType::F64, &mut rng);
+            let gradient = grads.get(p).unwrap_or_else(|| panic!("no gradient for {name}"));
+            checks.push((name.to_owned(), gradient.mul(&direction).sum_all().item(), direction));
+        });
+        for (name, analytic, direction) in &checks {
+            let shifted = |h: f64| {
+                let mut moved = build(&config, DType::F64);
+                moved.visit("", &mut |n, p| *p = if n == name { p.detach().add(&(direction * h)) } else { p.detach() });
+                loss(&moved, DType::F64, &options).total.item()
+            };
+            let numeric = (shifted(1e-6) - shifted(-1e-6)) / 2e-6;
+            assert!(
+                (analytic - numeric).abs() < 1e-6 * (1.0 + numeric.abs()),
+                "{name}: backward {analytic}, differences {numeric}"
+            );
+        }
     }
+}
+
+#[test]
+fn the_logit_scale_is_held_at_its_maximum() {
+    let mut model = model(true, DType::F32);
+    model.logit_scale = Tensor::scalar(7.0f32);
+    model.clamp_logit_scale().unwrap();
+    assert_eq!(model.logit_scale.item(), f64::from(tiergrad::models::dual_encoder::MAX_LOGIT_SCALE as f32));
+    model.logit_scale = Tensor::scalar(2.0f32);
+    model.clamp_logit_scale().unwrap();
+    assert_eq!(model.logit_scale.item(), 2.0);
 }
 
 #[test]

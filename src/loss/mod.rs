@@ -29,6 +29,18 @@ impl Default for TierOptions {
     }
 }
 
+impl TierOptions {
+    /// Weights of the entropy over patches and of the entropy over tokens.
+    pub fn weights(&self) -> [f64; 2] {
+        if self.swap_lambdas { [self.lambda_t, self.lambda_p] } else { [self.lambda_p, self.lambda_t] }
+    }
+
+    /// The tokens that enter the penalty, of a mask [n, T] of real ones.
+    pub fn counted(&self, mask: &Tensor) -> Tensor {
+        if self.mask_padding { mask.clone() } else { Tensor::full(*mask.dims(), 1.0, mask.dtype()) }
+    }
+}
+
 /// The parts of the objective; all scalars.
 pub struct Loss {
     /// What is minimised.
@@ -51,9 +63,31 @@ pub fn logits(images: &Tensor, texts: &Tensor, logit_scale: &Tensor) -> Tensor {
     images.l2_normalise().matmul(&texts.l2_normalise().transpose(0, 1)).mul(&logit_scale.exp())
 }
 
-/// Contrastive loss plus TIER for `views` of the same images with their texts. `mask` u8 [n, T] marks real tokens; `groups` i64 `[n]` names texts
-/// that count as positives of each other (distinct: pairs as in CLIP). Contrastive loss and penalty are averaged over views; each pair of
-/// views adds its image-image contrast to that average.
+/// The contrastive loss of `views` (embeddings of the whole image, [n, d] each) with their texts [n, d]: the mean over views, and over pairs of views,
+/// whose image-image contrast is added to it. `groups` i64 `[n]` names texts that count as positives of each other (distinct: pairs as in CLIP).
+pub fn contrast(views: &[&Tensor], texts: &Tensor, groups: &Tensor, logit_scale: &Tensor) -> Tensor {
+    let mut parts: Vec<Tensor> = views.iter().map(|v| logits(v, texts, logit_scale).contrastive(groups)).collect();
+    for (i, a) in views.iter().enumerate() {
+        parts.extend(views[i + 1..].iter().map(|b| logits(a, b, logit_scale).contrastive(groups)));
+    }
+    mean(parts)
+}
+
+/// TIER's entropies over patches and over tokens, averaged over views, of patch embeddings [n, P, d] and token embeddings [n, T, d].
+pub fn entropies(views: &[&Tensor], tokens: &Tensor, mask: &Tensor, options: &TierOptions) -> [Tensor; 2] {
+    let counted = options.counted(mask);
+    let both =
+        mean(views.iter().map(|v| similarities(tokens, v).tier(&counted, options.eps, options.temperature)).collect());
+    [0, 1].map(|i| both.narrow(0, i, 1).reshape([]))
+}
+
+fn mean(parts: Vec<Tensor>) -> Tensor {
+    let n = parts.len() as f64;
+    parts.into_iter().reduce(|a, b| a + b).expect("at least one view") * (1.0 / n)
+}
+
+/// Contrastive loss plus TIER for `views` of the same images with their texts. `mask` u8 [n, T] marks real tokens; see [`contrast`] and
+/// [`entropies`].
 pub fn tier_loss(
     views: &[Embeddings],
     texts: &Embeddings,
@@ -62,24 +96,11 @@ pub fn tier_loss(
     logit_scale: &Tensor,
     options: &TierOptions,
 ) -> Loss {
-    assert!(!views.is_empty(), "tier_loss: no views");
-    let mean = |parts: Vec<Tensor>| {
-        let n = parts.len() as f64;
-        parts.into_iter().reduce(|a, b| a + b).expect("at least one") * (1.0 / n)
-    };
-    let mut contrasts: Vec<Tensor> =
-        views.iter().map(|v| logits(&v.whole, &texts.whole, logit_scale).contrastive(groups)).collect();
-    for (i, a) in views.iter().enumerate() {
-        contrasts.extend(views[i + 1..].iter().map(|b| logits(&a.whole, &b.whole, logit_scale).contrastive(groups)));
-    }
-    let clip = mean(contrasts);
-    let counted = if options.mask_padding { mask.clone() } else { Tensor::full(*mask.dims(), 1.0, mask.dtype()) };
-    let penalty =
-        |v: &Embeddings| similarities(&texts.parts, &v.parts).tier(&counted, options.eps, options.temperature);
-    let entropies = mean(views.iter().map(penalty).collect());
-    let [patch_entropy, token_entropy] = [0, 1].map(|i| entropies.narrow(0, i, 1).reshape([]));
-    let [lambda_p, lambda_t] =
-        if options.swap_lambdas { [options.lambda_t, options.lambda_p] } else { [options.lambda_p, options.lambda_t] };
-    let total = &clip + &(&patch_entropy * lambda_p + &token_entropy * lambda_t);
+    let [wholes, parts]: [Vec<&Tensor>; 2] =
+        [views.iter().map(|v| &v.whole).collect(), views.iter().map(|v| &v.parts).collect()];
+    let clip = contrast(&wholes, &texts.whole, groups, logit_scale);
+    let [patch_entropy, token_entropy] = entropies(&parts, &texts.parts, mask, options);
+    let [over_patches, over_tokens] = options.weights();
+    let total = &clip + &(&patch_entropy * over_patches + &token_entropy * over_tokens);
     Loss { total, clip, patch_entropy, token_entropy }
 }

@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 
 /// Sizes of a text transformer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct TextConfig {
     /// Number of token ids.
     pub vocabulary: usize,
@@ -22,6 +22,13 @@ pub struct TextConfig {
     pub heads: usize,
     /// CLIP's QuickGELU instead of GELU.
     pub quick_gelu: bool,
+}
+
+impl Default for TextConfig {
+    /// A small one that a CPU trains from scratch.
+    fn default() -> Self {
+        Self { vocabulary: 2000, max_length: 64, width: 128, depth: 2, heads: 2, quick_gelu: false }
+    }
 }
 
 /// A causal text transformer.

@@ -2,24 +2,79 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::clip_text::{ClipText, TextConfig};
+use super::text_tower::{TextTower, TextTowerConfig};
 use super::vit::{Vit, VitConfig};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::for_float;
 use crate::formats::Weights;
-use crate::nn::{Init, Linear, Module, Params, Source};
+use crate::nn::{Init, Linear, Module, Params, Projection, ProjectionKind, Source};
 use crate::tensor::Tensor;
 
 /// Sizes of a dual encoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct DualEncoderConfig {
     /// The image side.
     pub vision: VitConfig,
     /// The text side.
-    pub text: TextConfig,
+    pub text: TextTowerConfig,
     /// Width of the joint space.
     pub joint: usize,
+    /// What stands for the whole image; default: the class token where there is one, else the mean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_image: Option<GlobalImage>,
+    /// What stands for the whole text; default: the text side's own token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_text: Option<GlobalText>,
+    /// How tokens get into the joint space.
+    pub text_projection: ProjectionKind,
+}
+
+/// What stands for a whole image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GlobalImage {
+    /// The projected class token.
+    Cls,
+    /// The mean of the unnormalised projected patches.
+    MeanPatches,
+}
+
+/// What stands for a whole text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GlobalText {
+    /// One token, projected: CLIP's last real one, BERT's first.
+    Token,
+    /// The mean of the unnormalised projected real tokens; small models learn it sooner.
+    MeanTokens,
+}
+
+impl Default for DualEncoderConfig {
+    /// A small one that a CPU trains from scratch.
+    fn default() -> Self {
+        Self {
+            vision: VitConfig::default(),
+            text: TextTowerConfig::default(),
+            joint: 128,
+            global_image: None,
+            global_text: Some(GlobalText::MeanTokens),
+            text_projection: ProjectionKind::default(),
+        }
+    }
+}
+
+impl DualEncoderConfig {
+    fn check(&self) -> Result<()> {
+        if self.global_image == Some(GlobalImage::Cls) && !self.vision.class_token {
+            return Err(Error::usage("global_image = cls needs class_token = true in vision; or take mean_patches"));
+        }
+        if matches!(&self.text, TextTowerConfig::Bert(bert) if bert.pooler) {
+            return Err(Error::usage("text: a dual encoder does not use BERT's pooler; set pooler = false"));
+        }
+        Ok(())
+    }
 }
 
 /// Embeddings of images or texts in the joint space: projected, not normalised.
@@ -34,9 +89,9 @@ pub struct Embeddings {
 pub struct DualEncoder {
     config: DualEncoderConfig,
     vision: Vit,
-    text: ClipText,
+    text: TextTower,
     visual_projection: Linear,
-    text_projection: Linear,
+    text_projection: Projection,
     /// Logarithm of the factor of cosines; a scalar.
     pub logit_scale: Tensor,
 }
@@ -62,14 +117,28 @@ impl DualEncoder {
     }
 
     /// Asks for every parameter.
+    ///
+    /// # Errors
+    /// If the parts of the config do not fit each other, or a parameter is missing or has other dims.
     pub fn new(params: &Params, config: &DualEncoderConfig) -> Result<Self> {
-        let project =
-            |name, width: usize| Linear::new(params, name, [width, config.joint], false, (width as f64).powf(-0.5));
+        config.check()?;
+        let (width, joint) = (config.vision.width, config.joint);
         Ok(Self {
             vision: Vit::new(&params.at("vision_model"), &config.vision)?,
-            text: ClipText::new(&params.at("text_model"), &config.text)?,
-            visual_projection: project("visual_projection", config.vision.width)?,
-            text_projection: project("text_projection", config.text.width)?,
+            text: TextTower::new(&params.at("text_model"), &config.text)?,
+            visual_projection: Linear::new(
+                params,
+                "visual_projection",
+                [width, joint],
+                false,
+                (width as f64).powf(-0.5),
+            )?,
+            text_projection: Projection::new(
+                params,
+                "text_projection",
+                [config.text.width(), joint],
+                config.text_projection,
+            )?,
             logit_scale: params.get("logit_scale", &[], Init::Constant((1.0f64 / 0.07).ln()))?,
             config: config.clone(),
         })
@@ -80,26 +149,48 @@ impl DualEncoder {
         &self.config
     }
 
-    /// Pixels [n, c, h, w]. The whole is the class token's projection, or the mean of the unnormalised projected patches.
+    /// Pixels [n, c, h, w]. The whole is the class token's projection, or the mean of the unnormalised projected patches: see
+    /// [`GlobalImage`].
     pub fn encode_image(&self, pixels: &Tensor) -> Embeddings {
         let projected = self.visual_projection.forward(&self.vision.forward(pixels), None);
-        if self.config.vision.class_token {
-            let patches = projected.dims()[1] - 1;
-            Embeddings { whole: projected.at(1, 0), parts: projected.narrow(1, 1, patches) }
-        } else {
-            Embeddings { whole: projected.mean(&[1], false), parts: projected }
-        }
+        let class = usize::from(self.config.vision.class_token);
+        let parts = projected.narrow(1, class, projected.dims()[1] - class);
+        let whole = match self.config.global_image {
+            None | Some(GlobalImage::Cls) if class == 1 => projected.at(1, 0),
+            _ => parts.mean(&[1], false),
+        };
+        Embeddings { whole, parts }
     }
 
-    /// Ids i64 [n, T] and mask u8 [n, T]; padding is at the end. The whole is the last real token's projection.
+    /// Ids i64 [n, T] and mask u8 [n, T]; padding is at the end. The whole is what [`GlobalText`] says.
     pub fn encode_text(&self, ids: &Tensor, mask: &Tensor) -> Embeddings {
         let [n, t] = [ids.dims()[0], ids.dims()[1]];
-        let parts = self.text_projection.forward(&self.text.forward(ids, mask), None);
-        let mask = mask.to_vec::<u8>();
-        let ends: Vec<i64> =
-            (0..n).map(|i| (i * t + mask[i * t..][..t].iter().rposition(|&m| m != 0).unwrap_or(0)) as i64).collect();
-        let whole = parts.reshape([n * t, self.config.joint]).embedding(&Tensor::from_slice(&ends, [n]));
+        let parts = self.text_projection.forward(&self.text.forward(ids, mask));
+        if self.config.global_text == Some(GlobalText::MeanTokens) {
+            let real = mask.to_vec::<u8>();
+            let count = |i: usize| real[i * t..][..t].iter().filter(|&&m| m != 0).count().max(1) as f64;
+            let shares: Vec<f64> = (0..n * t).map(|k| if real[k] != 0 { 1.0 / count(k / t) } else { 0.0 }).collect();
+            let shares = Tensor::from_slice(&shares, [n, 1, t]).to_dtype(parts.dtype());
+            return Embeddings { whole: shares.matmul(&parts).at(1, 0), parts };
+        }
+        let rows: Vec<i64> =
+            self.text.whole(mask).to_vec::<i64>().iter().zip(0..).map(|(p, i)| i * t as i64 + p).collect();
+        let whole = parts.reshape([n * t, self.config.joint]).embedding(&Tensor::from_slice(&rows, [n]));
         Embeddings { whole, parts }
+    }
+
+    /// Holds the logit scale at [`MAX_LOGIT_SCALE`] at most, as CLIP does after each step.
+    ///
+    /// # Errors
+    /// If another tensor shares the parameter's bytes.
+    pub fn clamp_logit_scale(&mut self) -> Result<()> {
+        for_float!("clamp_logit_scale", self.logit_scale.dtype(), F => {
+            let shared = || Error::new("logit_scale is shared, so it cannot be changed in place");
+            for value in self.logit_scale.as_mut_slice::<F>().ok_or_else(shared)? {
+                *value = value.min(MAX_LOGIT_SCALE as F);
+            }
+        });
+        Ok(())
     }
 }
 

@@ -1,7 +1,12 @@
 //! The models, one readable file each.
 
+pub mod bert;
+pub mod classifier;
 pub mod clip_text;
 pub mod dual_encoder;
+pub mod text_tower;
 pub mod vit;
 
-pub use dual_encoder::{DualEncoder, DualEncoderConfig};
+pub use classifier::{Classifier, ClassifierConfig};
+pub use dual_encoder::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText};
+pub use text_tower::TextTowerConfig;

@@ -1,11 +1,15 @@
 //! Layers: plain structs of tensors with `forward`; one visitor names their parameters.
 
 mod block;
+mod conv;
 mod params;
+mod projection;
 
 pub use block::{Block, Config as EncoderConfig, Encoder};
+pub use conv::{BatchNorm, Conv2d};
 pub use kernels_cpu::map::Unary;
 pub use params::{Init, Module, Params, Source};
+pub use projection::{Projection, ProjectionHead, ProjectionKind};
 
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -66,6 +70,42 @@ impl LayerNorm {
     /// x [.., width].
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(&self.weight, &self.bias, self.eps)
+    }
+}
+
+/// Group norm with one group (Wu and He 2018): an image's whole map to mean 0 and variance 1, then a factor and a shift per channel.
+pub struct GroupNorm {
+    /// `[channels]`
+    pub weight: Tensor,
+    /// `[channels]`
+    pub bias: Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl GroupNorm {
+    /// Asks for `weight` and `bias`.
+    ///
+    /// # Errors
+    /// If a file does not have them, or with other dims.
+    pub fn new(params: &Params, name: &str, channels: usize, eps: f64) -> Result<Self> {
+        let LayerNorm { weight, bias, eps } = LayerNorm::new(params, name, channels, eps)?;
+        Ok(Self { weight, bias, eps })
+    }
+
+    /// x [n, h, w, channels].
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (dims, map) = (*x.dims(), x.dims()[1..].iter().product::<usize>());
+        let (one, zero) = (Tensor::full([map], 1.0, x.dtype()), Tensor::zeros([map], x.dtype()));
+        let normed = x.reshape([dims[0], map]).layer_norm(&one, &zero, self.eps).reshape(dims);
+        normed.mul(&self.weight) + &self.bias
+    }
+}
+
+impl Module for GroupNorm {
+    fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+        f(&format!("{at}.weight"), &mut self.weight);
+        f(&format!("{at}.bias"), &mut self.bias);
     }
 }
 

@@ -14,6 +14,16 @@ use crate::tensor::Tensor;
 pub trait Module {
     /// Calls `f` with the full name and the tensor of every parameter below `at`, always in the same order.
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor));
+
+    /// As [`Module::visit`] for buffers: tensors that are kept in files beside the parameters but never trained, such as
+    /// batch norm's running statistics. A module whose parts have some passes the call on; most have none.
+    fn visit_buffers(&mut self, _at: &str, _f: &mut dyn FnMut(&str, &mut Tensor)) {}
+
+    /// Parameters, then buffers: all that a file of this module holds.
+    fn visit_all(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+        self.visit(at, f);
+        self.visit_buffers(at, f);
+    }
 }
 
 /// How a parameter starts where no file gives it.
