@@ -1,0 +1,132 @@
+//! boxes.json: where findings are, as COCO files say it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::error::{At, Error, Result};
+
+/// Boxes of images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Boxes {
+    /// By image (its `file_name`, as the tables name it); an image without a finding has none.
+    pub of: BTreeMap<String, Vec<Annotation>>,
+}
+
+/// One finding in one place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Annotation {
+    /// The category's name: a label.
+    pub label: String,
+    /// Left, top, width, height in pixels of the source picture.
+    pub bbox: [f64; 4],
+}
+
+#[derive(Deserialize)]
+struct Coco {
+    images: Vec<Image>,
+    annotations: Vec<Found>,
+    categories: Vec<Category>,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    id: i64,
+    file_name: String,
+}
+
+#[derive(Deserialize)]
+struct Category {
+    id: i64,
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    image_id: i64,
+    category_id: i64,
+    bbox: [f64; 4],
+}
+
+impl Boxes {
+    /// Reads a COCO file; keys besides `images`, `annotations` and `categories` are ignored.
+    ///
+    /// # Errors
+    /// If it is no such file, an id is twice or nowhere, or a box has no area; the message names the annotation.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::parse(&std::fs::read(path).at(path)?).at(path)
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self> {
+        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+        let coco: Coco = serde_json::from_slice(bytes)
+            .map_err(|e| Error::new(format!("{e}; boxes are COCO JSON with images, annotations and categories")))?;
+        let twice = |what: &str, id: i64| Error::new(format!("{what} id {id} is there twice; give each its own"));
+        let mut images = BTreeMap::new();
+        let mut of: BTreeMap<String, Vec<Annotation>> = BTreeMap::new();
+        for image in &coco.images {
+            if images.insert(image.id, &image.file_name).is_some() {
+                return Err(twice("image", image.id));
+            }
+            if of.insert(image.file_name.clone(), Vec::new()).is_some() {
+                return Err(Error::new(format!("image {:?} is there twice; keep one", image.file_name)));
+            }
+        }
+        let mut categories = BTreeMap::new();
+        for category in &coco.categories {
+            if categories.insert(category.id, &category.name).is_some() {
+                return Err(twice("category", category.id));
+            }
+        }
+        for (i, found) in coco.annotations.iter().enumerate() {
+            let wrong = |what: String| Error::new(format!("annotation {i} (counted from 0): {what}"));
+            let image =
+                images.get(&found.image_id).ok_or_else(|| wrong(format!("no image has id {}", found.image_id)))?;
+            let label = categories
+                .get(&found.category_id)
+                .ok_or_else(|| wrong(format!("no category has id {}", found.category_id)))?;
+            let bbox = found.bbox;
+            if bbox.iter().any(|x| !x.is_finite()) || bbox[2] <= 0.0 || bbox[3] <= 0.0 {
+                return Err(wrong(format!("bbox {bbox:?} has no area; give [x, y, width, height] in source pixels")));
+            }
+            of.entry((*image).clone()).or_default().push(Annotation { label: (*label).clone(), bbox });
+        }
+        Ok(Self { of })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(annotations: &str) -> Result<Boxes> {
+        let json = format!(
+            r#"{{"info": {{}}, "images": [{{"id": 7, "file_name": "images/a.png", "width": 4}}, {{"id": 8, "file_name": "b.png"}}],
+                "categories": [{{"id": 1, "name": "Nodule"}}], "annotations": [{annotations}]}}"#
+        );
+        Boxes::parse(json.as_bytes())
+    }
+
+    #[test]
+    fn boxes_are_found_by_image() {
+        let boxes = parse(r#"{"id": 0, "image_id": 7, "category_id": 1, "bbox": [1, 2.5, 3, 4], "area": 12}"#).unwrap();
+        assert_eq!(boxes.of["images/a.png"], [Annotation { label: "Nodule".to_owned(), bbox: [1.0, 2.5, 3.0, 4.0] }]);
+        assert!(boxes.of["b.png"].is_empty());
+    }
+
+    #[test]
+    fn complaints_name_the_annotation() {
+        let error = |annotations| parse(annotations).unwrap_err().to_string();
+        assert!(
+            error(r#"{"image_id": 9, "category_id": 1, "bbox": [1, 2, 3, 4]}"#)
+                .contains("annotation 0 (counted from 0): no image has id 9")
+        );
+        assert!(error(r#"{"image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4]}"#).contains("no category has id 2"));
+        assert!(error(r#"{"image_id": 7, "category_id": 1, "bbox": [1, 2, 0, 4]}"#).contains("has no area"));
+        assert!(error(r#"{"image_id": 7, "category_id": 1, "bbox": [1, 2, 3]}"#).contains("line "));
+        assert!(Boxes::parse(b"[]").unwrap_err().to_string().contains("COCO"));
+        assert!(Boxes::parse(b"").is_err());
+    }
+}

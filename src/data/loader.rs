@@ -1,0 +1,472 @@
+//! Batches of pixels: drawn, decoded, resized, augmented and normalised by workers ahead of their use, the same for any number of workers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::error::{At, Error, Result};
+use crate::image::{self, Augment, Picture, Preprocess, SixteenBit};
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+
+/// How pictures become batches.
+#[derive(Clone, Debug)]
+pub struct LoaderOptions {
+    /// Images in a batch.
+    pub batch: usize,
+    /// Decides order and augmentation.
+    pub seed: u64,
+    /// Another order in every epoch; else the order given.
+    pub shuffle: bool,
+    /// Leaves out a last batch that is not full.
+    pub drop_last: bool,
+    /// Random views of each image; [`None`]: one view, as evaluation sees it.
+    pub augment: Option<Augment>,
+    /// Views of each image, up to 256; without `augment` they are equal.
+    pub views: usize,
+    /// The model's preprocessing.
+    pub preprocess: Preprocess,
+    /// How 16-bit levels become 8-bit ones.
+    pub sixteen_bit: SixteenBit,
+    /// Threads that work ahead; 0: all work is done where the batch is asked for.
+    pub workers: usize,
+    /// Memory for decoded and resized pictures, which later epochs then need not decode again, in MiB.
+    pub cache_mib: usize,
+}
+
+impl LoaderOptions {
+    /// Batches in the order given, as evaluation wants them: one view, nothing random, nothing left out, nothing kept.
+    pub fn evaluation(preprocess: Preprocess, batch: usize, workers: usize) -> Self {
+        Self {
+            batch,
+            seed: 0,
+            shuffle: false,
+            drop_last: false,
+            augment: None,
+            views: 1,
+            preprocess,
+            sixteen_bit: SixteenBit::default(),
+            workers,
+            cache_mib: 0,
+        }
+    }
+}
+
+/// Some images of an epoch.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Which images: positions in the paths that the loader was given.
+    pub rows: Vec<usize>,
+    /// Per view, f32 `[n, channels, crop, crop]`, normalised.
+    pub views: Vec<Tensor>,
+}
+
+/// Makes batches of a list of image files. Order and pixels depend on the options' seed, the epoch and the image alone.
+pub struct Loader {
+    shared: Arc<Shared>,
+}
+
+/// What workers need.
+struct Shared {
+    paths: Vec<PathBuf>,
+    options: LoaderOptions,
+    /// Per image, its place in the cache: several rows may name one file.
+    slots: Vec<usize>,
+    cache: Vec<OnceLock<Picture>>,
+    cached_bytes: AtomicUsize,
+}
+
+/// Keeps this room's random numbers apart from others with the same seed.
+const LOADER_KEY: u64 = u64::from_be_bytes(*b"loader\0\0");
+/// The image number that stands for the order of all.
+const ORDER: u64 = u32::MAX as u64;
+
+/// The random numbers of one view of one image in one epoch; no two share any.
+fn stream(seed: u64, epoch: u64, image: u64, view: u64) -> Rng {
+    Rng::new(seed ^ LOADER_KEY, (epoch << 40) | (image << 8) | view)
+}
+
+impl Loader {
+    /// A loader of the given files, none of which is opened yet.
+    ///
+    /// # Errors
+    /// If an option cannot be used.
+    pub fn new(paths: Vec<PathBuf>, options: LoaderOptions) -> Result<Self> {
+        options.preprocess.validate()?;
+        options.augment.as_ref().map_or(Ok(()), Augment::validate)?;
+        if options.batch == 0 || !(1..=256).contains(&options.views) {
+            let (batch, views) = (options.batch, options.views);
+            return Err(Error::usage(format!(
+                "batch {batch}, views {views}: give a batch of 1 or more and 1 to 256 views"
+            )));
+        }
+        if options.drop_last && paths.len() < options.batch {
+            let (all, batch) = (paths.len(), options.batch);
+            return Err(Error::new(format!("{all} images do not fill a batch of {batch}; lower the batch size")));
+        }
+        if paths.len() as u64 >= ORDER {
+            return Err(Error::new(format!("{} images are more than one loader can number; split them", paths.len())));
+        }
+        let mut known = HashMap::new();
+        let slots: Vec<usize> = paths
+            .iter()
+            .map(|path| {
+                let next = known.len();
+                *known.entry(path).or_insert(next)
+            })
+            .collect();
+        let cache = (0..known.len()).map(|_| OnceLock::new()).collect();
+        Ok(Self { shared: Arc::new(Shared { paths, options, slots, cache, cached_bytes: AtomicUsize::new(0) }) })
+    }
+
+    /// Batches in an epoch.
+    pub fn batches(&self) -> usize {
+        let (images, batch) = (self.shared.paths.len(), self.shared.options.batch);
+        if self.shared.options.drop_last { images / batch } else { images.div_ceil(batch) }
+    }
+
+    /// The options.
+    pub fn options(&self) -> &LoaderOptions {
+        &self.shared.options
+    }
+
+    /// Bytes of pictures that are kept.
+    pub fn cached_bytes(&self) -> usize {
+        self.shared.cached_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The batches of epoch `epoch` from number `from_batch` on: what a run that is resumed has not seen.
+    ///
+    /// Workers run until the iterator is dropped, a few batches ahead at most. After an error there are no more batches.
+    pub fn epoch(&self, epoch: u64, from_batch: usize) -> Epoch {
+        let shared = &self.shared;
+        let mut order: Vec<usize> = (0..shared.paths.len()).collect();
+        if shared.options.shuffle {
+            stream(shared.options.seed, epoch, ORDER, 0).shuffle(&mut order);
+        }
+        let workers = shared.options.workers;
+        let work = Arc::new(Work {
+            shared: shared.clone(),
+            epoch,
+            order,
+            end: self.batches(),
+            ahead: workers + 1,
+            state: Mutex::new(State { next: from_batch, wanted: from_batch, done: BTreeMap::new(), stop: false }),
+            changed: Condvar::new(),
+        });
+        let spawn = |i| {
+            let work = work.clone();
+            std::thread::Builder::new().name(format!("loader {i}")).spawn(move || work.run())
+        };
+        // Where the system gives no more threads, fewer do; where it gives none, the caller's does the work.
+        let workers = (0..workers).map_while(|i| spawn(i).ok()).collect();
+        Epoch { work, workers }
+    }
+}
+
+impl Shared {
+    /// What augmentation starts from, or what evaluation sees; from the cache where it is there.
+    fn with_picture<T>(&self, image: usize, then: impl FnOnce(&Picture) -> T) -> Result<T> {
+        let slot = &self.cache[self.slots[image]];
+        if let Some(picture) = slot.get() {
+            return Ok(then(picture));
+        }
+        let source = image::open(&self.paths[image], self.options.sixteen_bit)?;
+        let preprocess = &self.options.preprocess;
+        let source = if preprocess.channels == 1 { source.grey().into_owned() } else { source };
+        let picture = match self.options.augment {
+            Some(_) => preprocess.resized(&source).into_owned(),
+            None => preprocess.seen(&source),
+        };
+        let limit = self.options.cache_mib << 20;
+        let bytes = picture.pixels.len();
+        if self.cached_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > limit {
+            self.cached_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Ok(then(&picture));
+        }
+        if let Err(twice) = slot.set(picture) {
+            // Another worker was faster with the same file.
+            self.cached_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Ok(then(&twice));
+        }
+        slot.get().map(then).ok_or_else(|| Error::new("a kept picture is gone"))
+    }
+
+    fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch> {
+        let LoaderOptions { preprocess, views, augment, seed, .. } = &self.options;
+        let size = preprocess.numel();
+        let mut planes: Vec<Vec<f32>> = (0..*views).map(|_| Vec::with_capacity(rows.len() * size)).collect();
+        for &row in rows {
+            self.with_picture(row, |picture| {
+                for (view, values) in planes.iter_mut().enumerate() {
+                    values.extend(match augment {
+                        Some(augment) => {
+                            augment.view(picture, preprocess, &mut stream(*seed, epoch, row as u64, view as u64))
+                        }
+                        None => preprocess.normalise(picture),
+                    });
+                }
+            })?;
+        }
+        let dims = [rows.len(), preprocess.channels, preprocess.crop, preprocess.crop];
+        Ok(Batch { rows: rows.to_vec(), views: planes.iter().map(|values| Tensor::from_slice(values, dims)).collect() })
+    }
+}
+
+/// One epoch's work, shared by its workers and its iterator.
+struct Work {
+    shared: Arc<Shared>,
+    epoch: u64,
+    order: Vec<usize>,
+    /// Number of batches.
+    end: usize,
+    /// Batches that may be begun beyond the one that is wanted next.
+    ahead: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// The batch that is begun next.
+    next: usize,
+    /// The batch that the iterator gives next.
+    wanted: usize,
+    done: BTreeMap<usize, Result<Batch>>,
+    stop: bool,
+}
+
+impl Work {
+    /// The state is whole whenever the lock is free, so that a panic elsewhere does not spoil it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker: makes the next batch until there are no more or the iterator is gone.
+    fn run(&self) {
+        loop {
+            let wait = |s: &mut State| !s.stop && s.next < self.end && s.next >= s.wanted + self.ahead;
+            let mut state = self.changed.wait_while(self.lock(), wait).unwrap_or_else(PoisonError::into_inner);
+            if state.stop || state.next >= self.end {
+                return;
+            }
+            let number = state.next;
+            state.next += 1;
+            drop(state);
+            let batch = self.make(number);
+            self.lock().done.insert(number, batch);
+            self.changed.notify_all();
+        }
+    }
+
+    fn make(&self, number: usize) -> Result<Batch> {
+        let size = self.shared.options.batch;
+        let rows = &self.order[number * size..self.order.len().min((number + 1) * size)];
+        // A worker that is lost without a word would leave its batch waited for forever.
+        let made = catch_unwind(AssertUnwindSafe(|| self.shared.batch(self.epoch, rows)));
+        made.unwrap_or_else(|_| {
+            let first = rows.first().map_or(PathBuf::new(), |&row| self.shared.paths[row].clone());
+            Err(Error::new("the loader gave up on the batch that begins with this image; please report it")).at(first)
+        })
+    }
+}
+
+/// The batches of an epoch, in order; see [`Loader::epoch`].
+pub struct Epoch {
+    work: Arc<Work>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Iterator for Epoch {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        let mut state = self.work.lock();
+        if state.stop || state.wanted >= self.work.end {
+            return None;
+        }
+        let number = state.wanted;
+        state.wanted += 1;
+        self.work.changed.notify_all();
+        let batch = if self.workers.is_empty() {
+            drop(state);
+            self.work.make(number)
+        } else {
+            let made = |state: &mut State| !state.done.contains_key(&number);
+            let mut state = self.work.changed.wait_while(state, made).unwrap_or_else(PoisonError::into_inner);
+            state.done.remove(&number)?
+        };
+        if batch.is_err() {
+            self.work.lock().stop = true;
+            self.work.changed.notify_all();
+        }
+        Some(batch)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let state = self.work.lock();
+        let left = if state.stop { 0 } else { self.work.end.saturating_sub(state.wanted) };
+        (0, Some(left))
+    }
+}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        self.work.lock().stop = true;
+        self.work.changed.notify_all();
+        for worker in self.workers.drain(..) {
+            // What a worker has to say, it has said in its batch.
+            let _ = worker.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Preset;
+
+    fn preprocess() -> Preprocess {
+        Preprocess { resize: 12, crop: 10, channels: 1, mean: vec![0.5], std: vec![0.2], ..Preset::Tier.preprocess() }
+    }
+
+    fn training(workers: usize) -> LoaderOptions {
+        LoaderOptions {
+            seed: 7,
+            shuffle: true,
+            drop_last: true,
+            augment: Some(Augment::default()),
+            views: 2,
+            cache_mib: 1,
+            ..LoaderOptions::evaluation(preprocess(), 4, workers)
+        }
+    }
+
+    /// A folder with `n` different pictures.
+    fn pictures(n: usize) -> (tempfile::TempDir, Vec<PathBuf>) {
+        let folder = tempfile::tempdir().unwrap();
+        let paths: Vec<_> = (0..n).map(|i| folder.path().join(format!("{i}.png"))).collect();
+        for (i, path) in paths.iter().enumerate() {
+            let mut rng = Rng::new(1, i as u64);
+            let (width, height) = (12 + i % 5, 14 + i % 3);
+            let pixels = (0..width * height).map(|_| rng.next_u32() as u8).collect();
+            Picture::new(width, height, 1, pixels).save_png(path).unwrap();
+        }
+        (folder, paths)
+    }
+
+    fn bits(batch: Batch) -> (Vec<usize>, Vec<Vec<u32>>) {
+        let of = |view: &Tensor| view.to_vec::<f32>().iter().map(|x| x.to_bits()).collect();
+        (batch.rows, batch.views.iter().map(of).collect())
+    }
+
+    fn all(loader: &Loader, epoch: u64, from: usize) -> Vec<(Vec<usize>, Vec<Vec<u32>>)> {
+        loader.epoch(epoch, from).map(|batch| bits(batch.unwrap())).collect()
+    }
+
+    #[test]
+    fn batches_do_not_depend_on_workers_cache_or_where_one_starts() {
+        let (_folder, paths) = pictures(23);
+        let alone = Loader::new(paths.clone(), LoaderOptions { cache_mib: 0, ..training(0) }).unwrap();
+        let expected = [all(&alone, 0, 0), all(&alone, 1, 0)];
+        assert_eq!((expected[0].len(), alone.cached_bytes()), (5, 0));
+        assert_ne!(expected[0], expected[1]);
+        for workers in [1, 2, 5] {
+            let loader = Loader::new(paths.clone(), training(workers)).unwrap();
+            for epoch in [0, 1, 0] {
+                assert_eq!(all(&loader, epoch, 0), expected[epoch as usize], "{workers} workers, epoch {epoch}");
+            }
+            assert!(loader.cached_bytes() > 0);
+            assert_eq!(all(&loader, 1, 3), expected[1][3..]);
+            assert_eq!(all(&loader, 1, 5), []);
+        }
+        let views = &expected[0][0].1;
+        assert_ne!(views[0], views[1]);
+        assert_eq!(views[0].len(), 4 * 100);
+    }
+
+    #[test]
+    fn an_epoch_has_every_image_once_in_an_order_of_its_own() {
+        let (_folder, paths) = pictures(9);
+        let loader = Loader::new(paths, LoaderOptions { drop_last: false, ..training(2) }).unwrap();
+        let rows = |epoch| all(&loader, epoch, 0).into_iter().flat_map(|(rows, _)| rows).collect::<Vec<_>>();
+        let (first, second) = (rows(0), rows(1));
+        assert_ne!(first, second);
+        for mut order in [first, second] {
+            order.sort();
+            assert_eq!(order, (0..9).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn evaluation_keeps_order_and_pixels() {
+        let (_folder, mut paths) = pictures(5);
+        paths.push(paths[1].clone());
+        let options = LoaderOptions { cache_mib: 1, ..LoaderOptions::evaluation(preprocess(), 4, 2) };
+        let loader = Loader::new(paths.clone(), options).unwrap();
+        for _ in 0..2 {
+            let batches: Vec<_> = loader.epoch(0, 0).map(Result::unwrap).collect();
+            assert_eq!(
+                batches.iter().map(|batch| batch.rows.clone()).collect::<Vec<_>>(),
+                [vec![0, 1, 2, 3], vec![4, 5]]
+            );
+            assert_eq!(batches[1].views[0].dims()[..], [2, 1, 10, 10]);
+            for (i, path) in paths.iter().enumerate() {
+                let expected = preprocess().apply(&image::open(path, SixteenBit::HighByte).unwrap());
+                let seen = batches[i / 4].views[0].to_vec::<f32>();
+                assert_eq!(seen[i % 4 * 100..][..100], expected, "image {i}");
+            }
+        }
+        assert_eq!(loader.cached_bytes(), 5 * 100);
+    }
+
+    #[test]
+    fn the_cache_keeps_to_its_limit() {
+        let (_folder, paths) = pictures(6);
+        // The pictures are about 12 by 14 levels; at 12 by 100 000 two would fill a MiB.
+        let options = LoaderOptions { preprocess: Preprocess { resize: 700, crop: 8, ..preprocess() }, ..training(2) };
+        let loader = Loader::new(paths, options).unwrap();
+        assert_eq!(all(&loader, 0, 0), all(&loader, 0, 0));
+        assert!((1 << 19..=1 << 20).contains(&loader.cached_bytes()), "{}", loader.cached_bytes());
+    }
+
+    #[test]
+    fn a_lost_file_ends_the_epoch_with_its_name() {
+        let (_folder, paths) = pictures(12);
+        std::fs::remove_file(&paths[6]).unwrap();
+        for workers in [0, 2] {
+            let loader = Loader::new(paths.clone(), LoaderOptions::evaluation(preprocess(), 4, workers)).unwrap();
+            let mut epoch = loader.epoch(0, 0);
+            assert!(epoch.next().unwrap().is_ok());
+            let error = epoch.next().unwrap().unwrap_err().to_string();
+            assert!(error.contains("6.png"), "{error}");
+            assert!(epoch.next().is_none());
+        }
+    }
+
+    #[test]
+    fn dropping_an_epoch_stops_its_workers_and_the_queue_is_bounded() {
+        let (_folder, paths) = pictures(8);
+        let many: Vec<_> = (0..400).map(|i| paths[i % 8].clone()).collect();
+        let loader = Loader::new(many, LoaderOptions { batch: 1, ..training(3) }).unwrap();
+        let mut epoch = loader.epoch(0, 0);
+        epoch.next().unwrap().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        let (begun, work) = (epoch.work.lock().next, epoch.work.clone());
+        assert!(begun <= 1 + 4, "{begun} batches begun for one that was taken");
+        drop(epoch);
+        assert_eq!(Arc::strong_count(&work), 1);
+    }
+
+    #[test]
+    fn options_that_cannot_work_are_refused() {
+        let error = |options| Loader::new(vec![PathBuf::new(); 3], options).err().unwrap().to_string();
+        assert!(error(training(0)).contains("3 images do not fill a batch of 4"));
+        assert!(error(LoaderOptions { batch: 0, ..training(0) }).contains("batch 0"));
+        assert!(error(LoaderOptions { views: 257, ..training(0) }).contains("257"));
+        let augment = Augment { noise: -1.0, ..Augment::off() };
+        assert!(error(LoaderOptions { augment: Some(augment), ..training(0) }).contains("augment.noise"));
+    }
+}

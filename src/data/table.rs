@@ -1,0 +1,223 @@
+//! UTF-8 CSV with a header, read whole; every complaint names the file, the line and the column.
+
+use std::path::{Path, PathBuf};
+
+use csv::{ErrorKind, ReaderBuilder, StringRecord};
+
+use crate::error::{At, Error, Result};
+
+/// A table with named columns.
+pub struct Table {
+    path: PathBuf,
+    text: Vec<u8>,
+    columns: Vec<String>,
+    rows: Vec<StringRecord>,
+}
+
+/// One row of a table.
+#[derive(Clone, Copy)]
+pub struct Record<'a> {
+    table: &'a Table,
+    row: &'a StringRecord,
+}
+
+impl Table {
+    /// Reads a table. A byte order mark, CRLF and blank lines are accepted.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not UTF-8, has no header, a column twice, or a row of another length than the header.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::parse(path, std::fs::read(path).at(path)?).at(path)
+    }
+
+    fn parse(path: &Path, text: Vec<u8>) -> Result<Self> {
+        let bytes = text.as_slice();
+        if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
+            return Err(Error::new("is UTF-16; save it as UTF-8"));
+        }
+        // The reader skips a UTF-8 byte order mark by itself.
+        let mut reader = ReaderBuilder::new().from_reader(bytes);
+        let told = |error| told(bytes, error);
+        let columns: Vec<String> = reader.headers().map_err(told)?.iter().map(|name| name.trim().to_owned()).collect();
+        if columns.iter().all(String::is_empty) {
+            return Err(Error::new("no header; the first line must name the columns"));
+        }
+        if let Some(twice) =
+            columns.iter().enumerate().find_map(|(i, name)| columns[..i].contains(name).then_some(name))
+        {
+            return Err(Error::new(format!("line 1 names column {twice:?} twice; rename or remove one")));
+        }
+        let rows = reader.into_records().collect::<Result<Vec<_>, _>>().map_err(told)?;
+        Ok(Self { path: path.to_path_buf(), text, columns, rows })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of the columns, in their order.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// Position of a column, if the table has it.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column == name)
+    }
+
+    /// Position of a column that must be there.
+    ///
+    /// # Errors
+    /// If it is not; the message names the nearest.
+    pub fn column(&self, name: &str) -> Result<usize> {
+        self.find(name).ok_or_else(|| {
+            let only = if self.columns.len() == 1 { self.columns[0].find([';', '\t']) } else { None };
+            let remedy = match (only, nearest(name, &self.columns)) {
+                (Some(_), _) => "separate the columns by commas".to_owned(),
+                (None, Some(near)) => format!("is {near:?} meant? Rename it"),
+                (None, None) => format!("it has {}", self.columns.join(", ")),
+            };
+            Error::new(format!("no column {name:?}; {remedy}")).at(&self.path)
+        })
+    }
+
+    /// The rows, in their order.
+    pub fn rows(&self) -> impl Iterator<Item = Record<'_>> {
+        self.rows.iter().map(|row| Record { table: self, row })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
+impl<'a> Record<'a> {
+    /// The value in a column, without surrounding blanks.
+    pub fn get(&self, column: usize) -> &'a str {
+        self.row.get(column).unwrap_or_default().trim()
+    }
+
+    /// Line of the file that the row begins on, from 1; counted when asked, so for messages only.
+    pub fn line(&self) -> usize {
+        line(&self.table.text, self.row.position())
+    }
+
+    /// An error about the value in a column.
+    pub fn error(&self, column: usize, message: impl std::fmt::Display) -> Error {
+        let name = self.table.columns.get(column).map_or("", String::as_str);
+        Error::new(format!("line {}, column {name:?}: {message}", self.line())).at(&self.table.path)
+    }
+}
+
+/// The reader's own count of lines stands before the line ends that it has yet to skip; its count of bytes can be relied on.
+fn line(text: &[u8], position: Option<&csv::Position>) -> usize {
+    let at = position.map_or(0, |position| (position.byte() as usize).min(text.len()));
+    let skip = text[at..].iter().take_while(|&&byte| byte == b'\r' || byte == b'\n').count();
+    let before = &text[..at + skip];
+    let ends =
+        before.iter().enumerate().filter(|&(i, &b)| b == b'\n' || (b == b'\r' && before.get(i + 1) != Some(&b'\n')));
+    1 + ends.count()
+}
+
+fn told(text: &[u8], error: csv::Error) -> Error {
+    let line = line(text, error.position());
+    match error.kind() {
+        ErrorKind::UnequalLengths { expected_len, len, .. } => Error::new(format!(
+            "line {line} has {len} fields where the header has {expected_len}; put fields with commas in double quotes"
+        )),
+        ErrorKind::Utf8 { err, .. } => {
+            Error::new(format!("line {line}, field {} is not UTF-8; save the table as UTF-8", err.field() + 1))
+        }
+        _ => Error::new(error.to_string()),
+    }
+}
+
+/// The candidate that is most like `name`, if one is like it: same but for case and signs, or few letters changed.
+pub fn nearest<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a (impl AsRef<str> + ?Sized + 'a)>,
+) -> Option<&'a str> {
+    let plain = |s: &str| s.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<Vec<_>>();
+    let wanted = plain(name);
+    let scored = candidates.into_iter().map(|candidate| {
+        let candidate = candidate.as_ref();
+        let letters = plain(candidate);
+        let close = if letters.starts_with(&wanted) || wanted.starts_with(&letters) { 1 } else { usize::MAX };
+        let close = if letters.is_empty() { usize::MAX } else { close };
+        (distance(&wanted, &letters).min(close), candidate)
+    });
+    let (changes, best) = scored.min_by_key(|&(changes, _)| changes)?;
+    (changes <= wanted.len().div_ceil(3)).then_some(best)
+}
+
+/// Levenshtein's edit distance.
+fn distance(a: &[char], b: &[char]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A folder with the given files.
+    pub(in crate::data) fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    fn parse(text: &[u8]) -> Result<Table> {
+        Table::parse(Path::new("t.csv"), text.to_vec())
+    }
+
+    #[test]
+    fn marks_line_ends_quotes_and_blank_lines() {
+        let table = parse(b"\xEF\xBB\xBFimage, text\r\na.png,\"x, \"\"y\"\"\nz\"\r\n\r\nb.png, w \r\n").unwrap();
+        assert_eq!(table.columns(), ["image", "text"]);
+        let rows: Vec<_> = table.rows().map(|r| (r.line(), r.get(0), r.get(1))).collect();
+        assert_eq!(rows, [(2, "a.png", "x, \"y\"\nz"), (5, "b.png", "w")]);
+    }
+
+    #[test]
+    fn complaints_name_line_column_and_remedy() {
+        let error = |text: &[u8]| parse(text).err().unwrap().to_string();
+        assert!(error(b"image,text\r\na,b\r\n\r\nc,d,e\r\n").contains("line 4 has 3 fields where the header has 2"));
+        assert!(error(b"image,text\na,b\nc,\xFF\n").contains("line 3, field 2 is not UTF-8"));
+        assert!(error(b"image,text,image\n").contains("column \"image\" twice"));
+        assert!(error(b"").contains("no header"));
+        assert!(error(b"\xFF\xFEi\0").contains("UTF-16"));
+        let column = |header: &[u8], name| parse(header).unwrap().column(name).unwrap_err().to_string();
+        assert_eq!(column(b"Image,caption\n", "image"), "t.csv: no column \"image\"; is \"Image\" meant? Rename it");
+        assert!(column(b"images,caption\n", "image").contains("\"images\""));
+        assert!(column(b"path,caption\n", "image").contains("it has path, caption"));
+        assert!(column(b"image;text\n", "image").contains("by commas"));
+    }
+
+    #[test]
+    fn nearest_is_near() {
+        assert_eq!(nearest("pozitive", &["positive", "negative"]), Some("positive"));
+        assert_eq!(nearest("Patient ID", &["patient_id", "image"]), Some("patient_id"));
+        assert_eq!(nearest("text", &["image", "split"]), None);
+        assert_eq!(nearest("x", &[""; 0]), None);
+    }
+}
