@@ -26,6 +26,8 @@ pub mod ops;
 pub mod optim;
 #[cfg(feature = "cli")]
 pub mod phantom;
+#[cfg(all(feature = "text", feature = "image"))]
+pub mod pipeline;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod tape;

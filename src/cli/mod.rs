@@ -1,6 +1,21 @@
 //! The command line: every command is a thin call into the rooms above. Human text goes to stderr, results to stdout.
 
+mod bench;
+mod classify;
+mod demo;
 mod devices;
+mod embed;
+mod eval;
+mod heatmap;
+mod inspect;
+mod interrupt;
+mod metrics;
+mod model;
+mod phantom;
+mod preprocess;
+mod report;
+mod tokenize;
+mod train;
 
 use std::process::ExitCode;
 
@@ -62,16 +77,55 @@ impl Global {
         indicatif::ProgressBar::new(steps).with_style(style).with_message(what)
     }
 
+    /// Threads that load.
+    pub fn worker_count(&self) -> usize {
+        self.workers.unwrap_or_else(|| self.thread_count()).max(1)
+    }
+
     /// Threads that compute.
     pub fn thread_count(&self) -> usize {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
     }
 }
 
+/// A bar whose message says how training goes.
+fn step_style() -> indicatif::ProgressStyle {
+    indicatif::ProgressStyle::with_template("{bar:20} {pos}/{len} {msg} ETA {eta}")
+        .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar())
+}
+
+// Made once per process: the size of its largest command does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Subcommand)]
 enum Command {
+    /// Draw phantoms, train without and with TIER, and report the difference.
+    Demo(demo::Args),
     /// Where this machine can compute.
     Devices(devices::Args),
+    /// Zero-shot scores of images.
+    Classify(Box<classify::Args>),
+    /// Where in an x-ray a text is seen.
+    Heatmap(Box<heatmap::Args>),
+    /// A model judged on a table, alone or against another.
+    Eval(Box<eval::Args>),
+    /// One x-ray as a page: scores, heat maps, what was loaded.
+    Report(Box<report::Args>),
+    /// Images and texts to vectors in the joint space.
+    Embed(Box<embed::Args>),
+    /// What a model folder or file of weights holds.
+    Inspect(inspect::Args),
+    /// How fast a model runs, or a training step is, here.
+    Bench(bench::Args),
+    /// Train a model on pairs of images and texts, or continue a run.
+    Train(Box<train::Args>),
+    /// The ids that texts become.
+    Tokenize(tokenize::Args),
+    /// Scores, decisions and readers against a table of labels.
+    Metrics(metrics::Args),
+    /// Draws chest radiographs with findings: images, impressions, labels, boxes and prompts.
+    Phantom(phantom::Args),
+    /// What a model gets to see of an image.
+    Preprocess(preprocess::Args),
 }
 
 /// Runs the command line of this process.
@@ -87,6 +141,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// This process's command line, for the provenance of reports.
+fn command_line() -> String {
+    std::iter::once("tier".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
+}
+
 fn run(cli: Cli) -> Result<()> {
     kernels_cpu::Isa::requested().map_err(Error::usage)?;
     if cli.global.device != "cpu" {
@@ -99,7 +158,20 @@ fn run(cli: Cli) -> Result<()> {
     kernels_cpu::par::Pool::new(threads).install(|| {
         let global = &cli.global;
         match &cli.command {
+            Command::Demo(args) => demo::run(args, global),
             Command::Devices(args) => devices::run(args, global),
+            Command::Classify(args) => classify::run(args, global),
+            Command::Heatmap(args) => heatmap::run(args, global),
+            Command::Eval(args) => eval::run(args, global),
+            Command::Report(args) => report::run(args, global),
+            Command::Embed(args) => embed::run(args, global),
+            Command::Inspect(args) => inspect::run(args, global),
+            Command::Bench(args) => bench::run(args, global),
+            Command::Train(args) => train::run(args, global),
+            Command::Tokenize(args) => tokenize::run(args, global),
+            Command::Metrics(args) => metrics::run(args, global),
+            Command::Phantom(args) => phantom::run(args, global),
+            Command::Preprocess(args) => preprocess::run(args, global),
         }
     })
 }

@@ -1,1 +1,12 @@
-//! The training run.
+//! The training run: its configuration, its steps, what it resumes from.
+
+mod checkpoint;
+mod config;
+mod run;
+pub mod step;
+mod tables;
+mod validate;
+
+pub use checkpoint::{Kept, State};
+pub use config::{Config, DataConfig, ImageConfig, Objective, Targets, TokenizerConfig, TrainConfig};
+pub use run::{Outcome, Record, Watch, resume, start};

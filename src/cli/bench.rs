@@ -1,0 +1,228 @@
+//! `tier bench`: how fast a model runs, or a training step is, here.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+
+use super::Global;
+use crate::error::{Error, Result};
+use crate::formats::Weights;
+use crate::loss::TierOptions;
+use crate::models::clip_text::TextConfig;
+use crate::models::vit::VitConfig;
+use crate::models::{DualEncoder, DualEncoderConfig};
+use crate::nn::Module;
+use crate::optim::{Optimiser, OptimiserConfig, Rule};
+use crate::pipeline::Pipeline;
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+use crate::train::step;
+use crate::{DType, Dims};
+
+/// Times inference of a model, or training steps of a configuration; one JSON line with --json.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model folder.
+    #[arg(long, value_name = "PATH", required_if_eq_any([("what", "image"), ("what", "text")]))]
+    model: Option<PathBuf>,
+    /// File with `input_b<N>` and `output_b<N>` to run on and compare with.
+    #[arg(long, value_name = "FILE")]
+    golden: Option<PathBuf>,
+    /// Items at once (default: 1; of a training step 16).
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// At least this long.
+    #[arg(long, default_value_t = 3.0, value_name = "S")]
+    seconds: f64,
+    /// What is timed.
+    #[arg(long, default_value = "image")]
+    what: What,
+    /// Sizes of the training step.
+    #[arg(long, default_value = "small")]
+    config: Sizes,
+    /// One run only.
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// The image side.
+    Image,
+    /// The text side.
+    Text,
+    /// A training step with random weights.
+    Train,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Sizes {
+    /// ViT-B/32 and a text transformer of width 512, 12 layers, 77 tokens.
+    Clip,
+    /// ViT-S/16 and a text transformer of width 384, 6 layers, 64 tokens.
+    Small,
+}
+
+impl Sizes {
+    fn model(self) -> DualEncoderConfig {
+        let mut c = DualEncoderConfig::default();
+        let (mut v, mut t) = (VitConfig::default(), TextConfig::default());
+        (v.image_size, v.channels, v.class_token) = (224, 3, true);
+        match self {
+            Self::Clip => {
+                (v.patch_size, v.width, v.depth, v.heads, v.quick_gelu) = (32, 768, 12, 12, true);
+                (t.vocabulary, t.max_length, t.width, t.depth, t.heads, t.quick_gelu) = (49408, 77, 512, 12, 8, true);
+                c.joint = 512;
+            }
+            Self::Small => {
+                (v.patch_size, v.width, v.depth, v.heads, v.quick_gelu) = (16, 384, 12, 6, false);
+                (t.vocabulary, t.max_length, t.width, t.depth, t.heads, t.quick_gelu) = (30522, 64, 384, 6, 6, false);
+                c.joint = 256;
+            }
+        }
+        DualEncoderConfig { vision: v, text: t.into(), ..c }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Clip => "clip",
+            Self::Small => "small",
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
+    if !args.seconds.is_finite() || args.seconds < 0.0 || args.batch == Some(0) {
+        return Err(Error::usage("--seconds must not be negative, --batch must not be 0"));
+    }
+    let line = if args.what == What::Train { train(args, global)? } else { infer(args, global)? };
+    if global.json {
+        println!("{line}");
+    } else {
+        let fields = line.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {v}"));
+        println!("{}", fields.collect::<Vec<_>>().join("  "));
+    }
+    Ok(())
+}
+
+/// Times of the first run, and of more until `seconds` have passed; sorted.
+fn times(args: &Args, mut run: impl FnMut() -> Result<()>) -> Result<(f64, Vec<f64>)> {
+    let mut once = || -> Result<f64> {
+        let start = Instant::now();
+        run()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let first = once()?;
+    let (start, limit) = (Instant::now(), Duration::from_secs_f64(args.seconds));
+    let mut more = Vec::new();
+    while !args.once && (more.len() < 3 || start.elapsed() < limit) {
+        more.push(once()?);
+    }
+    if more.is_empty() {
+        more.push(first);
+    }
+    more.sort_by(f64::total_cmp);
+    Ok((first, more))
+}
+
+fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
+    let path = args.model.as_ref().ok_or_else(|| Error::usage("which model? Give --model PATH"))?;
+    let pipeline = Pipeline::open(path, !global.no_mmap)?;
+    let (dual, tokenizer) = pipeline.dual()?;
+    let batch = args.batch.unwrap_or(1);
+    let golden = args.golden.as_ref().map(|path| Weights::open(path, !global.no_mmap)).transpose()?;
+    let of = |what: &str| -> Result<Option<Tensor>> {
+        let Some(golden) = &golden else { return Ok(None) };
+        let name = format!("{what}_b{batch}");
+        let tensor = golden.get(&name).ok_or_else(|| Error::new(format!("no {name}")).at(golden.path()))?;
+        Ok(Some(tensor.clone()))
+    };
+    let input = match (of("input")?, args.what) {
+        (Some(input), _) => input,
+        (None, What::Text) => {
+            let (n, t) = (batch, tokenizer.max_length());
+            let mut rng = Rng::new(1, 0);
+            let ids: Vec<i64> = (0..n * t).map(|_| rng.below(tokenizer.vocabulary()) as i64).collect();
+            Tensor::from_slice(&ids, [n, t])
+        }
+        (None, _) => {
+            let p = &pipeline.preprocess;
+            Tensor::randn([batch, p.channels, p.crop, p.crop], DType::F32, &mut Rng::new(1, 0))
+        }
+    };
+    let mask = Tensor::full(if input.rank() == 2 { *input.dims() } else { Dims::new(&[0]) }, 1.0, DType::U8);
+    let forward = || match args.what {
+        What::Text => dual.encode_text(&input, &mask).whole,
+        _ => dual.encode_image(&input).whole,
+    };
+    let mut output = None;
+    let (first, times) = times(args, || {
+        output = Some(forward());
+        Ok(())
+    })?;
+    let relerr = match (of("output")?, output) {
+        (Some(expected), Some(got)) if expected.dims() == got.dims() => {
+            let (a, b) = (got.to_f64_vec(), expected.to_f64_vec());
+            let scale = b.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            Some(a.iter().zip(&b).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / scale)
+        }
+        (Some(expected), Some(got)) => {
+            return Err(Error::new(format!(
+                "the golden output is {:?}, this model gives {:?}",
+                expected.dims(),
+                got.dims()
+            )));
+        }
+        _ => None,
+    };
+    let median = times[times.len() / 2];
+    let what = if args.what == What::Text { "text" } else { "image" };
+    Ok(
+        serde_json::json!({ "bench": "infer", "what": what, "model": path, "dtype": "f32", "batch": batch, "threads": global.thread_count(),
+        "ms": round(median * 1e3), "best_ms": round(times[0] * 1e3), "per_s": round(batch as f64 / median), "runs": times.len(),
+        "first_ms": round(first * 1e3), "rss_mib": peak_mib(), "relerr": relerr }),
+    )
+}
+
+fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
+    let config = args.config.model();
+    let (n, t) = (args.batch.unwrap_or(16), config.text.max_length());
+    let mut model = DualEncoder::init(&config, 0, DType::F32)?;
+    model.visit("", &mut |_, p| *p = p.trainable());
+    let mut rng = Rng::new(1, 0);
+    let side = config.vision.image_size;
+    let view = Tensor::randn([n, config.vision.channels, side, side], DType::F32, &mut rng);
+    let ids: Vec<i64> = (0..n * t).map(|_| 1 + rng.below(config.text.vocabulary() - 1) as i64).collect();
+    let pairs = step::Pairs {
+        views: vec![view],
+        ids: Tensor::from_slice(&ids, [n, t]),
+        mask: Tensor::full([n, t], 1.0, DType::U8),
+        groups: Tensor::from_slice(&(0..n as i64).collect::<Vec<_>>(), [n]),
+    };
+    let rule = OptimiserConfig { rule: Rule::Adam, weight_decay: 0.0, clip_norm: 0.0, ..OptimiserConfig::default() };
+    let mut optimiser = Optimiser::new(rule);
+    let options = TierOptions { lambda_p: 0.1, lambda_t: 0.1, ..TierOptions::default() };
+    let mut losses = Vec::new();
+    let (first, times) = times(args, || {
+        let one = step::step(&model, &pairs, &options, 0);
+        losses.push(one.parts.total);
+        optimiser.step(&mut model, one.grads, 1e-4).map(|_| ())
+    })?;
+    Ok(
+        serde_json::json!({ "bench": "train", "config": args.config.name(), "dtype": "f32", "batch": n, "threads": global.thread_count(),
+        "s_per_step": round(times[times.len() / 2]), "best": round(times[0]), "steps": times.len(), "first_step_s": round(first),
+        "rss_mib": peak_mib(), "loss_first": losses.first(), "loss_last": losses.last() }),
+    )
+}
+
+fn round(x: f64) -> f64 {
+    (x * 1e4).round() / 1e4
+}
+
+/// Most memory that the process ever had, where the system tells.
+fn peak_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+}

@@ -1,0 +1,138 @@
+//! `tier eval`: a model judged on a table.
+
+use std::path::PathBuf;
+
+use super::Global;
+use crate::data::{Boxes, Labels, Pairs, Prompts, Split};
+use crate::error::{At, Result};
+use crate::eval::compare::{How, Tables, evaluate};
+use crate::eval::scores::ScoreOptions;
+use crate::eval::tables::write_scores;
+use crate::files;
+use crate::loss::TierOptions;
+use crate::pipeline::Pipeline;
+use crate::report::{self, Provenance, found};
+
+/// Judges a model (several: their ensemble) on a split: zero-shot scores, retrieval, localisation and sparsity.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model folder; several are one ensemble.
+    #[arg(long, required = true, value_name = "PATH")]
+    model: Vec<PathBuf>,
+    /// The other side of paired differences.
+    #[arg(long, value_name = "PATH")]
+    against: Vec<PathBuf>,
+    /// Table of pairs.
+    #[arg(long)]
+    pairs: PathBuf,
+    /// What is judged.
+    #[arg(long, default_value = "test", conflicts_with = "all")]
+    split: Split,
+    /// Judge every row.
+    #[arg(long)]
+    all: bool,
+    /// Table of labels.
+    #[arg(long)]
+    labels: Option<PathBuf>,
+    /// A column of the pairs that serves as labels.
+    #[arg(long, value_name = "COLUMN", conflicts_with = "labels")]
+    labels_from: Option<String>,
+    /// Table of prompts.
+    #[arg(long)]
+    prompts: Option<PathBuf>,
+    /// Boxes of findings (COCO).
+    #[arg(long)]
+    boxes: Option<PathBuf>,
+    /// What thresholds are chosen on.
+    #[arg(long, default_value = "val")]
+    val_split: Split,
+    /// Temperature of the softmaxes whose sparsity is measured.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f64,
+    /// Bootstrap draws.
+    #[arg(long, default_value_t = 1000)]
+    draws: usize,
+    /// Seed of the draws, and of the validation rows where the table names none.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Folder to write metrics.json, scores.csv and report.html into.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
+    let open = |paths: &[PathBuf]| -> Result<Vec<Pipeline>> {
+        paths.iter().map(|path| Pipeline::open(path, !global.no_mmap)).collect()
+    };
+    let (models, against) = (open(&args.model)?, open(&args.against)?);
+    for pipeline in models.iter().chain(&against) {
+        global.say(super::model::describe(pipeline));
+    }
+    let pairs = Pairs::open(&args.pairs, args.seed)?;
+    pairs.notes.iter().for_each(|note| global.say(note));
+    let labels = match (&args.labels, &args.labels_from) {
+        (Some(path), _) => Some(Labels::open(path)?),
+        (None, Some(column)) => Some(Labels::from_column(&pairs, column)?),
+        (None, None) => None,
+    };
+    let tables = Tables {
+        pairs,
+        split: (!args.all).then_some(args.split),
+        val_split: args.val_split,
+        labels,
+        prompts: args.prompts.as_deref().map(Prompts::open).transpose()?,
+        boxes: args.boxes.as_deref().map(Boxes::open).transpose()?,
+    };
+    let how = How {
+        scores: ScoreOptions { draws: args.draws, seed: args.seed, ..ScoreOptions::default() },
+        tier: TierOptions { temperature: args.temperature, ..TierOptions::default() },
+        workers: global.worker_count(),
+    };
+    let bar = global.progress(0, "images");
+    let all = evaluate(&models, &against, &tables, &how, &|done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+
+    std::fs::create_dir_all(&args.out).at(&args.out)?;
+    all.evaluation.write(&args.out.join("metrics.json"))?;
+    let images: Vec<&str> = all.rows.iter().map(|row| row.image.as_str()).collect();
+    write_scores(&args.out.join("scores.csv"), &images, &all.labels, &all.model.scores)?;
+    let names = [name(&args.model), name(&args.against)];
+    let (model, other, differences) = found::sides(&all, &names[0], &names[1]);
+    let report = report::eval::EvalReport {
+        provenance: Provenance {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: super::command_line(),
+            seed: Some(args.seed),
+            more: vec![("Pairs".to_owned(), args.pairs.display().to_string())],
+        },
+        images: all.rows.len(),
+        split: if args.all { "all".to_owned() } else { args.split.to_string() },
+        notes: all.evaluation.notes.clone(),
+        model,
+        against: other,
+        differences,
+        examples: found::examples(&all, &models[0], [&names[0], &names[1]], 12)?,
+    };
+    files::write_atomic(args.out.join("report.html"), report::eval::html(&report)?.as_bytes())?;
+    global.say(all.evaluation.text());
+    if global.json {
+        println!("{}", serde_json::to_string(&all.evaluation).unwrap_or_default());
+    }
+    global.say(format!("{} written", args.out.join("report.html").display()));
+    Ok(())
+}
+
+/// What tables and legends call a model: the run it is of.
+fn name(paths: &[PathBuf]) -> String {
+    let one = |path: &PathBuf| {
+        let own = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        match path.parent().and_then(|p| p.file_name()) {
+            Some(run) if own == "model" => run.to_string_lossy().into_owned(),
+            _ => own,
+        }
+    };
+    paths.iter().map(one).collect::<Vec<_>>().join(" + ")
+}

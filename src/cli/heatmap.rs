@@ -1,0 +1,106 @@
+//! `tier heatmap`: where in an x-ray a text is seen.
+
+use std::path::{Path, PathBuf};
+
+use super::{Global, model};
+use crate::data::Boxes;
+use crate::error::{Error, Result};
+use crate::eval::localisation::PatchMap;
+use crate::eval::measure::heat;
+use crate::eval::zero_shot::Query;
+use crate::files;
+use crate::pipeline::Pipeline;
+use crate::report::heat::{Grid, HeatMap, figure, shared_scale};
+use crate::tensor::Tensor;
+
+/// Paints the similarities of an image's patches to a text: grey at zero, one symmetric scale.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+    /// What to look for.
+    #[arg(long, required = true)]
+    text: Vec<String>,
+    /// What to weigh against it.
+    #[arg(long)]
+    negative: Vec<String>,
+    /// Boxes (COCO) to draw, of the image of that name.
+    #[arg(long)]
+    boxes: Option<PathBuf>,
+    /// The x-ray.
+    image: PathBuf,
+    /// The picture to write (.png).
+    #[arg(short, long)]
+    out: PathBuf,
+    /// Also write the scores as JSON.
+    #[arg(long, value_name = "FILE")]
+    grid: Option<PathBuf>,
+    /// Largest |score| of the colours (default: this map's own).
+    #[arg(long, value_name = "X")]
+    scale: Option<f32>,
+    /// Blocks instead of a smooth map.
+    #[arg(long)]
+    blocks: bool,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
+    let pipeline = args.model.open(global)?;
+    let (picture, pixels) = model::pixels(&pipeline, &args.image)?;
+    let query = query(&pipeline, &args.text, &args.negative)?;
+    let map = map(&pipeline, &pixels, &query)?;
+    let grid = Grid::new(map.height, map.width, map.scores.clone())?;
+    let boxes = match &args.boxes {
+        None => Vec::new(),
+        Some(path) => own_boxes(&Boxes::open(path)?, &args.image, global)
+            .into_iter()
+            .map(|b| pipeline.preprocess.map_box((picture.width, picture.height), b))
+            .collect(),
+    };
+    let seen = pipeline.preprocess.seen(&picture);
+    let scale = args.scale.unwrap_or_else(|| shared_scale([&grid]));
+    let painted = HeatMap { picture: &seen, grid: Some(&grid), boxes: &boxes, smooth: !args.blocks };
+    files::write_atomic(&args.out, &figure(&[("", painted)], &args.text.join(" | "), Some(scale))?)?;
+    let rows: Vec<&[f32]> = map.scores.chunks(map.width).collect();
+    let line = serde_json::json!({ "image": args.image, "text": args.text.join(" | "), "grid": rows, "scale": scale });
+    if let Some(path) = &args.grid {
+        files::write_atomic(path, format!("{line}\n").as_bytes())?;
+    }
+    if global.json {
+        println!("{line}");
+    }
+    global.say(format!("{} written", args.out.display()));
+    Ok(())
+}
+
+/// The query of some texts against others.
+pub(super) fn query(pipeline: &Pipeline, positive: &[String], negative: &[String]) -> Result<Query> {
+    let embed = |texts: &[String]| -> Result<Vec<Vec<f32>>> {
+        pipeline.embed_whole_texts(&texts.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let (positive, negative) = (embed(positive)?, embed(negative)?);
+    Query::new(&positive.concat(), &negative.concat(), positive.first().map_or(0, Vec::len))
+}
+
+/// The patch scores of one image.
+fn map(pipeline: &Pipeline, pixels: &Tensor, query: &Query) -> Result<PatchMap> {
+    let (model, _) = pipeline.dual()?;
+    let patches = model.encode_image(pixels).parts.at(0, 0);
+    let map = heat(&patches, query);
+    match map.scores.iter().find(|x| !x.is_finite()) {
+        Some(x) => Err(Error::new(format!("a patch scores {x}: the weights are damaged")).at(&pipeline.path)),
+        None => Ok(map),
+    }
+}
+
+/// Boxes of the image whose name in the table ends the path, or shares its file name.
+fn own_boxes(boxes: &Boxes, image: &Path, global: &Global) -> Vec<[f64; 4]> {
+    let by_path = boxes.of.iter().find(|(name, _)| image.ends_with(name));
+    let by_name = || boxes.of.iter().find(|(name, _)| Path::new(name).file_name() == image.file_name());
+    match by_path.or_else(by_name) {
+        Some((_, annotations)) => annotations.iter().map(|a| a.bbox).collect(),
+        None => {
+            global.say(format!("no boxes of {} in the table", image.display()));
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! `tier preprocess`: what a model gets to see of an image.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::Global;
+use crate::error::{Error, Result};
+use crate::formats::safetensors;
+use crate::image::{self, Filter, Preprocess, Preset, SixteenBit};
+use crate::tensor::Tensor;
+
+/// Writes the values that a model gets of an image (`pixel_values`, f32 [1, channels, height, width]).
+#[derive(clap::Args)]
+pub struct Args {
+    /// PNG or JPEG.
+    image: PathBuf,
+    /// The safetensors file to write.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Also write what is seen, before normalisation, as a PNG.
+    #[arg(long, value_name = "FILE")]
+    png: Option<PathBuf>,
+    #[command(flatten)]
+    pixels: Pixels,
+}
+
+/// Flags that say how an image becomes values, for every command that reads images.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Pixels {
+    /// The preprocessing of a known model.
+    #[arg(long, value_enum, conflicts_with_all = ["resize", "crop", "filter", "mean", "std"])]
+    pub preset: Option<Preset>,
+    /// What the shorter side becomes.
+    #[arg(long, value_name = "N")]
+    pub resize: Option<usize>,
+    /// Side of the centre crop (default: as --resize).
+    #[arg(long, value_name = "N")]
+    pub crop: Option<usize>,
+    /// Kernel of the resize.
+    #[arg(long, value_enum)]
+    pub filter: Option<Filter>,
+    /// Mean per channel, of values 0 to 1: a,b,c or one number for grey.
+    #[arg(long, value_delimiter = ',', value_name = "A,B,C", allow_negative_numbers = true)]
+    pub mean: Option<Vec<f64>>,
+    /// Standard deviation per channel, of values 0 to 1.
+    #[arg(long, value_delimiter = ',', value_name = "A,B,C")]
+    pub std: Option<Vec<f64>>,
+    /// How 16-bit levels become 8-bit ones.
+    #[arg(long, value_enum)]
+    pub sixteen_bit: Option<SixteenBit>,
+}
+
+impl Pixels {
+    /// The preset, or `model`'s own preprocessing with what the flags say instead.
+    ///
+    /// # Errors
+    /// A usage error if nothing says how, or the flags do not fit together.
+    pub fn preprocess(&self, model: Option<Preprocess>) -> Result<Preprocess> {
+        if let Some(preset) = self.preset {
+            return Ok(preset.preprocess());
+        }
+        let mut chosen = match (model, self.resize) {
+            (Some(model), _) => model,
+            (None, Some(_)) => Preset::Tier.preprocess(),
+            (None, None) => return Err(Error::usage("say how: --preset NAME, or --resize N and what else differs")),
+        };
+        if let Some(resize) = self.resize {
+            chosen.resize = resize;
+            chosen.crop = resize;
+        }
+        chosen.crop = self.crop.unwrap_or(chosen.crop);
+        chosen.filter = self.filter.unwrap_or(chosen.filter);
+        if let Some(mean) = &self.mean {
+            chosen.channels = mean.len();
+            chosen.mean.clone_from(mean);
+        }
+        if let Some(std) = &self.std {
+            chosen.std.clone_from(std);
+        }
+        chosen.validate().map_err(|e| Error::usage(format!("--resize, --crop, --mean, --std: {e}")))?;
+        Ok(chosen)
+    }
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
+    let preprocess = args.pixels.preprocess(None)?;
+    let picture = image::open(&args.image, args.pixels.sixteen_bit.unwrap_or_default())?;
+    let seen = preprocess.seen(&picture);
+    let values = preprocess.normalise(&seen);
+    let dims = [1, preprocess.channels, preprocess.crop, preprocess.crop];
+    let description = serde_json::json!({
+        "image": args.image.display().to_string(),
+        "width": picture.width,
+        "height": picture.height,
+        "channels": picture.channels,
+        "sixteen_bit": args.pixels.sixteen_bit.unwrap_or_default(),
+        "preprocess": preprocess,
+    });
+    let metadata = BTreeMap::from([("tiergrad".to_owned(), description.to_string())]);
+    let pixels = Tensor::from_slice(&values, dims);
+    safetensors::save(&args.output, [("pixel_values".to_owned(), &pixels)], &metadata)?;
+    if let Some(path) = &args.png {
+        seen.save_png(path)?;
+    }
+    global.say(format_args!(
+        "{} x {} x {}: {}",
+        picture.width,
+        picture.height,
+        picture.channels,
+        preprocess.describe()
+    ));
+    if global.json {
+        println!("{description}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_change_what_the_model_says() {
+        let clip = Preset::Clip.preprocess();
+        let flags = Pixels { resize: Some(300), filter: Some(Filter::Bilinear), ..Pixels::default() };
+        let chosen = flags.preprocess(Some(clip.clone())).unwrap();
+        assert_eq!((chosen.resize, chosen.crop, chosen.filter, &chosen.mean), (300, 300, Filter::Bilinear, &clip.mean));
+        assert_eq!(Pixels::default().preprocess(Some(clip.clone())).unwrap(), clip);
+        let grey = Pixels { resize: Some(9), mean: Some(vec![0.5]), std: Some(vec![0.5]), ..Pixels::default() };
+        assert_eq!(grey.preprocess(None).unwrap().channels, 1);
+        let usage = |flags: Pixels| flags.preprocess(None).unwrap_err();
+        assert_eq!(usage(Pixels::default()).kind(), crate::error::Kind::Usage);
+        let half = usage(Pixels { mean: Some(vec![0.5]), ..flags });
+        assert!(half.kind() == crate::error::Kind::Usage && half.to_string().contains("image_std has 3 values"));
+    }
+}

@@ -1,0 +1,80 @@
+//! `tier report`: one x-ray as a page.
+
+use std::path::PathBuf;
+
+use super::{Global, model};
+use crate::data::Prompts;
+use crate::error::Result;
+use crate::eval::measure::{heat, queries};
+use crate::eval::zero_shot::{Rule, scores};
+use crate::files;
+use crate::nn::Module;
+use crate::report::heat::Grid;
+use crate::report::results::Provenance;
+use crate::report::xray::{self, XrayLabel, XrayReport};
+
+/// Writes one self-contained page on one x-ray: scores, heat maps per label, what was loaded and how the picture was prepared.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+    /// Table of prompts: label, polarity, text.
+    #[arg(long)]
+    prompts: PathBuf,
+    /// The x-ray.
+    image: PathBuf,
+    /// The page to write (.html).
+    #[arg(short, long)]
+    out: PathBuf,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
+    let mut pipeline = args.model.open(global)?;
+    let mut parameters = 0;
+    pipeline.network.visit("", &mut |_, p| parameters += p.numel());
+    let (dual, tokenizer) = pipeline.dual()?;
+    let prompts = Prompts::open(&args.prompts)?;
+    let queries = queries(&pipeline, &prompts)?;
+    let (picture, pixels) = model::pixels(&pipeline, &args.image)?;
+    let image = dual.encode_image(&pixels);
+    let (whole, patches) = (image.whole.to_vec::<f32>(), image.parts.at(0, 0));
+    let z = scores(&whole, &queries, Rule::Difference);
+    let p = scores(&whole, &queries, Rule::Softmax { scale: dual.logit_scale.item().exp() });
+    let mut labels = Vec::new();
+    for (k, (prompt, query)) in prompts.0.iter().zip(&queries).enumerate() {
+        let map = heat(&patches, query);
+        labels.push(XrayLabel {
+            label: prompt.label.clone(),
+            score: z[k][0],
+            probability: (!prompt.negative.is_empty()).then(|| p[k][0]),
+            grid: Some(Grid::new(map.height, map.width, map.scores)?),
+            positive: prompt.positive.clone(),
+            negative: prompt.negative.clone(),
+        });
+    }
+    let report = XrayReport {
+        provenance: Provenance {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: super::command_line(),
+            seed: None,
+            more: Vec::new(),
+        },
+        image: args.image.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        source: (picture.width, picture.height),
+        picture: pipeline.preprocess.seen(&picture),
+        model: vec![
+            ("Weights".to_owned(), args.model.model.display().to_string()),
+            ("Parameters".to_owned(), parameters.to_string()),
+            (
+                "Tokenizer".to_owned(),
+                format!("{} entries, at most {} tokens", tokenizer.vocabulary(), tokenizer.max_length()),
+            ),
+        ],
+        preprocessing: pipeline.preprocess.describe(),
+        labels,
+        warnings: Vec::new(),
+    };
+    files::write_atomic(&args.out, xray::html(&report)?.as_bytes())?;
+    global.say(format!("{} written", args.out.display()));
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! `tier tokenize`: what a model reads of a text.
+
+use std::path::PathBuf;
+
+use super::Global;
+use crate::error::{At, Error, Result};
+use crate::text::Tokenizer;
+
+/// Shows the ids that texts become, special tokens included, padding left off.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A model's directory, which holds its tokenizer.
+    #[arg(long, value_name = "PATH", required_unless_present = "tokenizer")]
+    pub model: Option<PathBuf>,
+    /// A tokenizer: a directory, tokenizer.json, vocab.json, vocab.txt or bpe_simple_vocab_16e6.txt.gz.
+    #[arg(long, value_name = "PATH", conflicts_with = "model")]
+    pub tokenizer: Option<PathBuf>,
+    /// Longest text in tokens (default: what the tokenizer says).
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
+    /// A file with one text per line.
+    #[arg(long, value_name = "F", conflicts_with = "texts")]
+    pub file: Option<PathBuf>,
+    /// Texts.
+    #[arg(value_name = "TEXT", required_unless_present = "file")]
+    pub texts: Vec<String>,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
+    let path = args.tokenizer.as_ref().or(args.model.as_ref());
+    let path = path.ok_or_else(|| Error::usage("give --tokenizer PATH or --model PATH"))?;
+    let tokenizer = Tokenizer::open(path, args.max_length)?;
+    global.say(format_args!(
+        "{}: {} ids, at most {} tokens",
+        path.display(),
+        tokenizer.vocabulary(),
+        tokenizer.max_length()
+    ));
+    let lines;
+    let texts: Vec<&str> = match &args.file {
+        Some(file) => {
+            lines = std::fs::read_to_string(file).at(file)?;
+            lines.lines().collect()
+        }
+        None => args.texts.iter().map(String::as_str).collect(),
+    };
+    for text in texts {
+        let (tokens, pieces) = (tokenizer.encode(&[text])?, tokenizer.pieces(text)?);
+        let (ids, truncated) = (tokens.ids.to_vec::<i64>(), !tokens.cut.is_empty());
+        if global.json {
+            println!("{}", serde_json::json!({"text": text, "ids": ids, "tokens": pieces, "truncated": truncated}));
+        } else {
+            let shown: Vec<String> = pieces.iter().zip(&ids).map(|(piece, id)| format!("{piece} {id}")).collect();
+            println!("{} tokens{}: {}", ids.len(), if truncated { ", cut" } else { "" }, shown.join(", "));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,357 @@
+//! The configuration of a run: a TOML file, any value of which can be set on the command line.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{At, Error, Result};
+use crate::image::{Augment, Filter, Preprocess, SixteenBit};
+use crate::loss::TierOptions;
+use crate::models::DualEncoderConfig;
+use crate::optim::{OptimiserConfig, Schedule};
+
+/// Everything that decides a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Seed of parameters, order, augmentation and splits.
+    pub seed: u64,
+    /// What is learned.
+    pub objective: Objective,
+    /// Tables.
+    pub data: DataConfig,
+    /// How pictures become pixels.
+    pub image: ImageConfig,
+    /// Random changes of training pictures.
+    pub augment: Augment,
+    /// The tokenizer that is trained where none is given.
+    pub tokenizer: TokenizerConfig,
+    /// Sizes of the model. `text.vocabulary` follows the tokenizer.
+    pub model: DualEncoderConfig,
+    /// The TIER penalty.
+    pub tier: TierOptions,
+    /// Length, batches, checkpoints.
+    pub train: TrainConfig,
+    /// The optimiser.
+    pub optimiser: OptimiserConfig,
+    /// The learning rate over time, in optimiser steps.
+    pub schedule: Schedule,
+}
+
+/// What is learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// Images and texts that belong together (with TIER's penalty).
+    #[default]
+    Clip,
+    /// The labels of a table, from images alone: the baseline.
+    Supervised,
+}
+
+/// Tables of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// pairs.csv
+    pub pairs: PathBuf,
+    /// labels.csv: validation by zero-shot AUC, or what a supervised run learns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
+    /// A column of pairs.csv that serves as labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels_from: Option<String>,
+    /// prompts.csv
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<PathBuf>,
+    /// boxes.json, for the evaluation at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boxes: Option<PathBuf>,
+    /// A model directory whose weights, sizes and tokenizer the run starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// A model directory whose image side the run starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_image: Option<PathBuf>,
+    /// A model directory whose text side and tokenizer the run starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_text: Option<PathBuf>,
+}
+
+/// How pictures become pixels. Side and channels are the model's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImageConfig {
+    /// Shorter side before the crop; 0: 8/7 of the model's image size, as 256 is of 224.
+    pub resize: usize,
+    /// Interpolation.
+    pub filter: Filter,
+    /// Subtracted from values in 0..1, one for all channels or one per channel.
+    pub mean: Vec<f64>,
+    /// Divides after that.
+    pub std: Vec<f64>,
+    /// How 16-bit grey becomes 8 bits.
+    pub sixteen_bit: SixteenBit,
+    /// Most memory for decoded training pictures, in MiB.
+    pub cache_mib: usize,
+}
+
+impl Default for ImageConfig {
+    fn default() -> Self {
+        Self {
+            resize: 0,
+            filter: Filter::Bilinear,
+            mean: vec![0.5],
+            std: vec![0.25],
+            sixteen_bit: SixteenBit::HighByte,
+            cache_mib: 2048,
+        }
+    }
+}
+
+/// The tokenizer that is trained on the training texts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenizerConfig {
+    /// A tokenizer's file or folder instead of a trained one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Most entries of the vocabulary.
+    pub vocabulary: usize,
+}
+
+impl Default for TokenizerConfig {
+    fn default() -> Self {
+        Self { path: None, vocabulary: 2000 }
+    }
+}
+
+/// Length, batches and checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Passes over the training rows.
+    pub epochs: u64,
+    /// Pairs that are contrasted with each other.
+    pub batch: usize,
+    /// Pairs that are computed at once; 0: the whole batch. Smaller values trade one more forward pass for memory and give the same
+    /// gradient (GradCache; Gao et al. 2021).
+    pub micro_batch: usize,
+    /// Batches whose gradients are averaged for one optimiser step.
+    pub accumulate: usize,
+    /// Augmented views per image.
+    pub views: usize,
+    /// Which texts count as an image's own.
+    pub targets: Targets,
+    /// Parameters whose name begins with one of these stay as they are.
+    pub freeze: Vec<String>,
+    /// Decay of the moving average of parameters that is validated and saved; 0: none.
+    pub ema: f64,
+    /// Checkpoints kept, best by validation.
+    pub keep: usize,
+    /// Steps between checkpoints to resume from; 0: one at the end of every epoch.
+    pub checkpoint_steps: u64,
+    /// Stop where a loss is not a number, naming the step and its images.
+    pub check_finite: bool,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 30,
+            batch: 32,
+            micro_batch: 0,
+            accumulate: 1,
+            views: 1,
+            targets: Targets::Pairs,
+            freeze: Vec::new(),
+            ema: 0.0,
+            keep: 5,
+            checkpoint_steps: 0,
+            check_finite: true,
+        }
+    }
+}
+
+/// Which texts count as an image's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Targets {
+    /// Its own row's.
+    Pairs,
+    /// Every equal text; needed where a table has few distinct texts.
+    SameText,
+}
+
+impl Config {
+    /// Reads a TOML file (nothing: all defaults) and applies `key=value` settings with dotted keys.
+    ///
+    /// # Errors
+    /// If the file is not TOML, a key is unknown (naming the nearest), or a value has the wrong type or contradicts another.
+    pub fn read(path: Option<&Path>, settings: &[String]) -> Result<Self> {
+        let mut table = match path {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).at(path)?;
+                text.parse::<toml::Table>().map_err(|e| Error::usage(one_line(&e.to_string()))).at(path)?
+            }
+            None => toml::Table::new(),
+        };
+        for setting in settings {
+            set(&mut table, setting)?;
+        }
+        let config = Config::deserialize(table).map_err(|e| Error::usage(with_nearest(&e.to_string())));
+        match path {
+            Some(path) => config.at(path),
+            None => config,
+        }
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::new(format!("the configuration cannot be written as TOML: {e}")))
+    }
+
+    /// How pictures become pixels for this model.
+    pub fn preprocess(&self) -> Preprocess {
+        let (size, channels) = (self.model.vision.image_size, self.model.vision.channels);
+        let per_channel = |x: &[f64]| if x.len() == 1 { vec![x[0]; channels] } else { x.to_vec() };
+        Preprocess {
+            square: None,
+            resize: if self.image.resize == 0 { (size * 8).div_ceil(7) } else { self.image.resize },
+            crop: size,
+            filter: self.image.filter,
+            channels,
+            mean: per_channel(&self.image.mean),
+            std: per_channel(&self.image.std),
+        }
+    }
+
+    /// # Errors
+    /// Naming the key and what it may be, where values contradict each other.
+    pub fn check(&self) -> Result<()> {
+        let (t, i) = (&self.train, &self.image);
+        let channels = self.model.vision.channels;
+        let wrong = |key: &str, why: String| Err(Error::usage(format!("{key}: {why}")));
+        self.model.vision.check()?;
+        if t.batch < 2 && self.objective == Objective::Clip {
+            return wrong("train.batch", format!("{} pairs have nothing to contrast with; at least 2", t.batch));
+        }
+        if t.batch == 0 || t.epochs == 0 || t.accumulate == 0 || t.views == 0 {
+            return wrong("train", "batch, epochs, accumulate and views must be at least 1".into());
+        }
+        if t.micro_batch > t.batch {
+            return wrong("train.micro_batch", format!("{} is more than train.batch = {}", t.micro_batch, t.batch));
+        }
+        if !(0.0..1.0).contains(&t.ema) {
+            return wrong("train.ema", format!("{} is not in 0..1", t.ema));
+        }
+        if !self.schedule.lr.is_finite() || self.schedule.lr <= 0.0 {
+            return wrong("schedule.lr", format!("{} is not above 0", self.schedule.lr));
+        }
+        if self.tier.temperature.is_nan() || self.tier.temperature <= 0.0 {
+            return wrong("tier.temperature", format!("{} is not above 0", self.tier.temperature));
+        }
+        if channels != 1 && channels != 3 {
+            return wrong("model.vision.channels", format!("{channels}; pictures have 1 or 3"));
+        }
+        for (key, values) in [("image.mean", &i.mean), ("image.std", &i.std)] {
+            if values.len() != 1 && values.len() != channels {
+                return wrong(key, format!("{} values for {channels} channels", values.len()));
+            }
+        }
+        if i.std.iter().any(|s| s.is_nan() || *s <= 0.0) {
+            return wrong("image.std", "must be above 0".into());
+        }
+        if i.resize != 0 && i.resize < self.model.vision.image_size {
+            return wrong(
+                "image.resize",
+                format!("{} is less than model.vision.image_size = {}", i.resize, self.model.vision.image_size),
+            );
+        }
+        if self.objective == Objective::Supervised && self.data.labels.is_none() && self.data.labels_from.is_none() {
+            return wrong("objective", "supervised training needs --labels (or --labels-from COLUMN)".into());
+        }
+        Ok(())
+    }
+}
+
+/// Applies one `a.b.c=value`; the value is TOML, or a string where it is not.
+fn set(table: &mut toml::Table, setting: &str) -> Result<()> {
+    let (key, value) = setting
+        .split_once('=')
+        .ok_or_else(|| Error::usage(format!("--set {setting}: write key=value, as in train.batch=64")))?;
+    let value = format!("x = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("x"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let (front, last) = match key.rsplit_once('.') {
+        Some((front, last)) => (Some(front), last),
+        None => (None, key),
+    };
+    let mut at = table;
+    for part in front.into_iter().flat_map(|front| front.split('.')) {
+        at = at
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| Error::usage(format!("--set {setting}: {part} is a value, not a table of values")))?;
+    }
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// TOML's error on one line.
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Adds "did you mean" to serde's list of expected keys.
+fn with_nearest(message: &str) -> String {
+    let message = one_line(message);
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    match quoted.split_first() {
+        Some((unknown, expected)) if message.contains("unknown field") || message.contains("unknown variant") => {
+            match crate::data::nearest(unknown, expected.iter().copied()) {
+                Some(best) => format!("{message}; did you mean {best}?"),
+                None => message,
+            }
+        }
+        _ => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_override_the_file_and_the_effective_config_reads_back_as_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, "seed = 3\n[train]\nbatch = 16\nepochs = 7\n[schedule]\nshape = \"warm-restarts\"\n")
+            .unwrap();
+        let settings = ["train.batch=64", "tier.lambda_p=0.5", "train.freeze=[\"text_model\"]", "data.pairs=a b.csv"];
+        let config = Config::read(Some(&path), &settings.map(String::from)).unwrap();
+        assert_eq!((config.seed, config.train.batch, config.train.epochs, config.tier.lambda_p), (3, 64, 7, 0.5));
+        assert_eq!((config.train.freeze[0].as_str(), config.data.pairs.to_str()), ("text_model", Some("a b.csv")));
+        std::fs::write(&path, config.to_toml().unwrap()).unwrap();
+        assert_eq!(Config::read(Some(&path), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors_that_name_the_key() {
+        let error = |setting: &str| {
+            let e = Config::read(None, &[setting.to_owned()]).and_then(|c| c.check()).unwrap_err();
+            assert_eq!(e.kind(), crate::error::Kind::Usage, "{e}");
+            e.to_string()
+        };
+        assert!(error("train.bacth=3").contains("did you mean batch?"), "{}", error("train.bacth=3"));
+        assert!(error("train.batch=\"many\"").contains("batch"));
+        assert!(error("train.batch").contains("key=value"));
+        assert!(error("train.micro_batch=64").contains("train.batch = 32"));
+        assert!(error("seed.x=1").contains("seed"));
+        assert!(error("model.vision.patch_size=7").contains("patch_size"));
+        assert!(error("image.std=0").contains("image.std"));
+    }
+}

@@ -1,0 +1,599 @@
+//! The loop: epochs of steps, validation, checkpoints, and the way back into them.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{self, Kept, State};
+use super::step::{self, Parts};
+use super::tables::Tables;
+use super::validate::{Validation, Validator};
+use super::{Config, Objective};
+use crate::data::{Loader, LoaderOptions, Row};
+use crate::dtype::DType;
+use crate::error::{At, Error, Result};
+use crate::files;
+use crate::formats::{Weights, safetensors};
+use crate::models::dual_encoder::MAX_LOGIT_SCALE;
+use crate::models::{Classifier, ClassifierConfig, DualEncoder};
+use crate::nn::Module;
+use crate::op::apply;
+use crate::ops::loss::BceWithLogits;
+use crate::optim::Optimiser;
+use crate::pipeline::{Network, NetworkConfig, Pipeline};
+use crate::report::run::{self, Checkpoint, RunReport, curves_png};
+use crate::report::{Provenance, found};
+use crate::tape::Grads;
+use crate::tensor::Tensor;
+use crate::text::Tokenizer;
+
+/// Who looks on: told what happens, and asked whether to stop.
+pub trait Watch {
+    /// A line for a person.
+    fn say(&self, line: &str);
+    /// A step is done, of `total`.
+    fn step(&self, record: &Record, total: u64);
+    /// Finish the step, save, and return.
+    fn stop(&self) -> bool;
+}
+
+/// A line of log.jsonl.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Optimiser steps taken, this one included.
+    pub step: u64,
+    /// From 1.
+    pub epoch: u64,
+    /// What is minimised.
+    pub loss: f64,
+    /// Symmetric InfoNCE; the label loss of a supervised run.
+    pub loss_clip: f64,
+    /// In nats.
+    pub patch_entropy: f64,
+    /// In nats.
+    pub token_entropy: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// exp(logit_scale).
+    pub logit_scale: f64,
+    /// Of the epoch that this step ended.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Validation>,
+    /// Training pairs per second of this step, loading included.
+    pub items_per_s: f64,
+}
+
+/// How a run ended.
+pub struct Outcome {
+    /// Whether it took all its steps, or was stopped and can be resumed.
+    pub finished: bool,
+    /// Every line of its log.
+    pub records: Vec<Record>,
+    /// The kept checkpoints, best first.
+    pub kept: Vec<Kept>,
+}
+
+/// Files of a run directory.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn config(&self) -> PathBuf {
+        self.0.join("config.toml")
+    }
+    fn log(&self) -> PathBuf {
+        self.0.join("log.jsonl")
+    }
+    fn model(&self) -> PathBuf {
+        self.0.join("model")
+    }
+    fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+    fn last(&self) -> PathBuf {
+        self.checkpoints().join("last.safetensors")
+    }
+}
+
+/// Starts a run in a new directory.
+///
+/// # Errors
+/// If the directory holds a run, the configuration or a table is wrong, or a file cannot be read or written.
+pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> {
+    let folder = Folder(out.to_path_buf());
+    if folder.last().exists() || folder.config().exists() {
+        return Err(Error::new("there is a run already: continue it with --resume, or choose another --out").at(out));
+    }
+    for path in [
+        Some(&mut config.data.pairs),
+        config.data.labels.as_mut(),
+        config.data.prompts.as_mut(),
+        config.data.boxes.as_mut(),
+        config.data.init.as_mut(),
+        config.data.init_image.as_mut(),
+        config.data.init_text.as_mut(),
+        config.tokenizer.path.as_mut(),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        *path = std::fs::canonicalize(&*path).at(&*path)?;
+    }
+    adopt(&mut config)?;
+    config.check()?;
+    let tables = Tables::open(&config)?;
+    let tokenizer = tokenizer(&mut config, &tables)?;
+    let network = network(&config, &tables)?;
+    std::fs::create_dir_all(folder.checkpoints()).at(folder.checkpoints())?;
+    let mut pipeline = pipeline(&config, &folder, network, tokenizer);
+    pipeline.save(&folder.model(), None)?;
+    tables.write_splits(&out.join("splits.csv"))?;
+    files::write_atomic(folder.config(), config.to_toml()?.as_bytes())?;
+    Run::new(config, folder, tables, pipeline, watch)?.go(State::default(), workers)
+}
+
+/// Continues the run of a directory from its last checkpoint, to the same bits as if it had never stopped.
+///
+/// # Errors
+/// If there is no run, or its tables have changed since.
+pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> {
+    let folder = Folder(out.to_path_buf());
+    if !folder.config().exists() {
+        return Err(Error::new("no run to resume here (no config.toml): start one without --resume").at(out));
+    }
+    let mut config = Config::read(Some(&folder.config()), &[])?;
+    config.check()?;
+    let tables = Tables::open(&config)?;
+    let tokenizer = match config.objective {
+        Objective::Clip => {
+            Some(Tokenizer::open(&folder.model().join("tokenizer.json"), Some(config.model.text.max_length()))?)
+        }
+        Objective::Supervised => tokenizer(&mut config, &tables)?,
+    };
+    let network = network(&config, &tables)?;
+    let pipeline = pipeline(&config, &folder, network, tokenizer);
+    let mut run = Run::new(config, folder, tables, pipeline, watch)?;
+    let state = if run.folder.last().exists() {
+        let path = run.folder.last();
+        let state = checkpoint::load(&path, &mut run.pipeline.network, &mut run.optimiser, run.average.as_mut())?;
+        if state.tables != run.tables.fingerprint {
+            return Err(Error::new(
+                "the tables have changed since this run began: restore them, or start a new run with --init on its model",
+            )
+            .at(out));
+        }
+        watch.say(&format!("resuming after step {}", state.step));
+        state
+    } else {
+        watch.say("no checkpoint yet: starting again from the first step");
+        State::default()
+    };
+    run.go(state, workers)
+}
+
+/// Takes over what a given model fixes: sizes, and the pictures' way in.
+fn adopt(config: &mut Config) -> Result<()> {
+    let whole = config.data.init.clone();
+    if whole.is_some() && (config.data.init_image.is_some() || config.data.init_text.is_some()) {
+        return Err(Error::usage("--init gives both sides: leave --init-image and --init-text out"));
+    }
+    for (path, image, text) in [
+        (whole, true, true),
+        (config.data.init_image.clone(), true, false),
+        (config.data.init_text.clone(), false, true),
+    ] {
+        let Some(path) = path else { continue };
+        let model = Pipeline::open(&path, true)?;
+        let sizes = match NetworkConfig::of(&model.network) {
+            NetworkConfig::TiergradDualEncoder(sizes) => sizes,
+            NetworkConfig::TiergradClassifier(sizes) if !text => {
+                config.model.vision = sizes.vision;
+                continue;
+            }
+            NetworkConfig::TiergradClassifier(_) => {
+                return Err(Error::usage("a classifier has no text side to start from").at(path));
+            }
+        };
+        if image {
+            config.model.vision = sizes.vision;
+            (config.image.resize, config.image.filter) = (model.preprocess.resize, model.preprocess.filter);
+            (config.image.mean, config.image.std) = (model.preprocess.mean, model.preprocess.std);
+            config.image.sixteen_bit = model.sixteen_bit;
+        }
+        if text {
+            config.model.text = sizes.text;
+            config.tokenizer.path = Some(path.join("tokenizer.json"));
+        }
+        if image && text {
+            config.model.joint = sizes.joint;
+        }
+    }
+    Ok(())
+}
+
+/// The given tokenizer, or one trained on the training texts; the model's vocabulary follows it.
+fn tokenizer(config: &mut Config, tables: &Tables) -> Result<Option<Tokenizer>> {
+    if config.objective == Objective::Supervised {
+        return Ok(None);
+    }
+    let length = config.model.text.max_length();
+    let tokenizer = match &config.tokenizer.path {
+        Some(path) => Tokenizer::open(path, Some(length))?,
+        None => {
+            let texts: Vec<&str> = tables.train.iter().map(|row| row.text.as_str()).collect();
+            Tokenizer::train(&texts, config.tokenizer.vocabulary, length)?
+        }
+    };
+    if config.data.init.is_none() && config.data.init_text.is_none() {
+        config.model.text.set_vocabulary(tokenizer.vocabulary());
+    }
+    Ok(Some(tokenizer))
+}
+
+fn network(config: &Config, tables: &Tables) -> Result<Network> {
+    let mut network = match config.objective {
+        Objective::Clip => Network::Dual(DualEncoder::init(&config.model, config.seed, DType::F32)?),
+        Objective::Supervised => {
+            let labels = tables.labels.as_ref().map(|l| l.names.clone()).unwrap_or_default();
+            let sizes = ClassifierConfig { vision: config.model.vision.clone(), hidden: 128, labels };
+            Network::Classifier(Classifier::init(&sizes, config.seed, DType::F32)?)
+        }
+    };
+    for (path, prefixes) in [
+        (&config.data.init, &[""][..]),
+        (&config.data.init_image, &["vision_model.", "visual_projection."]),
+        (&config.data.init_text, &["text_model.", "text_projection."]),
+    ] {
+        let Some(path) = path else { continue };
+        let weights = Weights::open(path.join("model.safetensors"), true)?;
+        let mut wrong = None;
+        network.visit("", &mut |name, p| {
+            if prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+                match weights.get(name) {
+                    Some(t) if t.meta() == p.meta() => *p = t.clone(),
+                    // A new joint width or head starts fresh.
+                    _ if name.contains("projection") || name.starts_with("head.") => {}
+                    _ => wrong = Some(name.to_owned()),
+                }
+            }
+        });
+        if let Some(name) = wrong {
+            return Err(Error::new(format!("tensor {name} is missing or of another size")).at(path));
+        }
+    }
+    let (freeze, mut unused) = (&config.train.freeze, config.train.freeze.clone());
+    network.visit("", &mut |name, p| {
+        let frozen = freeze.iter().any(|prefix| name.starts_with(prefix.as_str()));
+        unused.retain(|prefix| !name.starts_with(prefix.as_str()));
+        if !frozen {
+            *p = p.trainable();
+        }
+    });
+    if let Some(prefix) = unused.first() {
+        return Err(Error::usage(format!("train.freeze: no parameter's name begins with {prefix:?}")));
+    }
+    Ok(network)
+}
+
+fn pipeline(config: &Config, folder: &Folder, network: Network, tokenizer: Option<Tokenizer>) -> Pipeline {
+    Pipeline {
+        path: folder.model(),
+        network,
+        tokenizer,
+        preprocess: config.preprocess(),
+        sixteen_bit: config.image.sixteen_bit,
+    }
+}
+
+struct Run<'a> {
+    config: Config,
+    folder: Folder,
+    tables: Tables,
+    pipeline: Pipeline,
+    optimiser: Optimiser,
+    /// Moving average of the parameters.
+    average: Option<BTreeMap<String, Tensor>>,
+    watch: &'a dyn Watch,
+    log: std::fs::File,
+    records: Vec<Record>,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        config: Config,
+        folder: Folder,
+        tables: Tables,
+        mut pipeline: Pipeline,
+        watch: &'a dyn Watch,
+    ) -> Result<Self> {
+        let average = (config.train.ema > 0.0).then(|| {
+            let mut average = BTreeMap::new();
+            pipeline.network.visit("", &mut |name, p| {
+                if p.is_tracked() {
+                    average.insert(name.to_owned(), p.copied());
+                }
+            });
+            average
+        });
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(folder.log()).at(folder.log())?;
+        let optimiser = Optimiser::new(config.optimiser.clone());
+        Ok(Self { config, folder, tables, pipeline, optimiser, average, watch, log, records: Vec::new() })
+    }
+
+    fn go(mut self, mut state: State, workers: usize) -> Result<Outcome> {
+        state.tables = self.tables.fingerprint;
+        // One line a step.
+        checkpoint::cut_log(&self.folder.log(), state.step)?;
+        self.records = read_log(&self.folder.log())?;
+        let notes = std::mem::take(&mut self.tables.notes);
+        notes.iter().for_each(|note| self.watch.say(note));
+        let (config, t) = (self.config.clone(), self.config.train.clone());
+        let options = LoaderOptions {
+            batch: t.batch,
+            seed: config.seed,
+            shuffle: true,
+            drop_last: true,
+            augment: Some(config.augment.clone()),
+            views: if config.objective == Objective::Clip { t.views } else { 1 },
+            preprocess: self.pipeline.preprocess.clone(),
+            sixteen_bit: config.image.sixteen_bit,
+            workers,
+            cache_mib: config.image.cache_mib,
+        };
+        let loader = Loader::new(self.tables.train.iter().map(|row| row.path.clone()).collect(), options)?;
+        let validator = Validator::new(&self.pipeline, &self.tables, &config, workers)?;
+        let batches = loader.batches();
+        let steps_per_epoch = batches.div_ceil(t.accumulate) as u64;
+        let total = t.epochs * steps_per_epoch;
+        self.watch.say(&format!(
+            "{} training pairs, {} to validate; {} parameters; {} epochs of {steps_per_epoch} steps",
+            self.tables.train.len(),
+            self.tables.val.len(),
+            crate::pipeline::parameters(&mut self.pipeline.network).iter().map(|(_, t)| t.numel()).sum::<usize>(),
+            t.epochs
+        ));
+        while state.epoch < t.epochs {
+            let mut began = Instant::now();
+            let mut sum: Option<(Grads, Parts, usize)> = None;
+            for batch in loader.epoch(state.epoch, state.batch) {
+                let batch = batch?;
+                let items = batch.rows.len();
+                let one = self.gradients(&batch.rows, batch.views)?;
+                state.batch += 1;
+                let (grads, parts, count) = match sum.take() {
+                    None => (one.grads, one.parts, 1),
+                    Some((mut grads, parts, count)) => {
+                        grads.merge(one.grads);
+                        (grads, parts.plus(&one.parts), count + 1)
+                    }
+                };
+                if count < t.accumulate && state.batch < batches {
+                    sum = Some((grads, parts, count));
+                    continue;
+                }
+                let lr = config.schedule.at(state.step, total);
+                let grad_norm = self.apply(grads, count, lr)?;
+                state.step += 1;
+                let parts = parts.times(1.0 / count as f64);
+                let mut record = Record {
+                    step: state.step,
+                    epoch: state.epoch + 1,
+                    loss: parts.total,
+                    loss_clip: parts.clip,
+                    patch_entropy: parts.patch_entropy,
+                    token_entropy: parts.token_entropy,
+                    lr,
+                    grad_norm,
+                    logit_scale: self.logit_scale(),
+                    validation: None,
+                    items_per_s: (items * count) as f64 / began.elapsed().as_secs_f64(),
+                };
+                let epoch_done = state.batch >= batches;
+                if epoch_done {
+                    record.validation =
+                        self.as_saved(|pipeline, tables, config| validator.validate(pipeline, tables, config))?;
+                    self.keep(&mut state, &record)?;
+                    state.epoch += 1;
+                    state.batch = 0;
+                }
+                self.write(&record)?;
+                self.watch.step(&record, total);
+                self.records.push(record);
+                let due = t.checkpoint_steps > 0 && state.step.is_multiple_of(t.checkpoint_steps);
+                let stop = self.watch.stop();
+                if epoch_done || due || stop {
+                    self.save(&state)?;
+                    self.forget(&state)?;
+                }
+                if stop && state.epoch < t.epochs {
+                    return Ok(Outcome { finished: false, records: self.records, kept: state.kept });
+                }
+                began = Instant::now();
+            }
+        }
+        // The model folder holds the best checkpoint.
+        if let Some(best) = state.kept.first() {
+            self.publish(best)?;
+        }
+        self.report(&state, &notes)?;
+        Ok(Outcome { finished: true, records: self.records, kept: state.kept })
+    }
+
+    fn gradients(&mut self, numbers: &[usize], views: Vec<Tensor>) -> Result<step::Step> {
+        let rows: Vec<&Row> = numbers.iter().map(|&i| &self.tables.train[i]).collect();
+        let one = match &self.pipeline.network {
+            Network::Dual(model) => {
+                let pairs = pairs(&self.pipeline, &self.tables, &rows, numbers, views)?;
+                step::step(model, &pairs, &self.config.tier, self.config.train.micro_batch)
+            }
+            Network::Classifier(model) => {
+                let [targets, known] = self.tables.targets(&rows).expect("a supervised run has labels");
+                let loss = apply(BceWithLogits, &[&model.forward(&views[0]), &targets, &known]);
+                let value = loss.item();
+                let parts = Parts { total: value, clip: value, ..Parts::default() };
+                step::Step { parts, grads: loss.backward() }
+            }
+        };
+        if self.config.train.check_finite && !one.parts.total.is_finite() {
+            let images: Vec<&str> = rows.iter().map(|row| row.image.as_str()).take(8).collect();
+            return Err(Error::new(format!(
+                "the loss of step {} is {}; its batch begins with {}. The last checkpoint is kept: lower schedule.lr, or look at these images",
+                self.optimiser.steps + 1,
+                one.parts.total,
+                images.join(", ")
+            ))
+            .at(&self.folder.0));
+        }
+        Ok(one)
+    }
+
+    /// One optimiser step with the mean of `count` gradients; returns the norm before clipping.
+    fn apply(&mut self, mut grads: Grads, count: usize, lr: f64) -> Result<f64> {
+        if count > 1 {
+            grads.values_mut().for_each(|g| *g = g.affine(1.0 / count as f64, 0.0));
+        }
+        let norm = self.optimiser.step(&mut self.pipeline.network, grads, lr)?;
+        if let Network::Dual(model) = &mut self.pipeline.network
+            && let Some(scale) = model.logit_scale.as_mut_slice::<f32>()
+        {
+            scale[0] = scale[0].min(MAX_LOGIT_SCALE as f32);
+        }
+        if let Some(average) = &mut self.average {
+            // Short at first, so that the drawn start is forgotten.
+            let steps = self.optimiser.steps as f64;
+            let decay = self.config.train.ema.min((1.0 + steps) / (10.0 + steps)) as f32;
+            self.pipeline.network.visit("", &mut |name, p| {
+                if let Some(a) = average.get_mut(name).and_then(Tensor::as_mut_slice::<f32>) {
+                    a.iter_mut().zip(p.as_slice::<f32>()).for_each(|(a, &p)| *a += (1.0 - decay) * (p - *a));
+                }
+            });
+        }
+        Ok(norm)
+    }
+
+    fn logit_scale(&self) -> f64 {
+        match &self.pipeline.network {
+            Network::Dual(model) => model.logit_scale.item().exp(),
+            Network::Classifier(_) => 1.0,
+        }
+    }
+
+    /// Runs `f` on the model as it would be saved: the averaged parameters where there are some, and no graph.
+    fn as_saved<R>(&mut self, f: impl FnOnce(&Pipeline, &Tables, &Config) -> R) -> R {
+        let mut own = Vec::new();
+        let average = self.average.as_ref();
+        self.pipeline.network.visit("", &mut |name, p| {
+            let saved = average.and_then(|a| a.get(name).cloned()).unwrap_or_else(|| p.detach());
+            own.push(std::mem::replace(p, saved));
+        });
+        let result = f(&self.pipeline, &self.tables, &self.config);
+        let mut own = own.into_iter();
+        self.pipeline.network.visit("", &mut |_, p| *p = own.next().expect("as many as before"));
+        result
+    }
+
+    /// Keeps the model of this epoch if it is among the best.
+    fn keep(&mut self, state: &mut State, record: &Record) -> Result<()> {
+        // Without validation the last epoch is the best.
+        let score = record.validation.as_ref().map_or(record.epoch as f64, Validation::score);
+        let kept = Kept { epoch: record.epoch, score };
+        let place = state.kept.iter().position(|k| score > k.score).unwrap_or(state.kept.len());
+        if place >= self.config.train.keep.max(1) {
+            return Ok(());
+        }
+        let path = self.folder.checkpoints().join(kept.file());
+        let mut tensors = crate::pipeline::parameters(&mut self.pipeline.network);
+        for (name, tensor) in &mut tensors {
+            if let Some(average) = self.average.as_ref().and_then(|a| a.get(name)) {
+                *tensor = average.clone();
+            }
+        }
+        safetensors::save(&path, tensors.iter().map(|(name, t)| (name.clone(), t)), &BTreeMap::new())?;
+        state.kept.insert(place, kept);
+        state.kept.truncate(self.config.train.keep.max(1));
+        Ok(())
+    }
+
+    /// Removes epochs that are no longer kept; after the checkpoint that says so is written.
+    fn forget(&self, state: &State) -> Result<()> {
+        let folder = self.folder.checkpoints();
+        let kept: Vec<String> = state.kept.iter().map(Kept::file).collect();
+        for entry in std::fs::read_dir(&folder).at(&folder)? {
+            let entry = entry.at(&folder)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("epoch-") && !kept.contains(&name) {
+                std::fs::remove_file(entry.path()).at(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the model folder that of a kept epoch.
+    fn publish(&mut self, kept: &Kept) -> Result<()> {
+        let weights = Weights::open(self.folder.checkpoints().join(kept.file()), true)?;
+        let tensors: BTreeMap<String, Tensor> = weights.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect();
+        self.pipeline.save(&self.folder.model(), Some(&tensors))
+    }
+
+    /// Writes curves.png and report.html.
+    fn report(&self, state: &State, notes: &[String]) -> Result<()> {
+        let name = self.folder.0.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let course = found::course("", &self.records);
+        files::write_atomic(self.folder.0.join("curves.png"), &curves_png(std::slice::from_ref(&course))?)?;
+        let by_auc = self.records.iter().any(|r| r.validation.as_ref().is_some_and(|v| v.val_auc.is_some()));
+        let steps = |epoch: u64| self.records.iter().filter(|r| r.epoch <= epoch).map(|r| r.step as usize).max();
+        let best = |k: &Kept| Checkpoint { name: k.file(), step: steps(k.epoch).unwrap_or(0), value: k.score };
+        let report = RunReport {
+            provenance: Provenance {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                command: "tier train".to_owned(),
+                seed: Some(self.config.seed),
+                more: Vec::new(),
+            },
+            name,
+            course,
+            best: state.kept.iter().map(best).collect(),
+            judged_by: if by_auc { "mean AUROC on val" } else { "minus validation loss" }.to_owned(),
+            config: self.config.to_toml()?,
+            notes: notes.to_vec(),
+        };
+        files::write_atomic(self.folder.0.join("report.html"), run::html(&report)?.as_bytes())
+    }
+
+    fn write(&mut self, record: &Record) -> Result<()> {
+        let mut line = serde_json::to_string(record).map_err(|e| Error::new(e.to_string()))?;
+        line.push('\n');
+        self.log.write_all(line.as_bytes()).at(self.folder.log())
+    }
+
+    fn save(&mut self, state: &State) -> Result<()> {
+        self.log.sync_data().at(self.folder.log())?;
+        checkpoint::save(&self.folder.last(), &mut self.pipeline.network, &self.optimiser, self.average.as_ref(), state)
+    }
+}
+
+/// Texts and pictures of some rows, ready for the model.
+pub(super) fn pairs(
+    pipeline: &Pipeline,
+    tables: &Tables,
+    rows: &[&Row],
+    numbers: &[usize],
+    views: Vec<Tensor>,
+) -> Result<step::Pairs> {
+    let (_, tokenizer) = pipeline.dual()?;
+    let tokens = tokenizer.encode(&rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>())?;
+    Ok(step::Pairs { views, ids: tokens.ids, mask: tokens.mask, groups: tables.groups(rows, numbers) })
+}
+
+/// The records of a log.
+fn read_log(path: &Path) -> Result<Vec<Record>> {
+    let text = std::fs::read_to_string(path).at(path)?;
+    let line = |(i, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| Error::new(format!("line {}: {e}", i + 1)).at(path))
+    };
+    text.lines().enumerate().map(line).collect()
+}

@@ -1,0 +1,204 @@
+//! Loss and gradients of one batch: at once, or in parts with the same result.
+
+use crate::loss::{self, TierOptions};
+use crate::models::DualEncoder;
+use crate::models::dual_encoder::Embeddings;
+use crate::tape::{Grads, backward_with};
+use crate::tensor::Tensor;
+
+/// What one batch gives.
+pub struct Step {
+    /// The parts of the objective.
+    pub parts: Parts,
+    /// The gradient of the total.
+    pub grads: Grads,
+}
+
+/// Values of the objective.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Parts {
+    /// What is minimised.
+    pub total: f64,
+    /// Symmetric InfoNCE.
+    pub clip: f64,
+    /// Entropy over patches, in nats.
+    pub patch_entropy: f64,
+    /// Entropy over tokens, in nats.
+    pub token_entropy: f64,
+}
+
+impl Parts {
+    /// Every part times a factor.
+    pub fn times(&self, factor: f64) -> Self {
+        Self {
+            total: self.total * factor,
+            clip: self.clip * factor,
+            patch_entropy: self.patch_entropy * factor,
+            token_entropy: self.token_entropy * factor,
+        }
+    }
+
+    /// Part by part.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            total: self.total + other.total,
+            clip: self.clip + other.clip,
+            patch_entropy: self.patch_entropy + other.patch_entropy,
+            token_entropy: self.token_entropy + other.token_entropy,
+        }
+    }
+}
+
+/// A batch of pairs on its way into the model.
+pub struct Pairs {
+    /// Augmented views of the images, [n, c, h, w] each.
+    pub views: Vec<Tensor>,
+    /// Token ids, i64 [n, T].
+    pub ids: Tensor,
+    /// Real tokens, u8 [n, T].
+    pub mask: Tensor,
+    /// Texts that count as each other's, i64 `[n]`.
+    pub groups: Tensor,
+}
+
+impl Pairs {
+    fn len(&self) -> usize {
+        self.ids.dims()[0]
+    }
+
+    fn narrow(&self, start: usize, len: usize) -> Self {
+        let part = |x: &Tensor| x.narrow(0, start, len);
+        Self {
+            views: self.views.iter().map(part).collect(),
+            ids: part(&self.ids),
+            mask: part(&self.mask),
+            groups: part(&self.groups),
+        }
+    }
+
+    fn encode(&self, model: &DualEncoder) -> (Vec<Embeddings>, Embeddings) {
+        (self.views.iter().map(|v| model.encode_image(v)).collect(), model.encode_text(&self.ids, &self.mask))
+    }
+}
+
+/// The objective's values alone.
+pub fn value(model: &DualEncoder, pairs: &Pairs, options: &TierOptions) -> Parts {
+    let (views, texts) = pairs.encode(model);
+    parts(&loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options))
+}
+
+fn parts(loss: &loss::Loss) -> Parts {
+    Parts {
+        total: loss.total.item(),
+        clip: loss.clip.item(),
+        patch_entropy: loss.patch_entropy.item(),
+        token_entropy: loss.token_entropy.item(),
+    }
+}
+
+/// Loss and gradients of a batch, `micro_batch` pairs at a time (0: all at once).
+pub fn step(model: &DualEncoder, pairs: &Pairs, options: &TierOptions, micro_batch: usize) -> Step {
+    if micro_batch == 0 || micro_batch >= pairs.len() {
+        let (views, texts) = pairs.encode(model);
+        let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options);
+        drop((views, texts));
+        return Step { parts: parts(&loss), grads: loss.total.backward() };
+    }
+    in_parts(model, pairs, options, micro_batch)
+}
+
+/// GradCache (Gao et al. 2021): embeddings of all parts first, without a graph; the contrastive loss and its gradient on those; then each
+/// part once more with a graph, into which its rows of that gradient are sent. The penalty concerns single pairs, so each part has its own.
+fn in_parts(model: &DualEncoder, pairs: &Pairs, options: &TierOptions, micro_batch: usize) -> Step {
+    let n = pairs.len();
+    let chunks: Vec<(usize, usize)> =
+        (0..n).step_by(micro_batch).map(|start| (start, micro_batch.min(n - start))).collect();
+    let mut wholes: Vec<Vec<Tensor>> = vec![Vec::new(); pairs.views.len() + 1];
+    for &(start, len) in &chunks {
+        let (views, texts) = pairs.narrow(start, len).encode(model);
+        for (all, one) in wholes.iter_mut().zip(views.iter().chain([&texts])) {
+            all.push(one.whole.detach());
+        }
+    }
+    let leaves: Vec<Tensor> =
+        wholes.iter().map(|parts| Tensor::concat(&parts.iter().collect::<Vec<_>>(), 0).trainable()).collect();
+    let (texts, views) = leaves.split_last().expect("views and texts");
+    let clip = loss::contrast(&views.iter().collect::<Vec<_>>(), texts, &pairs.groups, &model.logit_scale);
+    let mut out = Parts { clip: clip.item(), ..Parts::default() };
+    let mut grads = clip.backward();
+    let slopes: Vec<Option<Tensor>> = leaves.iter().map(|leaf| grads.take(leaf)).collect();
+
+    let [over_patches, over_tokens] = options.weights();
+    let tokens = |mask: &Tensor| options.counted(mask).to_vec::<u8>().iter().filter(|&&m| m != 0).count() as f64;
+    let all_tokens = tokens(&pairs.mask).max(1.0);
+    for &(start, len) in &chunks {
+        let part = pairs.narrow(start, len);
+        let (views, texts) = part.encode(model);
+        let patches: Vec<&Tensor> = views.iter().map(|v| &v.parts).collect();
+        let [patch_entropy, token_entropy] = loss::entropies(&patches, &texts.parts, &part.mask, options);
+        // The mean over tokens weighs parts by tokens, the mean over patches by pairs.
+        let shares = [tokens(&part.mask) / all_tokens, len as f64 / n as f64];
+        out.patch_entropy += shares[0] * patch_entropy.item();
+        out.token_entropy += shares[1] * token_entropy.item();
+        let penalty = &patch_entropy * (shares[0] * over_patches) + &token_entropy * (shares[1] * over_tokens);
+        let one = Tensor::full([], 1.0, penalty.dtype());
+        let mut outputs = vec![(penalty, one)];
+        drop((patch_entropy, token_entropy));
+        for (whole, slope) in views.into_iter().map(|v| v.whole).chain([texts.whole]).zip(&slopes) {
+            if let Some(slope) = slope {
+                outputs.push((whole, slope.narrow(0, start, len)));
+            }
+        }
+        grads.merge(backward_with(outputs));
+    }
+    out.total = out.clip + over_patches * out.patch_entropy + over_tokens * out.token_entropy;
+    Step { parts: out, grads }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::gradcheck::assert_close;
+    use crate::models::DualEncoderConfig;
+    use crate::models::clip_text::TextConfig;
+    use crate::nn::Module;
+    use crate::rng::Rng;
+
+    #[test]
+    fn parts_of_a_batch_give_the_gradient_of_the_whole() {
+        let mut config = DualEncoderConfig::default();
+        (config.vision.image_size, config.vision.patch_size, config.vision.width) = (8, 4, 12);
+        (config.vision.depth, config.vision.heads, config.joint) = (1, 2, 6);
+        let text = TextConfig { vocabulary: 9, max_length: 5, width: 8, depth: 1, heads: 2, quick_gelu: false };
+        config.text = text.into();
+        let mut model = DualEncoder::init(&config, 5, DType::F64).unwrap();
+        model.visit("", &mut |_, p| *p = p.trainable());
+        let mut rng = Rng::new(2, 0);
+        let mut draw = || Tensor::randn([7, config.vision.channels, 8, 8], DType::F64, &mut rng);
+        let pairs = Pairs {
+            views: vec![draw(), draw()],
+            ids: Tensor::from_slice(&(0..35).map(|i| i * 5 % 9).collect::<Vec<i64>>(), [7, 5]),
+            mask: Tensor::from_slice(&(0..35).map(|i| u8::from(i % 5 < 2 + i / 5 % 4)).collect::<Vec<_>>(), [7, 5]),
+            groups: Tensor::from_slice(&[0i64, 1, 2, 1, 4, 0, 6], [7]),
+        };
+        for swap_lambdas in [false, true] {
+            let options = TierOptions { lambda_p: 0.7, lambda_t: 0.4, swap_lambdas, ..TierOptions::default() };
+            let whole = step(&model, &pairs, &options, 0);
+            for micro_batch in [1, 3, 6] {
+                let split = step(&model, &pairs, &options, micro_batch);
+                for (a, b) in [
+                    (whole.parts.total, split.parts.total),
+                    (whole.parts.clip, split.parts.clip),
+                    (whole.parts.patch_entropy, split.parts.patch_entropy),
+                    (whole.parts.token_entropy, split.parts.token_entropy),
+                ] {
+                    assert!((a - b).abs() < 1e-12, "{a} at once, {b} in parts");
+                }
+                model.visit("", &mut |name, p| {
+                    assert_close(name, split.grads.get(p).unwrap(), whole.grads.get(p).unwrap(), 1e-11);
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The rows that a run trains on and is validated by.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Config, Objective, Targets};
+use crate::data::{Labels, Pairs, Prompts, Row, Split};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::tensor::Tensor;
+
+/// The tables of a run.
+pub(super) struct Tables {
+    pub train: Vec<Row>,
+    pub val: Vec<Row>,
+    pub labels: Option<Labels>,
+    pub prompts: Option<Prompts>,
+    /// What was left out or drawn, for the person at the terminal.
+    pub notes: Vec<String>,
+    /// Changes when a row's image, text, split or label does.
+    pub fingerprint: u64,
+    /// Which texts are equal: a number per distinct training text.
+    groups: BTreeMap<String, i64>,
+    targets: Targets,
+}
+
+impl Tables {
+    pub fn open(config: &Config) -> Result<Self> {
+        let pairs = Pairs::open(&config.data.pairs, config.seed)?;
+        let labels = match (&config.data.labels, &config.data.labels_from) {
+            (Some(path), _) => Some(Labels::open(path)?),
+            (None, Some(column)) => Some(Labels::from_column(&pairs, column)?),
+            (None, None) => None,
+        };
+        let prompts = config.data.prompts.as_deref().map(Prompts::open).transpose()?;
+        let mut notes = pairs.notes.clone();
+        let usable = |row: &&Row| match config.objective {
+            Objective::Clip => !row.text.trim().is_empty(),
+            Objective::Supervised => {
+                labels.as_ref().and_then(|l| l.of.get(&row.image)).is_some_and(|l| l.iter().any(Option::is_some))
+            }
+        };
+        let train: Vec<Row> = pairs.split(Split::Train).filter(usable).cloned().collect();
+        let left_out = pairs.split(Split::Train).count() - train.len();
+        if left_out > 0 {
+            let why = if config.objective == Objective::Clip { "their text is blank" } else { "no label is known" };
+            notes.push(format!("{left_out} training rows are left out: {why}"));
+        }
+        let val: Vec<Row> = pairs.split(Split::Val).cloned().collect();
+        if train.len() < config.train.batch.max(2) {
+            return Err(Error::new(format!(
+                "{} training rows, fewer than train.batch = {}: lower it or add rows",
+                train.len(),
+                config.train.batch
+            ))
+            .at(&config.data.pairs));
+        }
+        let mut groups = BTreeMap::new();
+        for row in &train {
+            let next = groups.len() as i64;
+            groups.entry(row.text.trim().to_owned()).or_insert(next);
+        }
+        if config.targets() == Targets::Pairs && config.objective == Objective::Clip && groups.len() * 2 < train.len() {
+            notes.push(format!(
+                "only {} distinct texts in {} training rows: train.targets = \"same-text\" counts equal texts as an image's own",
+                groups.len(),
+                train.len()
+            ));
+        }
+        let mut print = Fingerprint::default();
+        for row in &pairs.rows {
+            print.add(&row.image);
+            print.add(&row.text);
+            print.add(&format!("{:?}", row.split));
+            if let Some(values) = labels.as_ref().and_then(|l| l.of.get(&row.image)) {
+                print.add(&format!("{values:?}"));
+            }
+        }
+        Ok(Self { train, val, labels, prompts, notes, fingerprint: print.0, groups, targets: config.targets() })
+    }
+
+    /// Which rows of a batch count as each other's texts: i64 `[n]`.
+    pub fn groups(&self, rows: &[&Row], numbers: &[usize]) -> Tensor {
+        let groups: Vec<i64> = match self.targets {
+            Targets::Pairs => numbers.iter().map(|&i| i as i64).collect(),
+            // A text that is not in training (validation) stands alone.
+            Targets::SameText => rows
+                .iter()
+                .zip(numbers)
+                .map(|(row, &i)| self.groups.get(row.text.trim()).copied().unwrap_or(-1 - i as i64))
+                .collect(),
+        };
+        Tensor::from_slice(&groups, [groups.len()])
+    }
+
+    /// Targets f32 and known u8 of a batch, [n, labels] each.
+    pub fn targets(&self, rows: &[&Row]) -> Option<[Tensor; 2]> {
+        let labels = self.labels.as_ref()?;
+        let (mut targets, mut known) = (Vec::new(), Vec::new());
+        for row in rows {
+            let values = labels.of.get(&row.image);
+            for k in 0..labels.names.len() {
+                let value = values.and_then(|v| v[k]);
+                targets.push(f32::from(u8::from(value == Some(true))));
+                known.push(u8::from(value.is_some()));
+            }
+        }
+        let dims = [rows.len(), labels.names.len()];
+        Some([Tensor::from_slice(&targets, dims), Tensor::from_slice(&known, dims)])
+    }
+
+    /// Writes which row is in which split.
+    pub fn write_splits(&self, path: &Path) -> Result<()> {
+        let mut text = String::from("image,split\n");
+        for (rows, split) in [(&self.train, "train"), (&self.val, "val")] {
+            for row in rows {
+                text.push_str(&format!("\"{}\",{split}\n", row.image.replace('"', "\"\"")));
+            }
+        }
+        files::write_atomic(path, text.as_bytes())
+    }
+}
+
+impl Config {
+    fn targets(&self) -> Targets {
+        self.train.targets
+    }
+}
+
+/// FNV-1a over strings with their ends.
+struct Fingerprint(u64);
+
+impl Default for Fingerprint {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fingerprint {
+    fn add(&mut self, text: &str) {
+        for byte in text.bytes().chain([0xff]) {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! The `tier` command as a user meets it: phantoms in, a trained model, scores, pictures and reports out.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+fn tier(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).output().unwrap()
+}
+
+#[track_caller]
+fn done(arguments: &[&str]) -> String {
+    let output = tier(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "tier {}: {errors}", arguments.join(" "));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A command that must fail with `code`, saying one line that holds `words`.
+#[track_caller]
+fn refused(arguments: &[&str], code: i32, words: &[&str]) {
+    let output = tier(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "tier {}: {errors}", arguments.join(" "));
+    for word in words {
+        assert!(errors.contains(word), "{word:?} is not in: {errors}");
+    }
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A folder for all tests of this file, with phantoms in it.
+fn phantoms() -> &'static Path {
+    static FOLDER: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("phantoms");
+        done(&["phantom", "--out", text(&path), "--count", "60", "--seed", "5", "--size", "64", "-q"]);
+        (folder, path)
+    });
+    path
+}
+
+/// Sizes at which a step takes milliseconds.
+const TINY: &[&str] = &[
+    "model.vision.image_size=32",
+    "model.vision.patch_size=8",
+    "model.vision.width=24",
+    "model.vision.depth=1",
+    "model.vision.heads=2",
+    "model.vision.stem=[]",
+    "model.text.width=16",
+    "model.text.depth=1",
+    "model.text.heads=2",
+    "model.text.max_length=48",
+    "model.joint=12",
+    "tokenizer.vocabulary=600",
+    "train.batch=8",
+    "train.epochs=2",
+    "train.keep=1",
+    "schedule.lr=1e-3",
+];
+
+fn train(out: &Path, more: &[&str]) -> Vec<String> {
+    let table = |name: &str| text(&phantoms().join(name)).to_owned();
+    let mut arguments: Vec<String> =
+        ["train", "--out", text(out), "-q", "--pairs"].iter().map(|s| (*s).to_owned()).collect();
+    arguments.extend([table("pairs.csv"), "--labels".into(), table("labels.csv")]);
+    arguments.extend(["--prompts".into(), table("prompts.csv")]);
+    for setting in TINY {
+        arguments.extend(["--set".to_owned(), (*setting).to_owned()]);
+    }
+    arguments.extend(more.iter().map(|s| (*s).to_owned()));
+    arguments
+}
+
+#[track_caller]
+fn run(arguments: &[String]) -> String {
+    done(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// A model that all tests may read.
+fn model() -> &'static Path {
+    static MODEL: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = MODEL.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        run(&train(&out, &[]));
+        let model = out.join("model");
+        (folder, model)
+    });
+    model_files(path);
+    path
+}
+
+fn model_files(path: &Path) {
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"] {
+        assert!(path.join(file).is_file(), "{file}");
+    }
+}
+
+/// The log without times.
+fn log(out: &Path) -> Vec<serde_json::Value> {
+    let lines = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
+    lines
+        .lines()
+        .map(|line| {
+            let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+            record.as_object_mut().unwrap().remove("items_per_s");
+            record
+        })
+        .collect()
+}
+
+fn bytes(out: &Path) -> [Vec<u8>; 2] {
+    ["model/model.safetensors", "checkpoints/last.safetensors"].map(|f| std::fs::read(out.join(f)).unwrap())
+}
+
+#[test]
+fn a_run_has_its_files_and_its_model_can_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let image = phantoms().join("images");
+    let image = std::fs::read_dir(image).unwrap().map(|e| e.unwrap().path()).min().unwrap();
+    let (model, prompts) = (text(model()), phantoms().join("prompts.csv"));
+
+    let run_folder = Path::new(model).parent().unwrap();
+    for file in ["config.toml", "log.jsonl", "splits.csv", "curves.png", "report.html", "checkpoints/last.safetensors"]
+    {
+        assert!(run_folder.join(file).is_file(), "{file}");
+    }
+    let records = log(run_folder);
+    assert!(records.len() >= 8, "{} steps", records.len());
+    let last = records.last().unwrap();
+    assert!(last["val_auc"].is_number() && last["val_loss"].is_number(), "{last}");
+    assert!(last["loss"].as_f64().unwrap() < records[0]["loss"].as_f64().unwrap());
+
+    let line = done(&["classify", "--model", model, "--prompts", text(&prompts), text(&image), "--json", "-q"]);
+    let scored: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    let scores = scored["scores"].as_object().unwrap();
+    assert!(scores.len() >= 8 && scores.values().all(|z| z.as_f64().unwrap().abs() <= 2.0), "{line}");
+    assert_eq!(scores.len(), scored["probabilities"].as_object().unwrap().len());
+
+    let (png, grid) = (at("heat.png"), at("grid.json"));
+    let boxes = phantoms().join("boxes.json");
+    done(&[
+        "heatmap",
+        "--model",
+        model,
+        "--text",
+        "the heart is enlarged",
+        "--negative",
+        "normal",
+        "--boxes",
+        text(&boxes),
+        text(&image),
+        "-o",
+        &png,
+        "--grid",
+        &grid,
+        "-q",
+    ]);
+    assert!(std::fs::read(&png).unwrap().starts_with(b"\x89PNG"));
+    let grid: serde_json::Value = serde_json::from_slice(&std::fs::read(&grid).unwrap()).unwrap();
+    assert_eq!((grid["grid"].as_array().unwrap().len(), grid["grid"][0].as_array().unwrap().len()), (4, 4));
+
+    let embeddings = at("e.safetensors");
+    done(&["embed", "--model", model, "--images", text(&image), "--texts", "a b", "c", "-o", &embeddings, "-q"]);
+    let shown = done(&["inspect", &embeddings, "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["tensors"]["patch_embeds"]["shape"], serde_json::json!([1, 16, 12]));
+    assert_eq!(shown["tensors"]["text_embeds"]["shape"], serde_json::json!([2, 12]));
+    assert!(done(&["inspect", model]).contains("patch_size"));
+
+    let page = at("x.html");
+    done(&["report", "--model", model, "--prompts", text(&prompts), text(&image), "-o", &page, "-q"]);
+    assert!(std::fs::read_to_string(&page).unwrap().contains("cardiomegaly"));
+
+    let line = done(&["bench", "--model", model, "--batch", "2", "--once", "--json", "-q"]);
+    let timed: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    assert!(timed["ms"].as_f64().unwrap() > 0.0 && timed["batch"] == 2, "{line}");
+}
+
+#[test]
+fn evaluation_writes_its_metrics_scores_and_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("eval");
+    let table = |name: &str| text(&phantoms().join(name)).to_owned();
+    done(&[
+        "eval",
+        "--model",
+        text(model()),
+        "--pairs",
+        &table("pairs.csv"),
+        "--split",
+        "test",
+        "--labels",
+        &table("labels.csv"),
+        "--prompts",
+        &table("prompts.csv"),
+        "--boxes",
+        &table("boxes.json"),
+        "--out",
+        text(&out),
+        "-q",
+    ]);
+    let metrics: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("metrics.json")).unwrap()).unwrap();
+    assert_eq!(metrics["schema"], 1);
+    let (labels, undefined) = (metrics["labels"].as_object().unwrap(), metrics["undefined"].as_array().unwrap());
+    assert!(labels.len() >= 8);
+    for (name, label) in labels {
+        let one_class = undefined.iter().any(|u| u == name);
+        assert_eq!(label["auroc"].is_null(), one_class, "{name}");
+    }
+    assert!(
+        metrics["retrieval"]["recall_at_5"].as_f64().unwrap() >= metrics["retrieval"]["recall_at_1"].as_f64().unwrap()
+    );
+    assert!(metrics["sparsity"]["patches"].as_f64().unwrap() >= 0.0);
+    assert!(out.join("scores.csv").is_file() && out.join("report.html").is_file());
+}
+
+#[test]
+fn threads_and_workers_do_not_change_a_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let outs = [("1", "1"), ("2", "3"), ("3", "2")].map(|(threads, workers)| {
+        let out = folder.path().join(format!("run-{threads}"));
+        run(&train(
+            &out,
+            &["--threads", threads, "--workers", workers, "--set", "train.views=2", "--set", "train.ema=0.9"],
+        ));
+        out
+    });
+    assert!(bytes(&outs[0]) == bytes(&outs[1]) && bytes(&outs[0]) == bytes(&outs[2]));
+    assert!(log(&outs[0]) == log(&outs[1]) && log(&outs[0]) == log(&outs[2]));
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--set", "train.checkpoint_steps=1", "--set", "train.accumulate=2", "--set", "train.ema=0.9"];
+    let whole = folder.path().join("whole");
+    run(&train(&whole, &more));
+    let out = folder.path().join("killed");
+    let start = train(&out, &more);
+    let resume = ["train", "--resume", "--out", text(&out), "-q"].map(String::from).to_vec();
+    let (mut kills, mut wait) = (0, 150);
+    loop {
+        let begun = out.join("config.toml").exists();
+        let arguments = if begun { &resume } else { &start };
+        if !begun {
+            let _ = std::fs::remove_dir_all(&out);
+        }
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        if kills == 6 {
+            assert!(child.wait().unwrap().success());
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        wait += 37;
+        let parts = std::fs::read_dir(&out).into_iter().flatten();
+        let partial = parts.filter_map(Result::ok).any(|e| e.file_name().to_string_lossy() == "model.safetensors.part");
+        assert!(!partial);
+    }
+    assert!(bytes(&out) == bytes(&whole), "other bits after {kills} kills");
+    assert_eq!(log(&out), log(&whole));
+}
+
+#[test]
+fn a_supervised_baseline_trains_and_is_evaluated() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    run(&train(&out, &["--objective", "supervised"]));
+    let table = |name: &str| text(&phantoms().join(name)).to_owned();
+    let eval = folder.path().join("eval");
+    done(&[
+        "eval",
+        "--model",
+        text(&out.join("model")),
+        "--pairs",
+        &table("pairs.csv"),
+        "--labels",
+        &table("labels.csv"),
+        "--out",
+        text(&eval),
+        "-q",
+    ]);
+    let metrics: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(eval.join("metrics.json")).unwrap()).unwrap();
+    assert!(metrics["auc_mean"].is_number(), "{metrics}");
+}
+
+#[test]
+fn mistakes_get_one_clear_line_and_the_right_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let with = |more: &[&str]| train(&out, more);
+    let refuse = |more: &[&str], code, words: &[&str]| {
+        let arguments = with(more);
+        refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), code, words);
+        assert!(!out.join("checkpoints/last.safetensors").exists());
+    };
+    refused(&["train", "--nonsense"], 2, &["--nonsense"]);
+    refused(&["devices", "--device", "vulkan"], 2, &["cpu"]);
+    refuse(&["--set", "train.bacth=3"], 2, &["bacth", "batch"]);
+    refuse(&["--set", "train.batch=x"], 2, &["batch"]);
+    refuse(&["--set", "model.vision.patch_size=5"], 2, &["patch_size"]);
+    refuse(&["--set", "train.freeze=[\"nobody\"]"], 2, &["nobody"]);
+    refused(&["train", "--resume", "--out", text(&folder.path().join("none"))], 1, &["none", "no run"]);
+    let missing = folder.path().join("missing.csv");
+    refused(&["train", "--out", text(&out), "--pairs", text(&missing)], 1, &["missing.csv"]);
+    let ragged = folder.path().join("ragged.csv");
+    std::fs::write(&ragged, "image,text\na.png\n").unwrap();
+    refused(&["train", "--out", text(&out), "--pairs", text(&ragged)], 1, &["ragged.csv"]);
+    refused(&["inspect", text(&ragged)], 1, &["ragged.csv", "safetensors"]);
+    refused(&["classify", "--model", text(folder.path()), "--prompts", "p.csv", "x.png"], 1, &["config.json"]);
+    let garbage = folder.path().join("garbage.png");
+    std::fs::write(&garbage, b"\x89PNG\r\n\x1a\nnot a picture").unwrap();
+    let prompts = phantoms().join("prompts.csv");
+    refused(&["classify", "--model", text(model()), "--prompts", text(&prompts), text(&garbage)], 1, &["garbage.png"]);
+}
