@@ -38,7 +38,7 @@ pub struct Args {
 }
 
 /// Phantoms of the demo.
-const PHANTOMS: usize = 3000;
+const PHANTOMS: usize = 4000;
 /// Seed of the phantoms; training seeds count from 0.
 const DRAWN: u64 = 0;
 /// The recipe: see its comments.

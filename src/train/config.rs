@@ -64,9 +64,6 @@ pub struct DataConfig {
     /// prompts.csv
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompts: Option<PathBuf>,
-    /// boxes.json, for the evaluation at the end.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub boxes: Option<PathBuf>,
     /// A model directory whose weights, sizes and tokenizer the run starts from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,

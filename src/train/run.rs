@@ -17,7 +17,6 @@ use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::files;
 use crate::formats::{Weights, safetensors};
-use crate::models::dual_encoder::MAX_LOGIT_SCALE;
 use crate::models::{Classifier, ClassifierConfig, DualEncoder};
 use crate::nn::Module;
 use crate::op::apply;
@@ -112,7 +111,6 @@ pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) 
         Some(&mut config.data.pairs),
         config.data.labels.as_mut(),
         config.data.prompts.as_mut(),
-        config.data.boxes.as_mut(),
         config.data.init.as_mut(),
         config.data.init_image.as_mut(),
         config.data.init_text.as_mut(),
@@ -457,10 +455,8 @@ impl<'a> Run<'a> {
             grads.values_mut().for_each(|g| *g = g.affine(1.0 / count as f64, 0.0));
         }
         let norm = self.optimiser.step(&mut self.pipeline.network, grads, lr)?;
-        if let Network::Dual(model) = &mut self.pipeline.network
-            && let Some(scale) = model.logit_scale.as_mut_slice::<f32>()
-        {
-            scale[0] = scale[0].min(MAX_LOGIT_SCALE as f32);
+        if let Network::Dual(model) = &mut self.pipeline.network {
+            model.clamp_logit_scale()?;
         }
         if let Some(average) = &mut self.average {
             // Short at first, so that the drawn start is forgotten.
