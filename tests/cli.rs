@@ -220,6 +220,13 @@ fn evaluation_writes_its_metrics_scores_and_report() {
     );
     assert!(metrics["sparsity"]["patches"].as_f64().unwrap() >= 0.0);
     assert!(out.join("scores.csv").is_file() && out.join("report.html").is_file());
+
+    // Without labels there is retrieval and sparsity.
+    let bare = folder.path().join("bare");
+    done(&["eval", "--model", text(model()), "--pairs", &table("pairs.csv"), "--out", text(&bare), "-q"]);
+    let metrics: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(bare.join("metrics.json")).unwrap()).unwrap();
+    assert!(metrics["retrieval"]["recall_at_5"].is_number() && metrics["labels"].as_object().unwrap().is_empty());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::evaluation::Evaluation;
 use super::localisation::{self, Case};
 use super::measure::{self, Measured, measure};
-use super::scores::{ScoreInput, ScoreOptions, Validation, score_table};
+use super::scores::{ScoreInput, ScoreOptions, ScoreTable, Validation, score_table};
 use super::sparsity::Sparsity;
 use super::zero_shot::ensemble;
 use crate::data::{Boxes, Labels, Pairs, Prompts, Row, Split};
@@ -149,7 +149,8 @@ pub fn evaluate(
         }),
         groups: Some(&groups),
     };
-    let mut evaluation = Evaluation::new(rows.len(), score_table(&input, &how.scores)?);
+    let table = if labels.is_empty() { ScoreTable::default() } else { score_table(&input, &how.scores)? };
+    let mut evaluation = Evaluation::new(rows.len(), table);
     evaluation.retrieval = ours.measured.retrieval;
     evaluation.sparsity = ours.measured.sparsity;
     evaluation.rank_ordered.clone_from(&ours.measured.rank_ordered);
