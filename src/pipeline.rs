@@ -137,14 +137,7 @@ impl Pipeline {
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save(&folder.join("tokenizer.json"))?;
         }
-        let mut tensors = parameters(&mut self.network);
-        if let Some(replaced) = replaced {
-            for (name, tensor) in &mut tensors {
-                if let Some(other) = replaced.get(name) {
-                    *tensor = other.clone();
-                }
-            }
-        }
+        let tensors = parameters_with(&mut self.network, replaced);
         let metadata = BTreeMap::from([("format".to_owned(), format!("tiergrad {}", env!("CARGO_PKG_VERSION")))]);
         safetensors::save(folder.join("model.safetensors"), tensors.iter().map(|(n, t)| (n.clone(), t)), &metadata)
     }
@@ -185,6 +178,17 @@ const TEXTS_AT_ONCE: usize = 64;
 pub fn rows(x: &Tensor) -> Vec<Vec<f32>> {
     let width: usize = x.dims()[1..].iter().product();
     x.to_vec::<f32>().chunks(width.max(1)).map(<[f32]>::to_vec).collect()
+}
+
+/// As [`parameters`], with those of `replaced` in the place of the module's own of that name.
+pub fn parameters_with(module: &mut dyn Module, replaced: Option<&BTreeMap<String, Tensor>>) -> Vec<(String, Tensor)> {
+    let mut out = parameters(module);
+    for (name, tensor) in &mut out {
+        if let Some(other) = replaced.and_then(|r| r.get(name)) {
+            *tensor = other.clone();
+        }
+    }
+    out
 }
 
 /// Names and tensors of a module, sharing its bytes.

@@ -502,12 +502,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let path = self.folder.checkpoints().join(kept.file());
-        let mut tensors = crate::pipeline::parameters(&mut self.pipeline.network);
-        for (name, tensor) in &mut tensors {
-            if let Some(average) = self.average.as_ref().and_then(|a| a.get(name)) {
-                *tensor = average.clone();
-            }
-        }
+        let tensors = crate::pipeline::parameters_with(&mut self.pipeline.network, self.average.as_ref());
         safetensors::save(&path, tensors.iter().map(|(name, t)| (name.clone(), t)), &BTreeMap::new())?;
         state.kept.insert(place, kept);
         state.kept.truncate(self.config.train.keep.max(1));

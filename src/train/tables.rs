@@ -60,7 +60,10 @@ impl Tables {
             let next = groups.len() as i64;
             groups.entry(row.text.trim().to_owned()).or_insert(next);
         }
-        if config.targets() == Targets::Pairs && config.objective == Objective::Clip && groups.len() * 2 < train.len() {
+        if config.train.targets == Targets::Pairs
+            && config.objective == Objective::Clip
+            && groups.len() * 2 < train.len()
+        {
             notes.push(format!(
                 "only {} distinct texts in {} training rows: train.targets = \"same-text\" counts equal texts as an image's own",
                 groups.len(),
@@ -76,7 +79,7 @@ impl Tables {
                 print.add(&format!("{values:?}"));
             }
         }
-        Ok(Self { train, val, labels, prompts, notes, fingerprint: print.0, groups, targets: config.targets() })
+        Ok(Self { train, val, labels, prompts, notes, fingerprint: print.0, groups, targets: config.train.targets })
     }
 
     /// Which rows of a batch count as each other's texts: i64 `[n]`.
@@ -118,12 +121,6 @@ impl Tables {
             }
         }
         files::write_atomic(path, text.as_bytes())
-    }
-}
-
-impl Config {
-    fn targets(&self) -> Targets {
-        self.train.targets
     }
 }
 
