@@ -38,7 +38,9 @@ pub struct Args {
 }
 
 /// Phantoms of the demo.
-const PHANTOMS: usize = 4000;
+const PHANTOMS: usize = 8000;
+/// Their side in pixels: twice what the model sees.
+const SIZE: usize = 128;
 /// Seed of the phantoms; training seeds count from 0.
 const DRAWN: u64 = 0;
 /// The recipe: see its comments.
@@ -124,7 +126,7 @@ fn phantoms(args: &Args, global: &Global) -> Result<PathBuf> {
     if !folder.join("boxes.json").exists() {
         global.say(format!("drawing {} phantoms", args.count));
         let bar = global.progress(args.count as u64, "phantoms");
-        phantom::write(&folder, args.count, DRAWN, 256, |n| bar.set_position(n))?;
+        phantom::write(&folder, args.count, DRAWN, SIZE, |n| bar.set_position(n))?;
         bar.finish_and_clear();
     }
     Ok(folder)

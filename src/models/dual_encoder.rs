@@ -39,6 +39,8 @@ pub enum GlobalImage {
     Cls,
     /// The mean of the unnormalised projected patches.
     MeanPatches,
+    /// The largest of the unnormalised projected patches, feature by feature: a finding that fills one patch is not averaged away.
+    MaxPatches,
 }
 
 /// What stands for a whole text.
@@ -157,6 +159,7 @@ impl DualEncoder {
         let parts = projected.narrow(1, class, projected.dims()[1] - class);
         let whole = match self.config.global_image {
             None | Some(GlobalImage::Cls) if class == 1 => projected.at(1, 0),
+            Some(GlobalImage::MaxPatches) => parts.max(1).0,
             _ => parts.mean(&[1], false),
         };
         Embeddings { whole, parts }

@@ -111,11 +111,12 @@ fn found(plan: &Plan, rng: &mut Rng) -> Vec<String> {
     let frames = [
         "@",
         "@",
-        "@",
-        "@",
         "there is @",
+        "{the |this |}{chest |frontal |}{radiograph|film|x-ray} {shows|demonstrates|reveals} @",
+        "{the |}{lungs and heart|chest|thorax}: @",
+        "abnormal {chest radiograph|chest x-ray|chest film|study|chest|radiograph} with @",
         "{findings are|appearances are} {consistent|in keeping} with @",
-        "@ {seen|noted|demonstrated}",
+        "@ {seen|noted|demonstrated|visible|present}",
         "{interval development of|new|unchanged|stable|persistent} @",
         "@, {unchanged|new since the prior|similar to the previous film|stable compared with the prior study}",
     ];
@@ -124,6 +125,12 @@ fn found(plan: &Plan, rng: &mut Rng) -> Vec<String> {
         let frame = if rng.chance(0.5) { "@" } else { one(rng, &frames) };
         let frame = fill(rng, frame);
         sentences.push(frame.replace('@', phrase));
+    }
+    if order.iter().any(|finding| finding.label == Label::Device) && sentences.len() < 3 && rng.chance(0.5) {
+        sentences.push(fill(
+            rng,
+            "{support devices are|support hardware is|the tubes and lines are|tubes and lines are} {in place|unchanged|in {standard|satisfactory|good} position}",
+        ));
     }
     let absent: Vec<Label> =
         Label::ALL.into_iter().filter(|label| plan.findings.iter().all(|finding| finding.label != *label)).collect();
@@ -153,7 +160,7 @@ fn deny(absent: &[Label], rng: &mut Rng) -> Option<String> {
             Label::Pneumothorax => Some(["pneumothorax", "pneumothorax"]),
             Label::Nodule => Some(["pulmonary nodule", "suspicious nodule"]),
             Label::Atelectasis => Some(["lobar collapse", "atelectasis"]),
-            Label::Device => None,
+            Label::Device => Some(["support device", "tube or catheter"]),
         })
         .map(|names| names[rng.below(2)])
         .collect();
