@@ -21,7 +21,7 @@ pub const ALL_CLEAR: [&str; 3] = [
 ];
 
 /// For every label, in the order of the tables. Worded as reports are, with sides and sizes at times; what speaks against
-/// [`NORMAL`] are findings, since `abnormality` is a word of normal reports.
+/// [`NORMAL`] are plain findings, since `abnormality` is a word of normal reports.
 pub const PROMPTS: [Prompts; 8] = [
     Prompts {
         label: "cardiomegaly",
@@ -100,13 +100,11 @@ pub const PROMPTS: [Prompts; 8] = [
         label: NORMAL,
         positive: &ALL_CLEAR,
         negative: &[
-            "the heart is mildly enlarged",
-            "small pleural effusion on the left",
-            "patchy consolidation in the left lung",
+            "large pleural effusion on the right",
+            "moderate cardiomegaly, consolidation and pleural effusion",
+            "consolidation and atelectasis with a pleural effusion",
             "left pneumothorax with a visible pleural line",
-            "small nodule in the left lung",
-            "bands of atelectasis at the left lung base",
-            "support devices, tubes and lines in standard position",
+            "cardiomegaly and a pacemaker with its leads in place",
         ],
     },
 ];

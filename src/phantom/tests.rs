@@ -172,7 +172,7 @@ fn tables_agree_for_any_thread_count() {
         let name = coco["categories"][id("category_id")]["name"].as_str().unwrap();
         assert_eq!(labels[id("image_id")][name], "1");
     }
-    assert_eq!(rows("prompts.csv").iter().filter(|row| row["label"] == NORMAL).count(), 10);
+    assert_eq!(rows("prompts.csv").iter().filter(|row| row["label"] == NORMAL).count(), 8);
 }
 
 #[test]
