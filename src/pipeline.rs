@@ -31,6 +31,13 @@ impl Module for Network {
             Self::Classifier(model) => model.visit(at, f),
         }
     }
+
+    fn visit_buffers(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+        match self {
+            Self::Dual(model) => model.visit_buffers(at, f),
+            Self::Classifier(model) => model.visit_buffers(at, f),
+        }
+    }
 }
 
 /// config.json of a model folder.

@@ -4,9 +4,12 @@ pub mod bert;
 pub mod classifier;
 pub mod clip_text;
 pub mod dual_encoder;
+pub mod image_tower;
+pub mod resnet;
 pub mod text_tower;
 pub mod vit;
 
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dual_encoder::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText};
+pub use image_tower::{ImageProjectionKind, ImageTowerConfig};
 pub use text_tower::TextTowerConfig;

@@ -423,14 +423,17 @@ impl<'a> Run<'a> {
 
     fn gradients(&mut self, numbers: &[usize], views: Vec<Tensor>) -> Result<step::Step> {
         let rows: Vec<&Row> = numbers.iter().map(|&i| &self.tables.train[i]).collect();
-        let one = match &self.pipeline.network {
+        let one = match &mut self.pipeline.network {
             Network::Dual(model) => {
-                let pairs = pairs(&self.pipeline, &self.tables, &rows, numbers, views)?;
+                let tokenizer = self.pipeline.tokenizer.as_ref().expect("a dual encoder has a tokenizer");
+                let pairs = pairs(tokenizer, &self.tables, &rows, numbers, views)?;
                 step::step(model, &pairs, &self.config.tier, self.config.train.micro_batch)
             }
             Network::Classifier(model) => {
                 let [targets, known] = self.tables.targets(&rows).expect("a supervised run has labels");
-                let loss = apply(BceWithLogits, &[&model.forward(&views[0]), &targets, &known]);
+                let (logits, noted) = model.forward_train(&views[0]);
+                noted.apply(model);
+                let loss = apply(BceWithLogits, &[&logits, &targets, &known]);
                 let value = loss.item();
                 let parts = Parts { total: value, clip: value, ..Parts::default() };
                 step::Step { parts, grads: loss.backward() }
@@ -569,13 +572,12 @@ impl<'a> Run<'a> {
 
 /// Texts and pictures of some rows, ready for the model.
 pub(super) fn pairs(
-    pipeline: &Pipeline,
+    tokenizer: &Tokenizer,
     tables: &Tables,
     rows: &[&Row],
     numbers: &[usize],
     views: Vec<Tensor>,
 ) -> Result<step::Pairs> {
-    let (_, tokenizer) = pipeline.dual()?;
     let tokens = tokenizer.encode(&rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>())?;
     Ok(step::Pairs { views, ids: tokens.ids, mask: tokens.mask, groups: tables.groups(rows, numbers) })
 }
