@@ -69,9 +69,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let told = |error: serde_json::Error| Error::new(error.to_string());
     if global.json {
-        println!("{}", serde_json::to_string(&evaluation).map_err(told)?);
+        global.print(serde_json::to_string(&evaluation).map_err(told)?)?;
     } else if args.output.is_none() {
-        println!("{}", serde_json::to_string_pretty(&evaluation).map_err(told)?);
+        global.print(serde_json::to_string_pretty(&evaluation).map_err(told)?)?;
     }
     Ok(())
 }
