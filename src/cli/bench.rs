@@ -98,10 +98,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let line = if args.what == What::Train { train(args, global)? } else { infer(args, global)? };
     if global.json {
-        println!("{line}");
+        global.print(line)?;
     } else {
         let fields = line.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {v}"));
-        println!("{}", fields.collect::<Vec<_>>().join("  "));
+        global.print(fields.collect::<Vec<_>>().join("  "))?;
     }
     Ok(())
 }

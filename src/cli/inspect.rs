@@ -34,23 +34,27 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             .collect();
         let out = serde_json::json!({ "path": args.path, "config": config, "parameters": numbers, "bytes": bytes,
             "dtypes": types, "metadata": weights.metadata(), "tensors": tensors });
-        println!("{out}");
+        global.print(out)?;
         return Ok(());
     }
-    println!("{}", file.display());
+    global.print(file.display())?;
     if let Some(config) = &config {
-        println!("{}", serde_json::to_string_pretty(config).unwrap_or_default());
+        global.print(serde_json::to_string_pretty(config).unwrap_or_default())?;
     }
-    println!("{numbers} numbers in {} tensors, {:.1} MiB", weights.iter().count(), bytes as f64 / f64::from(1 << 20));
+    global.print(format_args!(
+        "{numbers} numbers in {} tensors, {:.1} MiB",
+        weights.iter().count(),
+        bytes as f64 / f64::from(1 << 20)
+    ))?;
     for (name, count) in &types {
-        println!("  {name}: {count}");
+        global.print(format_args!("  {name}: {count}"))?;
     }
     for (key, value) in weights.metadata() {
-        println!("{key}: {}", value.chars().take(200).collect::<String>());
+        global.print(format_args!("{key}: {}", value.chars().take(200).collect::<String>()))?;
     }
     let width = weights.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, t) in weights.iter() {
-        println!("  {name:width$}  {} {:?}", t.dtype(), t.dims());
+        global.print(format_args!("  {name:width$}  {} {:?}", t.dtype(), t.dims()))?;
     }
     Ok(())
 }

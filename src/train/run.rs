@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::average::Average;
 use super::checkpoint::{self, Kept, State};
 use super::step::{self, Parts};
 use super::tables::Tables;
@@ -249,7 +250,7 @@ fn network(config: &Config, tables: &Tables) -> Result<Network> {
         let Some(path) = path else { continue };
         let weights = Weights::open(path.join("model.safetensors"), true)?;
         let mut wrong = None;
-        network.visit("", &mut |name, p| {
+        network.visit_all("", &mut |name, p| {
             if prefixes.iter().any(|prefix| name.starts_with(prefix)) {
                 match weights.get(name) {
                     Some(t) if t.meta() == p.meta() => *p = t.clone(),
@@ -294,7 +295,7 @@ struct Run<'a> {
     pipeline: Pipeline,
     optimiser: Optimiser,
     /// Moving average of the parameters.
-    average: Option<BTreeMap<String, Tensor>>,
+    average: Option<Average>,
     watch: &'a dyn Watch,
     log: std::fs::File,
     records: Vec<Record>,
@@ -308,15 +309,7 @@ impl<'a> Run<'a> {
         mut pipeline: Pipeline,
         watch: &'a dyn Watch,
     ) -> Result<Self> {
-        let average = (config.train.ema > 0.0).then(|| {
-            let mut average = BTreeMap::new();
-            pipeline.network.visit("", &mut |name, p| {
-                if p.is_tracked() {
-                    average.insert(name.to_owned(), p.copied());
-                }
-            });
-            average
-        });
+        let average = (config.train.ema > 0.0).then(|| Average::new(&mut pipeline.network));
         let log = std::fs::OpenOptions::new().append(true).create(true).open(folder.log()).at(folder.log())?;
         let optimiser = Optimiser::new(config.optimiser.clone());
         Ok(Self { config, folder, tables, pipeline, optimiser, average, watch, log, records: Vec::new() })
@@ -347,11 +340,13 @@ impl<'a> Run<'a> {
         let batches = loader.batches();
         let steps_per_epoch = batches.div_ceil(t.accumulate) as u64;
         let total = t.epochs * steps_per_epoch;
+        let mut parameters = 0;
+        self.pipeline.network.visit("", &mut |_, p| parameters += p.numel());
         self.watch.say(&format!(
             "{} training pairs, {} to validate; {} parameters; {} epochs of {steps_per_epoch} steps",
             self.tables.train.len(),
             self.tables.val.len(),
-            crate::pipeline::parameters(&mut self.pipeline.network).iter().map(|(_, t)| t.numel()).sum::<usize>(),
+            parameters,
             t.epochs
         ));
         while state.epoch < t.epochs {
@@ -462,14 +457,7 @@ impl<'a> Run<'a> {
             model.clamp_logit_scale()?;
         }
         if let Some(average) = &mut self.average {
-            // Short at first, so that the drawn start is forgotten.
-            let steps = self.optimiser.steps as f64;
-            let decay = self.config.train.ema.min((1.0 + steps) / (10.0 + steps)) as f32;
-            self.pipeline.network.visit("", &mut |name, p| {
-                if let Some(a) = average.get_mut(name).and_then(Tensor::as_mut_slice::<f32>) {
-                    a.iter_mut().zip(p.as_slice::<f32>()).for_each(|(a, &p)| *a += (1.0 - decay) * (p - *a));
-                }
-            });
+            average.follow(&mut self.pipeline.network, self.config.train.ema, self.optimiser.steps);
         }
         Ok(norm)
     }
@@ -486,7 +474,7 @@ impl<'a> Run<'a> {
         let mut own = Vec::new();
         let average = self.average.as_ref();
         self.pipeline.network.visit("", &mut |name, p| {
-            let saved = average.and_then(|a| a.get(name).cloned()).unwrap_or_else(|| p.detach());
+            let saved = average.and_then(|a| a.0.get(name).cloned()).unwrap_or_else(|| p.detach());
             own.push(std::mem::replace(p, saved));
         });
         let result = f(&self.pipeline, &self.tables, &self.config);
@@ -505,7 +493,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let path = self.folder.checkpoints().join(kept.file());
-        let tensors = crate::pipeline::parameters_with(&mut self.pipeline.network, self.average.as_ref());
+        let tensors = crate::pipeline::tensors_with(&mut self.pipeline.network, self.average.as_ref().map(|a| &a.0));
         safetensors::save(&path, tensors.iter().map(|(name, t)| (name.clone(), t)), &BTreeMap::new())?;
         state.kept.insert(place, kept);
         state.kept.truncate(self.config.train.keep.max(1));
