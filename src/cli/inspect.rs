@@ -22,15 +22,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let weights = Weights::open(&file, !global.no_mmap)?;
     let mut types: BTreeMap<String, usize> = BTreeMap::new();
     let (mut numbers, mut bytes) = (0, 0);
-    for (_, t) in weights.iter() {
-        *types.entry(t.dtype().to_string()).or_default() += t.numel();
-        numbers += t.numel();
-        bytes += t.numel() * t.dtype().size();
+    for (_, t) in weights.metas() {
+        *types.entry(t.dtype.to_string()).or_default() += t.dims.numel();
+        numbers += t.dims.numel();
+        bytes += t.dims.numel() * t.dtype.size();
     }
     if global.json {
         let tensors: BTreeMap<&str, _> = weights
-            .iter()
-            .map(|(name, t)| (name, serde_json::json!({ "dtype": t.dtype().to_string(), "shape": &t.dims()[..] })))
+            .metas()
+            .map(|(name, t)| (name, serde_json::json!({ "dtype": t.dtype.to_string(), "shape": &t.dims[..] })))
             .collect();
         let out = serde_json::json!({ "path": args.path, "config": config, "parameters": numbers, "bytes": bytes,
             "dtypes": types, "metadata": weights.metadata(), "tensors": tensors });
@@ -41,16 +41,19 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(config) = &config {
         println!("{}", serde_json::to_string_pretty(config).unwrap_or_default());
     }
-    println!("{numbers} numbers in {} tensors, {:.1} MiB", weights.iter().count(), bytes as f64 / f64::from(1 << 20));
+    println!("{numbers} numbers in {} tensors, {:.1} MiB", weights.metas().count(), bytes as f64 / f64::from(1 << 20));
     for (name, count) in &types {
         println!("  {name}: {count}");
     }
     for (key, value) in weights.metadata() {
         println!("{key}: {}", value.chars().take(200).collect::<String>());
     }
-    let width = weights.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    for (name, t) in weights.iter() {
-        println!("  {name:width$}  {} {:?}", t.dtype(), t.dims());
+    for note in weights.notes() {
+        println!("note: {note}");
+    }
+    let width = weights.metas().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, t) in weights.metas() {
+        println!("  {name:width$}  {} {:?}", t.dtype, t.dims);
     }
     Ok(())
 }
