@@ -22,15 +22,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let weights = Weights::open(&file, !global.no_mmap)?;
     let mut types: BTreeMap<String, usize> = BTreeMap::new();
     let (mut numbers, mut bytes) = (0, 0);
-    for (_, t) in weights.iter() {
-        *types.entry(t.dtype().to_string()).or_default() += t.numel();
-        numbers += t.numel();
-        bytes += t.numel() * t.dtype().size();
+    for (_, t) in weights.metas() {
+        *types.entry(t.dtype.to_string()).or_default() += t.dims.numel();
+        numbers += t.dims.numel();
+        bytes += t.dims.numel() * t.dtype.size();
     }
     if global.json {
         let tensors: BTreeMap<&str, _> = weights
-            .iter()
-            .map(|(name, t)| (name, serde_json::json!({ "dtype": t.dtype().to_string(), "shape": &t.dims()[..] })))
+            .metas()
+            .map(|(name, t)| (name, serde_json::json!({ "dtype": t.dtype.to_string(), "shape": &t.dims[..] })))
             .collect();
         let out = serde_json::json!({ "path": args.path, "config": config, "parameters": numbers, "bytes": bytes,
             "dtypes": types, "metadata": weights.metadata(), "tensors": tensors });
@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     global.print(format_args!(
         "{numbers} numbers in {} tensors, {:.1} MiB",
-        weights.iter().count(),
+        weights.metas().count(),
         bytes as f64 / f64::from(1 << 20)
     ))?;
     for (name, count) in &types {
@@ -52,9 +52,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     for (key, value) in weights.metadata() {
         global.print(format_args!("{key}: {}", value.chars().take(200).collect::<String>()))?;
     }
-    let width = weights.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    for (name, t) in weights.iter() {
-        global.print(format_args!("  {name:width$}  {} {:?}", t.dtype(), t.dims()))?;
+    for note in weights.notes() {
+        global.print(format_args!("note: {note}"))?;
+    }
+    let width = weights.metas().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, t) in weights.metas() {
+        global.print(format_args!("  {name:width$}  {} {:?}", t.dtype, t.dims))?;
     }
     Ok(())
 }
