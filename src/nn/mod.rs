@@ -1,15 +1,17 @@
 //! Layers: plain structs of tensors with `forward`; one visitor names their parameters.
 
+mod activation;
 mod block;
 mod conv;
 mod params;
 mod projection;
 
+pub use activation::Activation;
 pub use block::{Block, Config as EncoderConfig, Encoder};
 pub use conv::{BatchNorm, Conv2d};
 pub use kernels_cpu::map::Unary;
 pub use params::{Init, Module, Params, Source};
-pub use projection::{Projection, ProjectionHead, ProjectionKind};
+pub use projection::{Projection, ProjectionHead, ProjectionKind, ProjectionMlp};
 
 use crate::error::Result;
 use crate::tensor::Tensor;

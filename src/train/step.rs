@@ -170,7 +170,7 @@ mod tests {
         let mut config = DualEncoderConfig::default();
         (config.vision.image_size, config.vision.patch_size, config.vision.width) = (8, 4, 12);
         (config.vision.depth, config.vision.heads, config.joint) = (1, 2, 6);
-        let text = TextConfig { vocabulary: 9, max_length: 5, width: 8, depth: 1, heads: 2, quick_gelu: false };
+        let text = TextConfig { vocabulary: 9, max_length: 5, width: 8, depth: 1, heads: 2, ..TextConfig::default() };
         config.text = text.into();
         let mut model = DualEncoder::init(&config, 5, DType::F64).unwrap();
         model.visit("", &mut |_, p| *p = p.trainable());
