@@ -31,7 +31,7 @@ fn steps(c: &mut Criterion) {
                 width: 128,
                 depth: 3,
                 heads: 2,
-                quick_gelu: false,
+                ..TextConfig::default()
             }
             .into(),
             joint: 128,

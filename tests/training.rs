@@ -5,7 +5,7 @@ use tiergrad::models::bert::BertConfig;
 use tiergrad::models::clip_text::TextConfig;
 use tiergrad::models::vit::VitConfig;
 use tiergrad::models::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText, ImageProjectionKind};
-use tiergrad::nn::{Module, ProjectionKind};
+use tiergrad::nn::{Activation, Module, ProjectionKind};
 use tiergrad::optim::{Optimiser, OptimiserConfig};
 use tiergrad::rng::Rng;
 use tiergrad::{DType, Tensor};
@@ -19,11 +19,10 @@ fn config(class_token: bool) -> DualEncoderConfig {
         depth: 2,
         heads: 2,
         class_token,
-        quick_gelu: true,
-        stem: Vec::new(),
-        stem_residuals: 0,
+        activation: Activation::QuickGelu,
+        ..VitConfig::default()
     };
-    let text = TextConfig { vocabulary: 20, max_length: 6, width: 16, depth: 1, heads: 4, quick_gelu: false };
+    let text = TextConfig { vocabulary: 20, max_length: 6, width: 16, depth: 1, heads: 4, ..TextConfig::default() };
     DualEncoderConfig {
         vision: vision.into(),
         text: text.into(),
@@ -47,6 +46,7 @@ fn bert_config() -> DualEncoderConfig {
         token_types: 2,
         pooler: false,
         eps: 1e-12,
+        activation: Activation::Gelu,
     };
     DualEncoderConfig {
         text: text.into(),

@@ -12,6 +12,7 @@ use crate::loss::TierOptions;
 use crate::models::clip_text::TextConfig;
 use crate::models::vit::VitConfig;
 use crate::models::{DualEncoder, DualEncoderConfig};
+use crate::nn::Activation;
 use crate::nn::Module;
 use crate::optim::{Optimiser, OptimiserConfig, Rule};
 use crate::pipeline::Pipeline;
@@ -71,13 +72,14 @@ impl Sizes {
         (v.image_size, v.channels, v.class_token) = (224, 3, true);
         match self {
             Self::Clip => {
-                (v.patch_size, v.width, v.depth, v.heads, v.quick_gelu) = (32, 768, 12, 12, true);
-                (t.vocabulary, t.max_length, t.width, t.depth, t.heads, t.quick_gelu) = (49408, 77, 512, 12, 8, true);
+                (v.patch_size, v.width, v.depth, v.heads) = (32, 768, 12, 12);
+                (t.vocabulary, t.max_length, t.width, t.depth, t.heads) = (49408, 77, 512, 12, 8);
+                (v.activation, t.activation) = (Activation::QuickGelu, Activation::QuickGelu);
                 c.joint = 512;
             }
             Self::Small => {
-                (v.patch_size, v.width, v.depth, v.heads, v.quick_gelu) = (16, 384, 12, 6, false);
-                (t.vocabulary, t.max_length, t.width, t.depth, t.heads, t.quick_gelu) = (30522, 64, 384, 6, 6, false);
+                (v.patch_size, v.width, v.depth, v.heads) = (16, 384, 12, 6);
+                (t.vocabulary, t.max_length, t.width, t.depth, t.heads) = (30522, 64, 384, 6, 6);
                 c.joint = 256;
             }
         }

@@ -1,9 +1,9 @@
-//! BERT's encoder (Devlin et al. 2019): post-norm, exact GELU, learned positions, with the parameter names of Hugging Face's BertModel.
+//! BERT's encoder (Devlin et al. 2019): post-norm, learned positions, with the parameter names of Hugging Face's BertModel.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::nn::{Init, LayerNorm, Linear, Module, Params, Unary};
+use crate::nn::{Activation, Init, LayerNorm, Linear, Module, Params, Unary};
 use crate::ops::attention::{Attention, attention};
 use crate::tensor::Tensor;
 
@@ -32,6 +32,9 @@ pub struct BertConfig {
     /// Added to the variance in layer norms.
     #[serde(default = "tiny")]
     pub eps: f64,
+    /// Inside the layers' perceptrons.
+    #[serde(default)]
+    pub activation: Activation,
 }
 
 fn two() -> usize {
@@ -58,6 +61,7 @@ const INIT: f64 = 0.02;
 /// Self-attention and a perceptron, each added to its input and then normalised.
 struct Layer {
     heads: usize,
+    activation: Unary,
     query: Linear,
     key: Linear,
     value: Linear,
@@ -75,6 +79,7 @@ impl Layer {
         let (inner, outer) = (attention.at("self"), attention.at("output"));
         Ok(Self {
             heads: c.heads,
+            activation: c.activation.unary(),
             query: Linear::new(&inner, "query", [d, d], true, INIT)?,
             key: Linear::new(&inner, "key", [d, d], true, INIT)?,
             value: Linear::new(&inner, "value", [d, d], true, INIT)?,
@@ -94,7 +99,7 @@ impl Layer {
         let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| split(linear.forward(x, None)));
         let seen = attention(&q, &k, &v, Some(mask), Attention { causal: false, dropout: None });
         let x = self.attention_norm.forward(&(x + &self.attention_output.forward(&seen.reshape([n, t, d]), None)));
-        let y = self.output.forward(&self.intermediate.forward(&x, Some(Unary::Gelu)), None);
+        let y = self.output.forward(&self.intermediate.forward(&x, Some(self.activation)), None);
         self.output_norm.forward(&(x + y))
     }
 }
@@ -192,6 +197,7 @@ mod tests {
             token_types: 2,
             pooler,
             eps: 1e-12,
+            activation: Activation::Gelu,
         }
     }
 
@@ -227,6 +233,7 @@ mod tests {
             token_types: 2,
             pooler: false,
             eps: 1e-12,
+            activation: Activation::Gelu,
         };
         let source = Source::file(&weights);
         let bert = Bert::new(&source.params().at("bert"), &config).unwrap();

@@ -191,7 +191,7 @@ impl DualEncoder {
             return Embeddings { whole: shares.matmul(&parts).at(1, 0), parts };
         }
         let rows: Vec<i64> =
-            self.text.whole(mask).to_vec::<i64>().iter().zip(0..).map(|(p, i)| i * t as i64 + p).collect();
+            self.text.whole(ids, mask).into_iter().enumerate().map(|(i, p)| (i * t + p) as i64).collect();
         let whole = parts.reshape([n * t, self.config.joint]).embedding(&Tensor::from_slice(&rows, [n]));
         Embeddings { whole, parts }
     }

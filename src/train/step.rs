@@ -181,7 +181,7 @@ mod tests {
     fn parts_of_a_batch_give_the_gradient_of_the_whole() {
         let vision = VitConfig { image_size: 8, patch_size: 4, width: 12, depth: 1, heads: 2, ..VitConfig::default() };
         let mut config = DualEncoderConfig { vision: vision.into(), joint: 6, ..DualEncoderConfig::default() };
-        let text = TextConfig { vocabulary: 9, max_length: 5, width: 8, depth: 1, heads: 2, quick_gelu: false };
+        let text = TextConfig { vocabulary: 9, max_length: 5, width: 8, depth: 1, heads: 2, ..TextConfig::default() };
         config.text = text.into();
         let mut model = DualEncoder::init(&config, 5, DType::F64).unwrap();
         model.visit("", &mut |_, p| *p = p.trainable());
