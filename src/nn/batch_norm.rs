@@ -118,6 +118,15 @@ impl BatchNorm {
         y
     }
 
+    /// x [.., channels] by its own statistics, which move the running ones. Not inside [`crate::checkpoint`], which runs what it holds
+    /// twice.
+    pub fn forward_train(&mut self, x: &Tensor) -> Tensor {
+        let mut statistics = Statistics::batch();
+        let y = self.forward(x, &mut statistics);
+        statistics.into_noted().apply(self);
+        y
+    }
+
     /// Whether a batch is normalised by its own statistics.
     pub(super) fn goes_by_batch(&self, statistics: &Statistics) -> bool {
         matches!(statistics, Statistics::Batch(_)) && self.weight.is_tracked()
@@ -156,13 +165,6 @@ mod tests {
         BatchNorm::new(&Source::drawn(1, DType::F32).params(), "bn", 3, 1e-5).unwrap()
     }
 
-    fn train(norm: &mut BatchNorm, x: &Tensor) -> Tensor {
-        let mut statistics = Statistics::batch();
-        let y = norm.forward(x, &mut statistics);
-        statistics.into_noted().apply(norm);
-        y
-    }
-
     #[test]
     fn training_moves_running_statistics_that_no_optimiser_touches() {
         let mut norm = norm();
@@ -174,7 +176,7 @@ mod tests {
 
         let x = Tensor::randn([4, 5, 5, 3], DType::F32, &mut Rng::new(2, 0)).affine(3.0, 2.0);
         for _ in 0..60 {
-            let loss = train(&mut norm, &x).sub(&x).square().mean_all();
+            let loss = norm.forward_train(&x).sub(&x).square().mean_all();
             let grads = loss.backward();
             Optimiser::new(OptimiserConfig::default()).step(&mut norm, grads, 1e-3).unwrap();
         }
@@ -189,7 +191,7 @@ mod tests {
     fn a_frozen_norm_keeps_its_statistics_and_goes_by_them() {
         let mut norm = norm();
         let x = Tensor::randn([4, 3], DType::F32, &mut Rng::new(2, 0));
-        let y = train(&mut norm, &x);
+        let y = norm.forward_train(&x);
         assert_eq!(y.to_f64_vec(), norm.forward(&x, &mut Statistics::Running).to_f64_vec());
         assert_eq!(norm.running_mean.to_f64_vec(), [0.0; 3]);
     }
