@@ -244,17 +244,47 @@ fn threads_and_workers_do_not_change_a_bit() {
     assert!(log(&outs[0]) == log(&outs[1]) && log(&outs[0]) == log(&outs[2]));
 }
 
+/// A residual network in the place of the vision transformer.
+const RESNET: &[&str] = &[
+    "--set",
+    "model.vision={ kind = \"resnet\", image_size = 32, channels = 1, block = \"basic\", depths = [1, 1], base = 4 }",
+    "--set",
+    "model.visual_projection=projector",
+];
+
+#[test]
+fn a_residual_network_trains_and_resumes_running_statistics_included() {
+    let whole = killed_and_resumed(&[RESNET, &["--set", "train.checkpoint_steps=1"]].concat(), 2);
+    let records = log(&whole.path().join("whole"));
+    let loss = |i: usize| records[i]["loss"].as_f64().unwrap();
+    assert!(loss(records.len() - 1) < loss(0), "from {} to {}", loss(0), loss(records.len() - 1));
+    assert!(records.last().unwrap()["val_loss"].is_number());
+    let path = whole.path().join("whole/model/model.safetensors");
+    let weights = tiergrad::formats::Weights::open(path, true).unwrap();
+    let running: Vec<(&str, &tiergrad::Tensor)> = weights.iter().filter(|(n, _)| n.contains(".running_")).collect();
+    assert_eq!(running.len(), 2 * (1 + 2 + 3 + 1), "stem, two stages, one with a projected shortcut, projector");
+    for (name, t) in running {
+        let start = if name.ends_with("mean") { 0.0 } else { 1.0 };
+        assert!(t.to_f64_vec().iter().all(|&x| x != start), "{name}");
+    }
+}
+
 #[test]
 fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
-    let folder = tempfile::tempdir().unwrap();
     let more = ["--set", "train.checkpoint_steps=1", "--set", "train.accumulate=2", "--set", "train.ema=0.9"];
+    killed_and_resumed(&more, 6);
+}
+
+/// Trains into `whole`, and into `killed` with as many kills on the way; both end in the same bits.
+fn killed_and_resumed(more: &[&str], kills: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
-    run(&train(&whole, &more));
+    run(&train(&whole, more));
     let out = folder.path().join("killed");
-    let start = train(&out, &more);
+    let start = train(&out, more);
     let resume = ["train", "--resume", "--out", text(&out), "-q"].map(String::from).to_vec();
-    let (mut kills, mut wait) = (0, 150);
-    loop {
+    let mut wait = 150;
+    for kill in 0..=kills {
         let begun = out.join("config.toml").exists();
         let arguments = if begun { &resume } else { &start };
         if !begun {
@@ -262,13 +292,12 @@ fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
         }
         let mut child = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(wait));
-        if kills == 6 {
+        if kill == kills {
             assert!(child.wait().unwrap().success());
             break;
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        kills += 1;
         wait += 37;
         let parts = std::fs::read_dir(&out).into_iter().flatten();
         let partial = parts.filter_map(Result::ok).any(|e| e.file_name().to_string_lossy() == "model.safetensors.part");
@@ -276,6 +305,7 @@ fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
     }
     assert!(bytes(&out) == bytes(&whole), "other bits after {kills} kills");
     assert_eq!(log(&out), log(&whole));
+    folder
 }
 
 #[test]

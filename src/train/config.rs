@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{At, Error, Result};
 use crate::image::{Augment, Filter, Preprocess, SixteenBit};
 use crate::loss::TierOptions;
-use crate::models::DualEncoderConfig;
+use crate::models::{DualEncoderConfig, ImageTowerConfig};
 use crate::optim::{OptimiserConfig, Schedule};
 
 /// Everything that decides a run.
@@ -132,7 +132,7 @@ pub struct TrainConfig {
     /// Pairs that are contrasted with each other.
     pub batch: usize,
     /// Pairs that are computed at once; 0: the whole batch. Smaller values trade one more forward pass for memory and give the same
-    /// gradient (GradCache; Gao et al. 2021).
+    /// gradient (GradCache; Gao et al. 2021), except that batch norms then normalise by the statistics of the part they see.
     pub micro_batch: usize,
     /// Batches whose gradients are averaged for one optimiser step.
     pub accumulate: usize,
@@ -238,6 +238,12 @@ impl Config {
         }
         if t.micro_batch > t.batch {
             return wrong("train.micro_batch", format!("{} is more than train.batch = {}", t.micro_batch, t.batch));
+        }
+        let part = if t.micro_batch == 0 { t.batch } else { (t.batch - 1) % t.micro_batch + 1 };
+        let places: usize = self.model.vision.grid().iter().product();
+        if matches!(self.model.vision, ImageTowerConfig::Resnet(_)) && part * places < 2 {
+            let why = "leaves parts of one pair whose last map has one place: no variance for a batch norm";
+            return wrong("train.micro_batch", why.into());
         }
         if !(0.0..1.0).contains(&t.ema) {
             return wrong("train.ema", format!("{} is not in 0..1", t.ema));
