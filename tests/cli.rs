@@ -303,6 +303,34 @@ fn a_supervised_baseline_trains_and_is_evaluated() {
 }
 
 #[test]
+fn results_that_nobody_reads_end_a_command_quietly_and_those_that_cannot_be_written_fail_it() {
+    let many = vec!["a b"; 2000];
+    let tokenizer = model().join("tokenizer.json");
+    let long = [&["tokenize", "--tokenizer", text(&tokenizer)], &many[..]].concat();
+    let image = phantoms().join("images");
+    let image = std::fs::read_dir(image).unwrap().map(|e| e.unwrap().path()).min().unwrap();
+    let (prompts, model) = (phantoms().join("prompts.csv"), text(model()));
+    let classify = ["classify", "--model", model, "--prompts", text(&prompts), text(&image)];
+    for arguments in [&long[..], &["inspect", model], &classify, &["devices", "--json"]] {
+        // Both ends: what is said goes to a closed pipe too.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (out, errors) = (writer.try_clone().unwrap(), writer);
+        let unread = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).stdout(out).stderr(errors).status();
+        assert_eq!(unread.unwrap().code(), Some(0), "{}", arguments[0]);
+        let (reader, out) = std::io::pipe().unwrap();
+        drop(reader);
+        let quiet = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).arg("-q").stdout(out).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&quiet.stderr), "", "{}", arguments[0]);
+        if let Ok(full) = std::fs::OpenOptions::new().write(true).open("/dev/full") {
+            let failed = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).stdout(full).output().unwrap();
+            let errors = String::from_utf8_lossy(&failed.stderr);
+            assert!(failed.status.code() == Some(1) && errors.contains("tier: stdout: No space left"), "{errors}");
+        }
+    }
+}
+
+#[test]
 fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");

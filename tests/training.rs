@@ -4,7 +4,7 @@ use tiergrad::loss::{Loss, TierOptions, similarities, tier_loss};
 use tiergrad::models::bert::BertConfig;
 use tiergrad::models::clip_text::TextConfig;
 use tiergrad::models::vit::VitConfig;
-use tiergrad::models::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText};
+use tiergrad::models::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText, ImageProjectionKind};
 use tiergrad::nn::{Activation, Module, ProjectionKind};
 use tiergrad::optim::{Optimiser, OptimiserConfig};
 use tiergrad::rng::Rng;
@@ -24,11 +24,12 @@ fn config(class_token: bool) -> DualEncoderConfig {
     };
     let text = TextConfig { vocabulary: 20, max_length: 6, width: 16, depth: 1, heads: 4, ..TextConfig::default() };
     DualEncoderConfig {
-        vision,
+        vision: vision.into(),
         text: text.into(),
         joint: 8,
         global_image: None,
         global_text: None,
+        visual_projection: ImageProjectionKind::Linear,
         text_projection: ProjectionKind::Linear,
     }
 }

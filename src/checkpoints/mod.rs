@@ -86,7 +86,7 @@ impl Checkpoint {
     /// # Errors
     /// If there are none, or the file is damaged.
     pub fn weights_of(path: &Path, map: bool) -> Result<Weights> {
-        if path.is_dir() { open_folder(path, map) } else { Weights::open(path, map) }
+        if path.is_dir() { Weights::open_folder(path, map) } else { Weights::open(path, map) }
     }
 
     /// What [`Checkpoint::open`] makes of the weights that lie at `path`.
@@ -104,7 +104,7 @@ impl Checkpoint {
     }
 
     fn recognised(path: &Path, weights: Weights) -> Result<Self> {
-        let all = || weights.iter().map(|(name, tensor)| (name, tensor.meta()));
+        let all = || weights.metas();
         let wrapped = all().next().is_some() && all().all(|(name, _)| name.starts_with(WRAPPER));
         let prefix = if wrapped { WRAPPER } else { "" };
         let metas: Vec<(&str, Meta)> = all().map(|(name, meta)| (&name[prefix.len()..], meta)).collect();
@@ -122,7 +122,7 @@ impl Checkpoint {
         let table = Table::new(&(layout.names)());
         let mut read = table.read(metas)?;
         let config = (layout.config)(&Shapes { read: &read, table: &table }, &evidence)?;
-        let mut notes: Vec<String> = Vec::new();
+        let mut notes = weights.notes().to_vec();
         if wrapped {
             notes.push(format!("{WRAPPER} left off every name"));
         }
@@ -166,14 +166,16 @@ impl Checkpoint {
         let (mut config, mut joints) = (DualEncoderConfig::default(), [0, 0]);
         match &images.config {
             NetworkConfig::TiergradDualEncoder(c) => {
-                (config.vision, config.global_image, joints[0]) = (c.vision.clone(), c.global_image, c.joint);
+                (config.vision, config.global_image) = (c.vision.clone(), c.global_image);
+                (config.visual_projection, joints[0]) = (c.visual_projection, c.joint);
             }
             NetworkConfig::TiergradImageModel(ImageModelConfig {
                 vision,
                 global_image,
-                output: ImageOutput::Joint(joint),
+                output: ImageOutput::Joint { joint, projection },
             }) => {
-                (config.vision, config.global_image, joints[0]) = (vision.clone(), *global_image, *joint);
+                (config.vision, config.global_image) = (vision.clone(), *global_image);
+                (config.visual_projection, joints[0]) = (*projection, *joint);
             }
             _ => side(&images, image, false, "image side")?,
         }
@@ -292,15 +294,6 @@ impl Checkpoint {
         }
         Network::new(&Source::tensors(&tensors).params(), &self.config).at(&self.path)
     }
-}
-
-fn open_folder(path: &Path, map: bool) -> Result<Weights> {
-    for name in ["model.safetensors", "open_clip_model.safetensors"] {
-        if path.join(name).is_file() {
-            return Weights::open(path.join(name), map);
-        }
-    }
-    Err(Error::new("no weights").at(path))
 }
 
 /// Where the configs of a file lie: beside it, if its name is one that folders have, so that a file among others is not taken for theirs.

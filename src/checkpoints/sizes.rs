@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::layout::Dims;
 use crate::models::bert::BertConfig;
 use crate::models::clip_text::TextConfig;
+use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
 use crate::nn::{Activation, ProjectionKind};
 
@@ -76,6 +77,13 @@ impl Shapes<'_> {
             patch_bias: self.has(&at("embeddings.patch_embedding.bias")),
             ..VitConfig::default()
         })
+    }
+
+    /// A residual network below `vision_model`.
+    pub fn resnet(&self) -> Result<ResnetConfig> {
+        let dims = |name: &str| self.read.metas.get(&format!("vision_model.{name}")).map(|meta| meta.dims);
+        let unknown = || Error::new("the tensors are not those of a residual network that is known here");
+        Ok(ResnetConfig { classes: 0, ..ResnetConfig::infer(dims).ok_or_else(unknown)? })
     }
 
     /// CLIP's text transformer below `text_model`, heads as for [`Shapes::vit`].

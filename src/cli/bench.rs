@@ -83,7 +83,7 @@ impl Sizes {
                 c.joint = 256;
             }
         }
-        DualEncoderConfig { vision: v, text: t.into(), ..c }
+        DualEncoderConfig { vision: v.into(), text: t.into(), ..c }
     }
 
     fn name(self) -> &'static str {
@@ -100,10 +100,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let line = if args.what == What::Train { train(args, global)? } else { infer(args, global)? };
     if global.json {
-        println!("{line}");
+        global.print(line)?;
     } else {
         let fields = line.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {v}"));
-        println!("{}", fields.collect::<Vec<_>>().join("  "));
+        global.print(fields.collect::<Vec<_>>().join("  "))?;
     }
     Ok(())
 }
@@ -193,8 +193,8 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let mut model = DualEncoder::init(&config, 0, DType::F32)?;
     model.visit("", &mut |_, p| *p = p.trainable());
     let mut rng = Rng::new(1, 0);
-    let side = config.vision.image_size;
-    let view = Tensor::randn([n, config.vision.channels, side, side], DType::F32, &mut rng);
+    let side = config.vision.image_size();
+    let view = Tensor::randn([n, config.vision.channels(), side, side], DType::F32, &mut rng);
     let ids: Vec<i64> = (0..n * t).map(|_| 1 + rng.below(config.text.vocabulary() - 1) as i64).collect();
     let pairs = step::Pairs {
         views: vec![view],
@@ -207,7 +207,7 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let options = TierOptions { lambda_p: 0.1, lambda_t: 0.1, ..TierOptions::default() };
     let mut losses = Vec::new();
     let (first, times) = times(args, || {
-        let one = step::step(&model, &pairs, &options, 0);
+        let one = step::step(&mut model, &pairs, &options, 0);
         losses.push(one.parts.total);
         optimiser.step(&mut model, one.grads, 1e-4).map(|_| ())
     })?;

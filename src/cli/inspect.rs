@@ -19,10 +19,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let weights = Checkpoint::weights_of(&args.path, !global.no_mmap)?;
     let mut types: BTreeMap<String, usize> = BTreeMap::new();
     let (mut numbers, mut bytes) = (0, 0);
-    for (_, t) in weights.iter() {
-        *types.entry(t.dtype().to_string()).or_default() += t.numel();
-        numbers += t.numel();
-        bytes += t.numel() * t.dtype().size();
+    for (_, t) in weights.metas() {
+        *types.entry(t.dtype.to_string()).or_default() += t.dims.numel();
+        numbers += t.dims.numel();
+        bytes += t.dims.numel() * t.dtype.size();
     }
     let file = weights.path().to_path_buf();
     // A file of tensors that is no model is shown all the same, with the reason.
@@ -45,34 +45,40 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             }
             Err(e) => out["not_a_model"] = e.to_string().into(),
         }
-        println!("{out}");
+        global.print(out)?;
         return Ok(());
     }
-    println!("{}", file.display());
+    global.print(file.display())?;
     match &checkpoint {
         Ok(c) => {
-            println!("{}: {}", c.layout.name, c.config.describe());
-            println!("{} parameters", c.parameter_count());
-            println!("{}", serde_json::to_string_pretty(&c.config).unwrap_or_default());
-            c.notes.iter().for_each(|note| println!("{note}"));
+            global.print(format_args!("{}: {}", c.layout.name, c.config.describe()))?;
+            global.print(format_args!("{} parameters", c.parameter_count()))?;
+            global.print(format_args!("{}", serde_json::to_string_pretty(&c.config).unwrap_or_default()))?;
+            for note in &c.notes {
+                global.print(note)?;
+            }
         }
-        Err(e) => println!("not a model: {e}"),
+        Err(e) => global.print(format_args!("not a model: {e}"))?,
     }
-    println!("{numbers} numbers in {} tensors, {:.1} MiB", tensors.len(), bytes as f64 / f64::from(1 << 20));
+    global.print(format_args!(
+        "{numbers} numbers in {} tensors, {:.1} MiB",
+        tensors.len(),
+        bytes as f64 / f64::from(1 << 20)
+    ))?;
     for (name, count) in &types {
-        println!("  {name}: {count}");
+        global.print(format_args!("  {name}: {count}"))?;
     }
     for (key, value) in &metadata {
-        println!("{key}: {}", value.chars().take(200).collect::<String>());
+        global.print(format_args!("{key}: {}", value.chars().take(200).collect::<String>()))?;
     }
     let width = tensors.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
     for (name, dtype, dims) in &tensors {
-        println!("  {name:width$}  {dtype} {dims:?}");
+        global.print(format_args!("  {name:width$}  {dtype} {dims:?}"))?;
     }
     Ok(())
 }
 
 /// Names, types and dims.
 fn described(weights: &Weights) -> Vec<(String, String, Vec<usize>)> {
-    weights.iter().map(|(name, t)| (name.to_owned(), t.dtype().to_string(), t.dims().to_vec())).collect()
+    weights.metas().map(|(name, t)| (name.to_owned(), t.dtype.to_string(), t.dims.to_vec())).collect()
 }

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::image_tower::ImageTowerConfig;
 use super::text_tower::TextTowerConfig;
-use super::vit::VitConfig;
 use super::{
     Classifier, ClassifierConfig, DualEncoder, DualEncoderConfig, ImageModel, ImageModelConfig, TextModel,
     TextModelConfig,
@@ -51,7 +51,7 @@ impl NetworkConfig {
     }
 
     /// The image side, where there is one.
-    pub fn vision(&self) -> Option<&VitConfig> {
+    pub fn vision(&self) -> Option<&ImageTowerConfig> {
         match self {
             Self::TiergradDualEncoder(c) => Some(&c.vision),
             Self::TiergradClassifier(c) => Some(&c.vision),
@@ -76,23 +76,34 @@ impl NetworkConfig {
     /// If not, saying what it takes.
     pub fn check_pixels(&self, channels: usize, [height, width]: [usize; 2]) -> Result<()> {
         let vision = self.vision().ok_or_else(|| Error::new("this model knows no images"))?;
-        let fits = |side: usize| side > 0 && side.is_multiple_of(vision.patch_size);
-        if channels == vision.channels && fits(height) && fits(width) {
+        let (fits, sides) = match vision {
+            ImageTowerConfig::Vit(c) => {
+                let fits = |side: usize| side > 0 && side.is_multiple_of(c.patch_size);
+                (fits(height) && fits(width), format!("sides that are multiples of {}", c.patch_size))
+            }
+            ImageTowerConfig::Resnet(c) => (!c.grid([height, width]).contains(&0), "sides above 0".to_owned()),
+        };
+        if channels == vision.channels() && fits {
             return Ok(());
         }
         Err(Error::new(format!(
-            "{channels} channels of {height} x {width} pixels: this model takes {} channels and sides that are multiples of {}, best {}",
-            vision.channels, vision.patch_size, vision.image_size
+            "{channels} channels of {height} x {width} pixels: this model takes {} channels and {sides}, best {}",
+            vision.channels(),
+            vision.image_size()
         )))
     }
 
     /// In words.
     pub fn describe(&self) -> String {
-        let vision = |c: &VitConfig| {
-            let VitConfig { width, depth, heads, patch_size, image_size, .. } = c;
-            format!(
-                "ViT ({width} wide, {depth} blocks, {heads} heads, patches of {patch_size}, images of {image_size})"
-            )
+        let vision = |c: &ImageTowerConfig| match c {
+            ImageTowerConfig::Vit(c) => format!(
+                "ViT ({} wide, {} blocks, {} heads, patches of {}, images of {})",
+                c.width, c.depth, c.heads, c.patch_size, c.image_size
+            ),
+            ImageTowerConfig::Resnet(c) => {
+                let layers = c.depths.iter().sum::<usize>() * c.block.convolutions() + 2;
+                format!("ResNet-{layers} (stages of {:?} blocks, {} wide)", c.depths, c.width())
+            }
         };
         let text = |c: &TextTowerConfig| match c {
             TextTowerConfig::Clip(c) => {

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::dual_encoder::{Embeddings, GlobalImage};
+use super::image_tower::{ImageProjection, ImageProjectionKind, ImageTower, ImageTowerConfig};
 use super::text_tower::{TextTower, TextTowerConfig};
-use super::vit::{Vit, VitConfig};
 use crate::error::{Error, Result};
-use crate::nn::{Linear, Module, Params, Projection, ProjectionKind, Unary};
+use crate::nn::{Linear, Module, Params, Projection, ProjectionKind, Statistics, Unary, join};
 use crate::tensor::Tensor;
 
 /// An image encoder and its end.
@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 #[serde(deny_unknown_fields)]
 pub struct ImageModelConfig {
     /// The encoder.
-    pub vision: VitConfig,
+    pub vision: ImageTowerConfig,
     /// What stands for the whole image; default: the class token where there is one, else the mean of the patches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub global_image: Option<GlobalImage>,
@@ -32,8 +32,13 @@ pub enum ImageOutput {
     Pooler,
     /// A layer with so many logits.
     Logits(usize),
-    /// Whole and patches projected into a joint space of this width.
-    Joint(usize),
+    /// Whole and patches projected into a joint space.
+    Joint {
+        /// Its width.
+        joint: usize,
+        /// The way into it.
+        projection: ImageProjectionKind,
+    },
 }
 
 impl ImageOutput {
@@ -43,7 +48,7 @@ impl ImageOutput {
             Self::Features => "its features as they are".to_owned(),
             Self::Pooler => "a tanh pooler".to_owned(),
             Self::Logits(n) => format!("{n} logits"),
-            Self::Joint(n) => format!("projected into a joint space of {n}"),
+            Self::Joint { joint, .. } => format!("projected into a joint space of {joint}"),
         }
     }
 }
@@ -51,8 +56,17 @@ impl ImageOutput {
 /// An image encoder alone.
 pub struct ImageModel {
     config: ImageModelConfig,
-    vision: Vit,
-    head: Option<Linear>,
+    vision: ImageTower,
+    end: End,
+}
+
+/// What is behind the encoder.
+#[expect(clippy::large_enum_variant, reason = "there is one in a model")]
+enum End {
+    Features,
+    Pooler(Linear),
+    Logits(Linear),
+    Joint(ImageProjection),
 }
 
 impl ImageModel {
@@ -61,18 +75,20 @@ impl ImageModel {
     /// # Errors
     /// If the parts of the config do not fit each other, or a parameter is missing or has other dims.
     pub fn new(params: &Params, config: &ImageModelConfig) -> Result<Self> {
-        if config.global_image == Some(GlobalImage::Cls) && !config.vision.class_token {
+        if config.global_image == Some(GlobalImage::Cls) && !config.vision.class_token() {
             return Err(Error::usage("global_image = cls needs class_token = true in vision; or take mean_patches"));
         }
-        let width = config.vision.width;
-        let head = |name, out, bias| Linear::new(params, name, [width, out], bias, (width as f64).powf(-0.5)).map(Some);
+        let width = config.vision.width();
+        let linear = |name, out| Linear::new(params, name, [width, out], true, (width as f64).powf(-0.5));
         Ok(Self {
-            vision: Vit::new(&params.at("vision_model"), &config.vision)?,
-            head: match config.output {
-                ImageOutput::Features => None,
-                ImageOutput::Pooler => head("pooler", width, true)?,
-                ImageOutput::Logits(n) => head("classifier", n, true)?,
-                ImageOutput::Joint(n) => head("visual_projection", n, false)?,
+            vision: ImageTower::new(&params.at("vision_model"), &config.vision)?,
+            end: match config.output {
+                ImageOutput::Features => End::Features,
+                ImageOutput::Pooler => End::Pooler(linear("pooler", width)?),
+                ImageOutput::Logits(n) => End::Logits(linear("classifier", n)?),
+                ImageOutput::Joint { joint, projection } => {
+                    End::Joint(ImageProjection::new(params, "visual_projection", [width, joint], projection)?)
+                }
             },
             config: config.clone(),
         })
@@ -85,37 +101,42 @@ impl ImageModel {
 
     /// Pixels [n, c, h, w] to the output [n, k] and, where it is projected into a joint space, the embeddings.
     pub fn forward(&self, pixels: &Tensor) -> (Tensor, Option<Embeddings>) {
-        let tokens = self.vision.forward(pixels);
-        let class = usize::from(self.config.vision.class_token);
+        let statistics = &mut Statistics::Running;
+        let tokens = self.vision.forward(pixels, statistics);
+        let class = usize::from(self.config.vision.class_token());
+        let patches = |tokens: &Tensor| tokens.narrow(1, class, tokens.dims()[1] - class);
         let whole = |tokens: &Tensor| match self.config.global_image {
             None | Some(GlobalImage::Cls) if class == 1 => tokens.at(1, 0),
-            _ => tokens.narrow(1, class, tokens.dims()[1] - class).mean(&[1], false),
+            _ => patches(tokens).mean(&[1], false),
         };
-        match (&self.head, self.config.output) {
-            (Some(projection), ImageOutput::Joint(_)) => {
-                let tokens = projection.forward(&tokens, None);
-                let parts = tokens.narrow(1, class, tokens.dims()[1] - class);
-                let whole = whole(&tokens);
+        match &self.end {
+            End::Features => (whole(&tokens), None),
+            End::Pooler(pooler) => (pooler.forward(&whole(&tokens), Some(Unary::Tanh)), None),
+            End::Logits(classifier) => (classifier.forward(&whole(&tokens), None), None),
+            End::Joint(projection) => {
+                let tokens = projection.forward(&tokens, statistics);
+                let (whole, parts) = (whole(&tokens), patches(&tokens));
                 (whole.clone(), Some(Embeddings { whole, parts }))
             }
-            (Some(pooler), ImageOutput::Pooler) => (pooler.forward(&whole(&tokens), Some(Unary::Tanh)), None),
-            (Some(head), _) => (head.forward(&whole(&tokens), None), None),
-            (None, _) => (whole(&tokens), None),
         }
     }
 }
 
 impl Module for ImageModel {
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        let name = |part: &str| if at.is_empty() { part.to_owned() } else { format!("{at}.{part}") };
-        self.vision.visit(&name("vision_model"), f);
-        if let Some(head) = &mut self.head {
-            let part = match self.config.output {
-                ImageOutput::Features | ImageOutput::Pooler => "pooler",
-                ImageOutput::Logits(_) => "classifier",
-                ImageOutput::Joint(_) => "visual_projection",
-            };
-            head.visit(&name(part), f);
+        self.vision.visit(&join(at, "vision_model"), f);
+        match &mut self.end {
+            End::Features => {}
+            End::Pooler(pooler) => pooler.visit(&join(at, "pooler"), f),
+            End::Logits(classifier) => classifier.visit(&join(at, "classifier"), f),
+            End::Joint(projection) => projection.visit(&join(at, "visual_projection"), f),
+        }
+    }
+
+    fn visit_buffers(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+        self.vision.visit_buffers(&join(at, "vision_model"), f);
+        if let End::Joint(projection) = &mut self.end {
+            projection.visit_buffers(&join(at, "visual_projection"), f);
         }
     }
 }
@@ -204,10 +225,9 @@ impl TextModel {
 
 impl Module for TextModel {
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        let name = |part: &str| if at.is_empty() { part.to_owned() } else { format!("{at}.{part}") };
-        self.text.visit(&name("text_model"), f);
+        self.text.visit(&join(at, "text_model"), f);
         if let Some(projection) = &mut self.projection {
-            projection.visit(&name("text_projection"), f);
+            projection.visit(&join(at, "text_projection"), f);
         }
     }
 }

@@ -109,7 +109,7 @@ impl Params<'_> {
     }
 
     fn full(&self, name: &str) -> String {
-        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+        join(&self.prefix, name)
     }
 
     /// The parameter `name`.
@@ -152,6 +152,11 @@ impl Params<'_> {
             }
         }
     }
+}
+
+/// The name of a part below `at`, which is empty at the root.
+pub(crate) fn join(at: &str, part: &str) -> String {
+    if at.is_empty() { part.to_owned() } else { format!("{at}.{part}") }
 }
 
 /// FNV-1a: a stream number from a name.

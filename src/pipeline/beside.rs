@@ -22,7 +22,7 @@ pub(super) fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, Sixt
         let Preprocessing { preprocess, sixteen_bit } = read;
         return Ok((preprocess, sixteen_bit, "preprocessor_config.json".to_owned()));
     }
-    let side = checkpoint.config.vision().map(|vision| vision.image_size);
+    let side = checkpoint.config.vision().map(|vision| vision.image_size());
     let at_side = |preset: Preset| {
         let preset = preset.preprocess();
         let side = side.unwrap_or(preset.crop);
@@ -31,6 +31,22 @@ pub(super) fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, Sixt
     let usual = |preprocess, name: &str| Ok((preprocess, SixteenBit::default(), format!("usual for {name}")));
     match checkpoint.layout.pixels {
         Pixels::Own | Pixels::Nothing | Pixels::Clip => usual(at_side(Preset::Clip), "CLIP"),
+        Pixels::Tier => usual(Preset::Tier.preprocess(), "TIER"),
+        Pixels::Biovil => usual(Preset::Biovil.preprocess(), "BioViL"),
+        Pixels::HfVit => {
+            let (mean, std) = (vec![0.5; 3], vec![0.5; 3]);
+            let filter = Filter::Bilinear;
+            usual(Preprocess { stretch: true, filter, mean, std, ..at_side(Preset::Clip) }, "Hugging Face's ViT")
+        }
+        Pixels::Imagenet => match timm(&checkpoint.evidence.config.part("pretrained_cfg"))? {
+            Some(preprocess) => Ok((preprocess, SixteenBit::default(), "config.json".to_owned())),
+            None => {
+                let preprocess = Preset::Tier.preprocess();
+                let side = side.unwrap_or(preprocess.crop);
+                let resize = side * preprocess.resize / preprocess.crop;
+                usual(Preprocess { resize, crop: side, ..preprocess }, "ImageNet's classifiers")
+            }
+        },
         Pixels::OpenClip => {
             let keys = checkpoint.evidence.open_clip.part("preprocess_cfg");
             if !keys.is_some() {
@@ -41,16 +57,48 @@ pub(super) fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, Sixt
     }
 }
 
+/// What timm's pretrained_cfg says: resize by the share that the crop keeps, rounded down, then cut the centre.
+fn timm(keys: &Keys) -> Result<Option<Preprocess>> {
+    if !keys.is_some() {
+        return Ok(None);
+    }
+    let usual = Preset::Tier.preprocess();
+    let crop = match keys.numbers("input_size")? {
+        Some(size) if size.len() == 3 && size[1] == size[2] && size[1] >= 1.0 => size[1] as usize,
+        Some(_) => return Err(keys.wrong("input_size", "not [channels, side, side]")),
+        None => usual.crop,
+    };
+    keys.only("crop_mode", &[json!("center")])?;
+    let share = keys.number("crop_pct")?.unwrap_or(0.875);
+    if !(0.1..=1.0).contains(&share) {
+        return Err(keys.wrong("crop_pct", "not a share of the picture"));
+    }
+    let preprocess = Preprocess {
+        resize: (crop as f64 / share) as usize,
+        crop,
+        filter: filter(keys)?.unwrap_or(Filter::Bilinear),
+        mean: keys.numbers("mean")?.unwrap_or(usual.mean.clone()),
+        std: keys.numbers("std")?.unwrap_or(usual.std.clone()),
+        ..usual
+    };
+    preprocess.validate().at(keys.path())?;
+    Ok(Some(preprocess))
+}
+
+fn filter(keys: &Keys) -> Result<Option<Filter>> {
+    match keys.text("interpolation")? {
+        None => Ok(None),
+        Some("bicubic" | "random") => Ok(Some(Filter::Bicubic)),
+        Some("bilinear") => Ok(Some(Filter::Bilinear)),
+        Some(_) => Err(keys.wrong("interpolation", "bicubic and bilinear are supported")),
+    }
+}
+
 fn open_clip(keys: &Keys, usual: Preprocess) -> Result<Preprocess> {
     keys.only("mode", &[json!("RGB")])?;
     keys.only("resize_mode", &[json!("shortest")])?;
-    let filter = match keys.text("interpolation")? {
-        None | Some("bicubic" | "random") => Filter::Bicubic,
-        Some("bilinear") => Filter::Bilinear,
-        Some(_) => return Err(keys.wrong("interpolation", "bicubic and bilinear are supported")),
-    };
     let preprocess = Preprocess {
-        filter,
+        filter: filter(keys)?.unwrap_or(Filter::Bicubic),
         mean: keys.numbers("mean")?.unwrap_or(usual.mean.clone()),
         std: keys.numbers("std")?.unwrap_or(usual.std.clone()),
         ..usual

@@ -140,7 +140,7 @@ impl Pipeline {
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save(&folder.join("tokenizer.json"))?;
         }
-        let tensors = parameters_with(&mut self.network, replaced);
+        let tensors = tensors_with(&mut self.network, replaced);
         let metadata = BTreeMap::from([("format".to_owned(), format!("tiergrad {}", env!("CARGO_PKG_VERSION")))]);
         safetensors::save(folder.join("model.safetensors"), tensors.iter().map(|(n, t)| (n.clone(), t)), &metadata)
     }
@@ -185,9 +185,9 @@ pub fn rows(x: &Tensor) -> Vec<Vec<f32>> {
     x.to_vec::<f32>().chunks(width.max(1)).map(<[f32]>::to_vec).collect()
 }
 
-/// As [`parameters`], with those of `replaced` in the place of the module's own of that name.
-pub fn parameters_with(module: &mut dyn Module, replaced: Option<&BTreeMap<String, Tensor>>) -> Vec<(String, Tensor)> {
-    let mut out = parameters(module);
+/// As [`tensors`], with those of `replaced` in the place of the module's own of that name.
+pub fn tensors_with(module: &mut dyn Module, replaced: Option<&BTreeMap<String, Tensor>>) -> Vec<(String, Tensor)> {
+    let mut out = tensors(module);
     for (name, tensor) in &mut out {
         if let Some(other) = replaced.and_then(|r| r.get(name)) {
             *tensor = other.clone();
@@ -196,9 +196,9 @@ pub fn parameters_with(module: &mut dyn Module, replaced: Option<&BTreeMap<Strin
     out
 }
 
-/// Names and tensors of a module, sharing its bytes.
-pub fn parameters(module: &mut dyn Module) -> Vec<(String, Tensor)> {
+/// What a file of a module holds: names and tensors of its parameters and buffers, sharing their bytes.
+pub fn tensors(module: &mut dyn Module) -> Vec<(String, Tensor)> {
     let mut out = Vec::new();
-    module.visit("", &mut |name, p| out.push((name.to_owned(), p.detach())));
+    module.visit_all("", &mut |name, t| out.push((name.to_owned(), t.detach())));
     out
 }

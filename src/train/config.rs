@@ -210,10 +210,11 @@ impl Config {
 
     /// How pictures become pixels for this model.
     pub fn preprocess(&self) -> Preprocess {
-        let (size, channels) = (self.model.vision.image_size, self.model.vision.channels);
+        let (size, channels) = (self.model.vision.image_size(), self.model.vision.channels());
         let per_channel = |x: &[f64]| if x.len() == 1 { vec![x[0]; channels] } else { x.to_vec() };
         Preprocess {
             square: None,
+            stretch: false,
             resize: if self.image.resize == 0 { (size * 8).div_ceil(7) } else { self.image.resize },
             crop: size,
             filter: self.image.filter,
@@ -227,7 +228,7 @@ impl Config {
     /// Naming the key and what it may be, where values contradict each other.
     pub fn check(&self) -> Result<()> {
         let (t, i) = (&self.train, &self.image);
-        let channels = self.model.vision.channels;
+        let channels = self.model.vision.channels();
         let wrong = |key: &str, why: String| Err(Error::usage(format!("{key}: {why}")));
         self.model.vision.check()?;
         if t.batch < 2 && self.objective == Objective::Clip {
@@ -259,10 +260,10 @@ impl Config {
         if i.std.iter().any(|s| s.is_nan() || *s <= 0.0) {
             return wrong("image.std", "must be above 0".into());
         }
-        if i.resize != 0 && i.resize < self.model.vision.image_size {
+        if i.resize != 0 && i.resize < self.model.vision.image_size() {
             return wrong(
                 "image.resize",
-                format!("{} is less than model.vision.image_size = {}", i.resize, self.model.vision.image_size),
+                format!("{} is less than model.vision.image_size = {}", i.resize, self.model.vision.image_size()),
             );
         }
         if self.objective == Objective::Supervised && self.data.labels.is_none() && self.data.labels_from.is_none() {

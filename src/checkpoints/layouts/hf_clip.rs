@@ -8,6 +8,7 @@ use crate::checkpoints::keys::Keys;
 use crate::checkpoints::sizes::Shapes;
 use crate::error::{Error, Result};
 use crate::models::clip_text::{TextConfig, WholeText};
+use crate::models::image_tower::ImageProjectionKind;
 use crate::models::single::{ImageOutput, TextOutput};
 use crate::models::vit::VitConfig;
 use crate::models::{DualEncoderConfig, GlobalImage, GlobalText, ImageModelConfig, NetworkConfig, TextModelConfig};
@@ -47,7 +48,7 @@ pub(super) const BOTH: Layout = Layout {
         let (vision, text) = (vision(shapes, &evidence.config)?, text(shapes, &evidence.config)?);
         let [joint, _] = shapes.of("visual_projection.weight")?;
         Ok(NetworkConfig::TiergradDualEncoder(DualEncoderConfig {
-            vision,
+            vision: vision.into(),
             text: text.into(),
             joint,
             global_image: Some(GlobalImage::Cls),
@@ -64,10 +65,13 @@ pub(super) const VISION: Layout = Layout {
     names: || format!("{NAMES}{}", BARE.replace('@', "vision_model")),
     config: |shapes, evidence| {
         let output = match shapes.has("visual_projection.weight") {
-            true => ImageOutput::Joint(shapes.of::<2>("visual_projection.weight")?[0]),
+            true => {
+                let [joint, _] = shapes.of("visual_projection.weight")?;
+                ImageOutput::Joint { joint, projection: ImageProjectionKind::Linear }
+            }
             false => ImageOutput::Features,
         };
-        let vision = vision(shapes, &evidence.config)?;
+        let vision = vision(shapes, &evidence.config)?.into();
         Ok(NetworkConfig::TiergradImageModel(ImageModelConfig { vision, global_image: None, output }))
     },
 };

@@ -2,8 +2,11 @@
 
 mod bert;
 mod hf_clip;
+mod hf_vit;
 mod open_clip;
 mod own;
+mod resnet;
+mod tier;
 mod timm;
 
 use std::collections::BTreeSet;
@@ -34,6 +37,14 @@ pub enum Pixels {
     Clip,
     /// open_clip_config.json; usually as CLIP.
     OpenClip,
+    /// As the TIER paper's training.
+    Tier,
+    /// As BioViL's, values 0 to 1.
+    Biovil,
+    /// preprocessor_config.json; usually 224 x 224 whatever the shape, and values -1 to 1.
+    HfVit,
+    /// As torchvision's classifiers: timm's config.json, else 256 bilinear, 224 and ImageNet's statistics.
+    Imagenet,
     /// It knows no pictures.
     Nothing,
 }
@@ -62,12 +73,17 @@ impl Evidence {
 }
 
 /// Every layout; the first that fits counts.
-pub(super) const LAYOUTS: [&Layout; 7] = [
+pub(super) const LAYOUTS: [&Layout; 12] = [
     &own::LAYOUT,
     &hf_clip::BOTH,
+    &tier::TIER,
+    &tier::BIOVIL,
     &open_clip::OPENAI,
     &open_clip::OPEN_CLIP,
     &bert::LAYOUT,
     &hf_clip::VISION,
     &hf_clip::TEXT,
+    &hf_vit::LAYOUT,
+    &timm::LAYOUT,
+    &resnet::LAYOUT,
 ];

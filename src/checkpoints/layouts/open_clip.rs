@@ -118,12 +118,13 @@ fn config(shapes: &Shapes, evidence: &Evidence) -> Result<NetworkConfig> {
         (own_texts(shapes, &text, quick)?.into(), GlobalText::Token)
     };
     Ok(NetworkConfig::TiergradDualEncoder(DualEncoderConfig {
-        vision,
+        vision: vision.into(),
         text,
         joint,
         global_image: Some(global_image),
         global_text: Some(global_text),
         text_projection,
+        ..DualEncoderConfig::default()
     }))
 }
 

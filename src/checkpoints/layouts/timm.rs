@@ -1,8 +1,11 @@
 //! timm's vision transformers.
 
+use super::{Layout, Pixels};
 use crate::checkpoints::sizes::Shapes;
 use crate::error::Result;
+use crate::models::single::ImageOutput;
 use crate::models::vit::VitConfig;
+use crate::models::{ImageModelConfig, NetworkConfig};
 use crate::nn::Activation;
 
 /// timm's names below `at`.
@@ -35,3 +38,18 @@ pub(super) fn vit(shapes: &Shapes, name: &str) -> Result<VitConfig> {
         ..vit
     })
 }
+
+pub(super) const LAYOUT: Layout = Layout {
+    name: "timm vision transformer",
+    pixels: Pixels::Imagenet,
+    fits: |e| e.has("patch_embed.proj.weight") && e.has("pos_embed") && e.has("blocks.0.attn.qkv.weight"),
+    names: || format!("{}head.* -> classifier.*\n", names("")),
+    config: |shapes, evidence| {
+        let vision = vit(shapes, evidence.config.text("architecture")?.unwrap_or_default())?;
+        let output = match shapes.has("classifier.weight") {
+            true => ImageOutput::Logits(shapes.of::<2>("classifier.weight")?[0]),
+            false => ImageOutput::Features,
+        };
+        Ok(NetworkConfig::TiergradImageModel(ImageModelConfig { vision: vision.into(), global_image: None, output }))
+    },
+};
