@@ -39,6 +39,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             let labels = prompts.0.iter().map(|p| p.label.clone()).collect();
             (labels, queries(&pipeline, &prompts)?, model.logit_scale.item().exp())
         }
+        Network::Image(_) | Network::Text(_) => return pipeline.dual().map(drop),
     };
     let progress = global.progress(args.images.len() as u64, "images");
     if !global.json {
@@ -61,6 +62,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
                 let probabilities = scores(&whole, &queries, Rule::Softmax { scale });
                 Scored { labels: labels.clone(), z: scores(&whole, &queries, Rule::Difference), probabilities }
             }
+            Network::Image(_) | Network::Text(_) => return pipeline.dual().map(drop),
         };
         progress.suspend(|| {
             let mut rows = batch.rows.iter().enumerate();

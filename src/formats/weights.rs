@@ -227,6 +227,11 @@ impl Format {
             (b"\xff\xd8\xff", "a picture, not weights"),
             (b"PK\x05\x06", "an empty zip archive; fetch or write it again"),
         ];
+        // First, because the length that it begins with can look like any other format's first bytes.
+        let header = bytes.split_first_chunk::<8>().filter(|(_, rest)| rest.starts_with(b"{"));
+        if header.is_some_and(|(length, rest)| u64::from_le_bytes(*length) <= rest.len() as u64) {
+            return Ok(Self::Safetensors);
+        }
         if let Some((_, what)) = OTHERS.iter().find(|(start, _)| bytes.starts_with(start)) {
             return Err(Error::new(*what));
         }

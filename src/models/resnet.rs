@@ -83,6 +83,14 @@ const MOST_STAGES: usize = 8;
 const MOST_BLOCKS: usize = 1000;
 
 impl BlockKind {
+    /// Convolutions of a block, the one beside it not counted: what the networks are named after.
+    pub fn convolutions(self) -> usize {
+        match self {
+            Self::Basic => 2,
+            Self::Bottleneck => 3,
+        }
+    }
+
     fn expansion(self) -> usize {
         match self {
             Self::Basic => 1,

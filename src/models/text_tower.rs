@@ -118,6 +118,14 @@ impl TextTower {
             Self::Bert(_) => vec![0; ids.dims()[0]],
         }
     }
+
+    /// Tokens [n, T, width] to BertModel's pooler_output [n, width], where there is a pooler.
+    pub fn pool(&self, tokens: &Tensor) -> Option<Tensor> {
+        match self {
+            Self::Clip(_) => None,
+            Self::Bert(text) => text.pool(tokens),
+        }
+    }
 }
 
 impl Module for TextTower {

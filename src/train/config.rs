@@ -214,6 +214,7 @@ impl Config {
         let per_channel = |x: &[f64]| if x.len() == 1 { vec![x[0]; channels] } else { x.to_vec() };
         Preprocess {
             square: None,
+            stretch: false,
             resize: if self.image.resize == 0 { (size * 8).div_ceil(7) } else { self.image.resize },
             crop: size,
             filter: self.image.filter,

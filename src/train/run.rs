@@ -23,7 +23,7 @@ use crate::nn::Module;
 use crate::op::apply;
 use crate::ops::loss::BceWithLogits;
 use crate::optim::Optimiser;
-use crate::pipeline::{Network, NetworkConfig, Pipeline};
+use crate::pipeline::{Network, NetworkConfig, Origin, Pipeline};
 use crate::report::run::{self, Checkpoint, RunReport, curves_png};
 use crate::report::{Provenance, found};
 use crate::tape::Grads;
@@ -193,8 +193,8 @@ fn adopt(config: &mut Config) -> Result<()> {
                 config.model.vision = sizes.vision;
                 continue;
             }
-            NetworkConfig::TiergradClassifier(_) => {
-                return Err(Error::usage("a classifier has no text side to start from").at(path));
+            _ => {
+                return Err(Error::usage("training cannot start from this side of this model").at(path));
             }
         };
         if image {
@@ -285,6 +285,7 @@ fn pipeline(config: &Config, folder: &Folder, network: Network, tokenizer: Optio
         tokenizer,
         preprocess: config.preprocess(),
         sixteen_bit: config.image.sixteen_bit,
+        origin: Origin::default(),
     }
 }
 
@@ -433,6 +434,7 @@ impl<'a> Run<'a> {
                 let parts = Parts { total: value, clip: value, ..Parts::default() };
                 step::Step { parts, grads: loss.backward() }
             }
+            Network::Image(_) | Network::Text(_) => return Err(Error::new("an encoder alone is not trained")),
         };
         if self.config.train.check_finite && !one.parts.total.is_finite() {
             let images: Vec<&str> = rows.iter().map(|row| row.image.as_str()).take(8).collect();
@@ -465,7 +467,7 @@ impl<'a> Run<'a> {
     fn logit_scale(&self) -> f64 {
         match &self.pipeline.network {
             Network::Dual(model) => model.logit_scale.item().exp(),
-            Network::Classifier(_) => 1.0,
+            _ => 1.0,
         }
     }
 

@@ -1,54 +1,23 @@
 //! A model with everything that it needs to be used: its network, tokenizer and preprocessing; a folder on disk.
 
+mod beside;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoints::Checkpoint;
 use crate::error::{At, Error, Result};
 use crate::files;
-use crate::formats::{Weights, safetensors};
+use crate::formats::safetensors;
 use crate::image::{Preprocess, SixteenBit};
+use crate::models::DualEncoder;
 use crate::models::dual_encoder::Embeddings;
-use crate::models::{Classifier, ClassifierConfig, DualEncoder, DualEncoderConfig};
+pub use crate::models::{Network, NetworkConfig};
 use crate::nn::Module;
 use crate::tensor::Tensor;
 use crate::text::{Tokenizer, Tokens};
-
-/// What computes.
-#[expect(clippy::large_enum_variant, reason = "there is one in a pipeline")]
-pub enum Network {
-    /// Images and texts in one space.
-    Dual(DualEncoder),
-    /// Labels from images.
-    Classifier(Classifier),
-}
-
-impl Module for Network {
-    fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        match self {
-            Self::Dual(model) => model.visit(at, f),
-            Self::Classifier(model) => model.visit(at, f),
-        }
-    }
-
-    fn visit_buffers(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        match self {
-            Self::Dual(model) => model.visit_buffers(at, f),
-            Self::Classifier(model) => model.visit_buffers(at, f),
-        }
-    }
-}
-
-/// config.json of a model folder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "model_type")]
-pub enum NetworkConfig {
-    /// See [`Network::Dual`].
-    TiergradDualEncoder(DualEncoderConfig),
-    /// See [`Network::Classifier`].
-    TiergradClassifier(ClassifierConfig),
-}
 
 /// A network with its tokenizer and preprocessing.
 pub struct Pipeline {
@@ -62,7 +31,37 @@ pub struct Pipeline {
     pub preprocess: Preprocess,
     /// How 16-bit grey becomes 8 bits.
     pub sixteen_bit: SixteenBit,
+    /// Where all this was found.
+    pub origin: Origin,
 }
+
+/// Where the parts of a pipeline come from.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The layout of the checkpoint.
+    pub layout: String,
+    /// Who says how pictures are prepared.
+    pub preprocessing: String,
+    /// The tokenizer's file or folder.
+    pub tokenizer: Option<PathBuf>,
+    /// What was passed over or assumed, one line each.
+    pub notes: Vec<String>,
+}
+
+/// What is given instead of what lies beside a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// A tokenizer's file or folder.
+    pub tokenizer: Option<PathBuf>,
+    /// Longest text in tokens.
+    pub max_length: Option<usize>,
+    /// How pictures become pixels.
+    pub preprocess: Option<Preprocess>,
+}
+
+/// What is said where a text comes and there is no tokenizer.
+pub const NO_TOKENIZER: &str = "no tokenizer beside the model (tokenizer.json, vocab.json with merges.txt, vocab.txt or \
+    bpe_simple_vocab_16e6.txt.gz): give --tokenizer PATH";
 
 /// preprocessor_config.json: the pictures' way into the model.
 #[derive(Serialize, Deserialize)]
@@ -73,26 +72,6 @@ struct Preprocessing {
     sixteen_bit: SixteenBit,
 }
 
-impl NetworkConfig {
-    /// The sizes of a network.
-    pub fn of(network: &Network) -> Self {
-        match network {
-            Network::Dual(model) => Self::TiergradDualEncoder(model.config().clone()),
-            Network::Classifier(model) => Self::TiergradClassifier(model.config().clone()),
-        }
-    }
-
-    /// Reads `config.json` of a model folder.
-    pub fn open(folder: &Path) -> Result<Self> {
-        read_json(&folder.join("config.json"))
-    }
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).at(path)?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::new(format!("not what a model folder has there: {e}"))).at(path)
-}
-
 fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::new(e.to_string()))?;
     text.push(b'\n');
@@ -100,39 +79,56 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 impl Pipeline {
-    /// Opens a model folder: config.json, model.safetensors, preprocessor_config.json and, for a dual encoder, tokenizer.json.
+    /// Opens a model of any layout (see [`Checkpoint::open`]) with the tokenizer and preprocessing that lie beside it.
     /// With `map` weights are views of the mapped file.
     ///
     /// # Errors
     /// Naming the file that is missing or damaged, or the tensors that do not fit.
-    pub fn open(folder: &Path, map: bool) -> Result<Self> {
-        if !folder.is_dir() {
-            return Err(Error::new("not a model folder (one with config.json and model.safetensors)").at(folder));
+    pub fn open(path: &Path, map: bool) -> Result<Self> {
+        Self::load(&Checkpoint::open(path, map)?, Given::default())
+    }
+
+    /// The model of a checkpoint, with what is given instead of what lies beside it.
+    ///
+    /// # Errors
+    /// If tokenizer or preprocessing are damaged or do not fit the model. A tokenizer that is nowhere is none until a text comes.
+    pub fn load(checkpoint: &Checkpoint, given: Given) -> Result<Self> {
+        let network = checkpoint.network()?;
+        let (preprocess, sixteen_bit, preprocessing) = match given.preprocess {
+            Some(preprocess) => (preprocess, SixteenBit::default(), "as the flags say".to_owned()),
+            None => beside::preprocessing(checkpoint)?,
+        };
+        let mut notes = checkpoint.notes.clone();
+        let found = beside::tokenizer(checkpoint, given.tokenizer.as_deref(), given.max_length, &mut notes)?;
+        let (tokenizer, tokenizer_path) = found.map_or((None, None), |(tokenizer, path)| (Some(tokenizer), Some(path)));
+        let origin =
+            Origin { layout: checkpoint.layout.name.to_owned(), preprocessing, tokenizer: tokenizer_path, notes };
+        Ok(Self { path: checkpoint.path.clone(), network, tokenizer, preprocess, sixteen_bit, origin })
+    }
+
+    /// What it is, in a few lines: layout, pictures, tokenizer, and what was passed over.
+    pub fn describe(&self) -> Vec<String> {
+        let config = NetworkConfig::of(&self.network);
+        let mut lines = vec![format!("{}: {}; {}", self.path.display(), self.origin.layout, config.describe())];
+        if config.vision().is_some() {
+            lines.push(format!("pictures: {} ({})", self.preprocess.describe(), self.origin.preprocessing));
         }
-        let config = NetworkConfig::open(folder)?;
-        let weights = Weights::open(folder.join("model.safetensors"), map)?;
-        let network = match &config {
-            NetworkConfig::TiergradDualEncoder(config) => Network::Dual(DualEncoder::load(config, &weights)?),
-            NetworkConfig::TiergradClassifier(config) => Network::Classifier(Classifier::load(config, &weights)?),
-        };
-        let tokenizer = match &config {
-            NetworkConfig::TiergradDualEncoder(config) => {
-                let path = folder.join("tokenizer.json");
-                let tokenizer = Tokenizer::open(&path, Some(config.text.max_length()))?;
-                if tokenizer.vocabulary() > config.text.vocabulary() {
-                    return Err(Error::new(format!(
-                        "{} tokens, but the model has {}: this tokenizer belongs to another model",
-                        tokenizer.vocabulary(),
-                        config.text.vocabulary()
-                    ))
-                    .at(path));
-                }
-                Some(tokenizer)
+        if config.text().is_some() {
+            lines.push(format!("texts: {}", self.tokenizer_line()));
+        }
+        lines.extend(self.origin.notes.iter().cloned());
+        lines
+    }
+
+    /// One line on the tokenizer.
+    pub fn tokenizer_line(&self) -> String {
+        match (&self.tokenizer, &self.origin.tokenizer) {
+            (Some(t), path) => {
+                let from = path.as_ref().map(|p| format!(" ({})", p.display())).unwrap_or_default();
+                format!("{} entries, at most {} tokens{from}", t.vocabulary(), t.max_length())
             }
-            NetworkConfig::TiergradClassifier(_) => None,
-        };
-        let Preprocessing { preprocess, sixteen_bit } = read_json(&folder.join("preprocessor_config.json"))?;
-        Ok(Self { path: folder.to_path_buf(), network, tokenizer, preprocess, sixteen_bit })
+            (None, _) => "no tokenizer".to_owned(),
+        }
     }
 
     /// Writes the folder's files, each whole or not at all, the weights last. `replaced` are weights that stand in for the network's own.
@@ -152,11 +148,13 @@ impl Pipeline {
     /// The dual encoder and its tokenizer.
     ///
     /// # Errors
-    /// If the model is a classifier, which knows no texts.
+    /// If the model is none, or no tokenizer was found.
     pub fn dual(&self) -> Result<(&DualEncoder, &Tokenizer)> {
         match (&self.network, &self.tokenizer) {
             (Network::Dual(model), Some(tokenizer)) => Ok((model, tokenizer)),
-            _ => Err(Error::new("a classifier, which knows no texts: give a dual encoder").at(&self.path)),
+            (Network::Dual(_), None) => Err(Error::new(NO_TOKENIZER).at(&self.path)),
+            _ => Err(Error::new("not a model of images and texts: give one, or --image-model and --text-model")
+                .at(&self.path)),
         }
     }
 
