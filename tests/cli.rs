@@ -389,3 +389,38 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     let prompts = phantoms().join("prompts.csv");
     refused(&["classify", "--model", text(model()), "--prompts", text(&prompts), text(&garbage)], 1, &["garbage.png"]);
 }
+
+#[test]
+fn verify_tells_tensor_by_tensor_and_fails_where_one_does() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let at = |name: &str| text(&golden.join(name)).to_owned();
+    let [model, case] = [at("own"), at("own.case.safetensors")];
+    let lines = done(&["verify", "--model", &model, "--case", &case, "--json", "-q"]);
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.len() > 100 && lines.iter().all(|line| line["pass"] == true && line["rel_l2"].is_number()));
+    let parts = ["--image-model", &at("biovil.pt"), "--text-model", &at("cxr-bert")].map(str::to_owned);
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    done(&[&["verify", "--case", &at("parts.case.safetensors")], &parts[..]].concat());
+
+    // The same model with one value changed.
+    let folder = tempfile::tempdir().unwrap();
+    let changed = folder.path().join("model");
+    std::fs::create_dir(&changed).unwrap();
+    std::fs::copy(golden.join("own/config.json"), changed.join("config.json")).unwrap();
+    let mut bytes = std::fs::read(golden.join("own/model.safetensors")).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x40;
+    std::fs::write(changed.join("model.safetensors"), &bytes).unwrap();
+    let output = tier(&["verify", "--model", text(&changed), "--case", &case]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("FAIL"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("differ by more than the case allows"));
+
+    // No case, half a case, another model's case.
+    refused(&["verify", "--model", &model, "--case", &at("own/model.safetensors")], 1, &["not a parity case"]);
+    let half = folder.path().join("half.case.safetensors");
+    let whole = std::fs::read(&case).unwrap();
+    std::fs::write(&half, &whole[..whole.len() / 2]).unwrap();
+    refused(&["verify", "--model", &model, "--case", text(&half)], 1, &["half.case.safetensors"]);
+    refused(&["verify", "--model", &at("cxr-bert"), "--case", &case], 1, &["own.case.safetensors", "no images"]);
+}

@@ -106,6 +106,7 @@ impl Sizes {
                     pooler: false,
                     eps: 1e-12,
                     activation: Activation::Gelu,
+                    padding: 0,
                 }
                 .into(),
                 joint: 128,
