@@ -23,14 +23,15 @@ fn steps(c: &mut Criterion) {
     let (batch, tokens) = (32, 40);
     for patch_size in [16, 8] {
         let config = DualEncoderConfig {
-            vision: VitConfig { image_size: 128, patch_size, width: 192, depth: 6, heads: 3, ..VitConfig::default() },
+            vision: VitConfig { image_size: 128, patch_size, width: 192, depth: 6, heads: 3, ..VitConfig::default() }
+                .into(),
             text: TextConfig {
                 vocabulary: 1000,
                 max_length: tokens,
                 width: 128,
                 depth: 3,
                 heads: 2,
-                quick_gelu: false,
+                ..TextConfig::default()
             }
             .into(),
             joint: 128,

@@ -18,6 +18,8 @@ pub enum Kind {
     Usage,
     /// Everything else: exit code 1.
     Failure,
+    /// Whoever read the results has gone, which ends the command: exit code 0.
+    Unread,
 }
 
 /// Result with [`Error`].
@@ -32,6 +34,11 @@ impl Error {
     /// A wrong flag or config key.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { kind: Kind::Usage, message: message.into(), path: None }
+    }
+
+    /// Whoever read the results has gone.
+    pub fn unread() -> Self {
+        Self { kind: Kind::Unread, message: "nobody reads the results".into(), path: None }
     }
 
     /// The same error, naming the file it is about (the innermost name stays).

@@ -106,6 +106,15 @@ impl Layout {
         Self { dims, strides, offset }
     }
 
+    /// Any strides, one per dimension.
+    #[track_caller]
+    pub fn strided(dims: Dims, strides: &[isize], offset: usize) -> Self {
+        assert_eq!(dims.len(), strides.len(), "strides {strides:?} for {dims:?}");
+        let mut out = Self { dims, strides: [0; MAX_RANK], offset };
+        out.strides[..strides.len()].copy_from_slice(strides);
+        out
+    }
+
     /// Sizes.
     pub fn dims(&self) -> &Dims {
         &self.dims

@@ -4,8 +4,8 @@ use tiergrad::loss::{Loss, TierOptions, similarities, tier_loss};
 use tiergrad::models::bert::BertConfig;
 use tiergrad::models::clip_text::TextConfig;
 use tiergrad::models::vit::VitConfig;
-use tiergrad::models::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText};
-use tiergrad::nn::{Module, ProjectionKind};
+use tiergrad::models::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText, ImageProjectionKind};
+use tiergrad::nn::{Activation, Module, ProjectionKind};
 use tiergrad::optim::{Optimiser, OptimiserConfig};
 use tiergrad::rng::Rng;
 use tiergrad::{DType, Tensor};
@@ -19,17 +19,17 @@ fn config(class_token: bool) -> DualEncoderConfig {
         depth: 2,
         heads: 2,
         class_token,
-        quick_gelu: true,
-        stem: Vec::new(),
-        stem_residuals: 0,
+        activation: Activation::QuickGelu,
+        ..VitConfig::default()
     };
-    let text = TextConfig { vocabulary: 20, max_length: 6, width: 16, depth: 1, heads: 4, quick_gelu: false };
+    let text = TextConfig { vocabulary: 20, max_length: 6, width: 16, depth: 1, heads: 4, ..TextConfig::default() };
     DualEncoderConfig {
-        vision,
+        vision: vision.into(),
         text: text.into(),
         joint: 8,
         global_image: None,
         global_text: None,
+        visual_projection: ImageProjectionKind::Linear,
         text_projection: ProjectionKind::Linear,
     }
 }
@@ -46,6 +46,8 @@ fn bert_config() -> DualEncoderConfig {
         token_types: 2,
         pooler: false,
         eps: 1e-12,
+        activation: Activation::Gelu,
+        padding: 0,
     };
     DualEncoderConfig {
         text: text.into(),

@@ -39,10 +39,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             let labels = prompts.0.iter().map(|p| p.label.clone()).collect();
             (labels, queries(&pipeline, &prompts)?, model.logit_scale.item().exp())
         }
+        Network::Image(_) | Network::Text(_) => return pipeline.dual().map(drop),
     };
     let progress = global.progress(args.images.len() as u64, "images");
     if !global.json {
-        println!("image,{}", labels.join(","));
+        global.print(format_args!("image,{}", labels.join(",")))?;
     }
     for batch in model::batches(&pipeline, &args.images, global.worker_count())?.epoch(0, 0) {
         let batch = batch?;
@@ -61,27 +62,27 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
                 let probabilities = scores(&whole, &queries, Rule::Softmax { scale });
                 Scored { labels: labels.clone(), z: scores(&whole, &queries, Rule::Difference), probabilities }
             }
+            Network::Image(_) | Network::Text(_) => return pipeline.dual().map(drop),
         };
         progress.suspend(|| {
-            for (i, &row) in batch.rows.iter().enumerate() {
-                print(&scored, i, &args.images[row].display().to_string(), global.json);
-            }
-        });
+            let mut rows = batch.rows.iter().enumerate();
+            rows.try_for_each(|(i, &row)| print(&scored, i, &args.images[row].display().to_string(), global))
+        })?;
         progress.inc(batch.rows.len() as u64);
     }
     progress.finish_and_clear();
     Ok(())
 }
 
-fn print(scored: &Scored, row: usize, image: &str, json: bool) {
+fn print(scored: &Scored, row: usize, image: &str, global: &Global) -> Result<()> {
     let of = |columns: &[Vec<f64>]| -> serde_json::Map<String, serde_json::Value> {
         scored.labels.iter().cloned().zip(columns.iter().map(|c| c[row].into())).collect()
     };
-    if json {
+    if global.json {
         let line = serde_json::json!({ "image": image, "scores": of(&scored.z), "probabilities": of(&scored.probabilities), "warnings": [] });
-        println!("{line}");
+        global.print(line)
     } else {
         let scores: Vec<String> = scored.z.iter().map(|c| format!("{:.4}", c[row])).collect();
-        println!("{image},{}", scores.join(","));
+        global.print(format_args!("{image},{}", scores.join(",")))
     }
 }

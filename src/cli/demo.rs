@@ -267,7 +267,7 @@ fn write(args: &Args, global: &Global, config: &Config, found: &[Found], start: 
     global.say(line("inside minus outside", a.inside_minus_outside, b.inside_minus_outside));
     global.say(line("pointing game", a.pointing_game, b.pointing_game));
     if global.json {
-        println!("{summary}");
+        global.print(summary)?;
     }
     global.say(format!("{:.0} s; open {}", start.elapsed().as_secs_f64(), page.display()));
     Ok(())

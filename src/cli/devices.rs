@@ -11,9 +11,9 @@ pub(super) fn run(_: &Args, global: &Global) -> Result<()> {
     let isa = kernels_cpu::Isa::current();
     let threads = global.thread_count();
     if global.json {
-        println!("{}", serde_json::json!({ "device": "cpu", "isa": isa.name(), "threads": threads }));
+        global.print(serde_json::json!({ "device": "cpu", "isa": isa.name(), "threads": threads }))?;
     } else {
-        println!("cpu: {isa} kernels, {threads} threads");
+        global.print(format_args!("cpu: {isa} kernels, {threads} threads"))?;
     }
     Ok(())
 }

@@ -1,15 +1,18 @@
 //! `tier embed`: images and texts to vectors in the joint space.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Global, model};
+use crate::DType;
 use crate::error::{Error, Result};
 use crate::formats::{Weights, safetensors};
 use crate::models::dual_encoder::Embeddings;
+use crate::pipeline::{NO_TOKENIZER, Network, NetworkConfig, Pipeline};
 use crate::tensor::Tensor;
 
-/// Writes embeddings of images and texts, whole and by patch and token: projected, not normalised.
+/// Writes embeddings of images and texts, whole and by patch and token: projected, not normalised. A model of images alone or of texts
+/// alone also writes `output`, which is its features or logits where it has no projection.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -28,101 +31,172 @@ pub struct Args {
     out: PathBuf,
 }
 
+/// What a side of a model says: its output, where it is alone, and embeddings, where it is projected.
+type Said = (Option<Tensor>, Option<Embeddings>);
+
+fn say_images(network: &Network, pixels: &Tensor) -> Result<Said> {
+    match network {
+        Network::Dual(model) => Ok((None, Some(model.encode_image(pixels)))),
+        Network::Classifier(model) => Ok((Some(model.forward(pixels)), None)),
+        Network::Image(model) => {
+            let (output, embeddings) = model.forward(pixels);
+            Ok((Some(output), embeddings))
+        }
+        Network::Text(_) => Err(Error::new("this model knows no images")),
+    }
+}
+
+fn say_texts(network: &Network, ids: &Tensor, mask: &Tensor) -> Result<Said> {
+    match network {
+        Network::Dual(model) => Ok((None, Some(model.encode_text(ids, mask)))),
+        Network::Text(model) => {
+            let (output, embeddings) = model.forward(ids, mask);
+            Ok((Some(output), embeddings))
+        }
+        Network::Classifier(_) | Network::Image(_) => Err(Error::new("this model knows no texts")),
+    }
+}
+
+/// Pixels and texts (ids i64 and mask u8) of a file.
+struct Inputs {
+    pixels: Option<Tensor>,
+    texts: Option<(Tensor, Tensor)>,
+}
+
+impl Inputs {
+    fn open(path: &Path, config: &NetworkConfig, map: bool) -> Result<Self> {
+        let inputs = Weights::open(path, map)?;
+        let checked = |name: &str, rank: usize| match inputs.get(name) {
+            Some(t) if t.rank() != rank => {
+                Err(Error::new(format!("{name} has dims {:?}, it needs {rank} of them", t.dims())))
+            }
+            Some(t) if t.dims()[1..].contains(&0) => {
+                Err(Error::new(format!("{name} has dims {:?}: nothing in it", t.dims())))
+            }
+            t => Ok(t.cloned()),
+        };
+        let read = || -> Result<Self> {
+            let (pixels, ids) = (checked("pixel_values", 4)?, checked("input_ids", 2)?);
+            if let Some(pixels) = &pixels {
+                let [_, channels, height, width] = [0, 1, 2, 3].map(|k| pixels.dims()[k]);
+                config.check_pixels(channels, [height, width])?;
+            }
+            let texts = match ids {
+                None => None,
+                Some(ids) => Some(texts(&ids.to_dtype(DType::I64), checked("attention_mask", 2)?, config)?),
+            };
+            match (pixels, texts) {
+                (None, None) => Err(Error::new("neither pixel_values nor input_ids: nothing to embed")),
+                (pixels, texts) => Ok(Self { pixels: pixels.map(|p| p.to_dtype(DType::F32)), texts }),
+            }
+        };
+        read().map_err(|e| e.at(path))
+    }
+}
+
+/// Ids that the model knows, and their mask.
+fn texts(ids: &Tensor, mask: Option<Tensor>, config: &NetworkConfig) -> Result<(Tensor, Tensor)> {
+    let text = config.text().ok_or_else(|| Error::new("input_ids: this model knows no texts"))?;
+    let (known, most, dims) = (text.vocabulary(), text.max_length(), *ids.dims());
+    if let Some(bad) = ids.to_vec::<i64>().into_iter().find(|&id| id < 0 || id as usize >= known) {
+        return Err(Error::new(format!("input_ids has {bad}: the vocabulary ends at {}", known - 1)));
+    }
+    if dims[1] > most {
+        return Err(Error::new(format!("input_ids has {} tokens a text: at most {most}", dims[1])));
+    }
+    let mask = mask.map_or_else(|| Tensor::full(dims, 1.0, DType::U8), |mask| mask.to_dtype(DType::U8));
+    if *mask.dims() != dims {
+        return Err(Error::new(format!("attention_mask {:?} for input_ids {dims:?}", mask.dims())));
+    }
+    Ok((ids.clone(), mask))
+}
+
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if args.images.is_empty() && args.texts.is_empty() && args.inputs.is_none() {
         return Err(Error::usage("nothing to embed: give --images, --texts or --inputs"));
     }
     let pipeline = args.model.open(global)?;
-    let (dual, tokenizer) = pipeline.dual()?;
-    let (mut images, mut texts): (Vec<Embeddings>, Vec<Embeddings>) = (Vec::new(), Vec::new());
-    let mut mask = None;
-    let progress = global.progress(args.images.len() as u64, "images");
-    for batch in model::batches(&pipeline, &args.images, global.worker_count())?.epoch(0, 0) {
-        let batch = batch?;
-        images.push(dual.encode_image(&batch.views[0]));
-        progress.inc(batch.rows.len() as u64);
+    let network = &pipeline.network;
+    let config = NetworkConfig::of(network);
+    let (mut images, mut said, mut mask): (Vec<Said>, Vec<Said>, _) = (Vec::new(), Vec::new(), None);
+    if !args.images.is_empty() {
+        config.vision().ok_or_else(|| Error::usage("--images: this model knows no images"))?;
+        let progress = global.progress(args.images.len() as u64, "images");
+        for batch in model::batches(&pipeline, &args.images, global.worker_count())?.epoch(0, 0) {
+            let batch = batch?;
+            images.push(say_images(network, &batch.views[0])?);
+            progress.inc(batch.rows.len() as u64);
+        }
+        progress.finish_and_clear();
     }
-    progress.finish_and_clear();
     if !args.texts.is_empty() {
+        config.text().ok_or_else(|| Error::usage("--texts: this model knows no texts"))?;
+        let tokenizer = pipeline.tokenizer.as_ref().ok_or_else(|| Error::new(NO_TOKENIZER).at(&pipeline.path))?;
         let all: Vec<&str> = args.texts.iter().map(String::as_str).collect();
         let tokens = tokenizer.encode(&all)?;
         for &i in &tokens.cut {
             global.say(format!("text {} has more than {} tokens and is cut", i + 1, tokenizer.max_length()));
         }
-        texts.push(dual.encode_text(&tokens.ids, &tokens.mask));
+        said.push(say_texts(network, &tokens.ids, &tokens.mask)?);
         mask = Some(tokens.mask);
     }
     if let Some(path) = &args.inputs {
-        let inputs = Weights::open(path, !global.no_mmap)?;
-        let checked = |name: &str, rank: usize| match inputs.get(name) {
-            Some(t) if t.rank() != rank => {
-                Err(Error::new(format!("{name} has dims {:?}, it needs {rank} of them", t.dims())).at(path))
-            }
-            t => Ok(t.cloned()),
-        };
-        let (pixels, ids) = (checked("pixel_values", 4)?, checked("input_ids", 2)?);
-        let given_mask = checked("attention_mask", 2)?;
-        if pixels.is_none() && ids.is_none() {
-            return Err(Error::new("neither pixel_values nor input_ids: nothing to embed").at(path));
+        let inputs = Inputs::open(path, &config, !global.no_mmap)?;
+        if let Some(pixels) = &inputs.pixels {
+            images.push(say_images(network, pixels)?);
         }
-        if let Some(pixels) = pixels {
-            let p = &pipeline.preprocess;
-            if pixels.dims()[1..] != [p.channels, p.crop, p.crop] {
-                let wanted = [p.channels, p.crop, p.crop];
-                return Err(
-                    Error::new(format!("pixel_values {:?}: this model needs [n, {wanted:?}]", pixels.dims())).at(path)
-                );
-            }
-            images.push(dual.encode_image(&pixels.to_dtype(crate::DType::F32)));
-        }
-        if let Some(ids) = ids {
-            let ids = ids.to_dtype(crate::DType::I64);
-            let known = dual.config().text.vocabulary();
-            if let Some(bad) = ids.to_vec::<i64>().into_iter().find(|&id| id < 0 || id as usize >= known) {
-                return Err(Error::new(format!("input_ids has {bad}: the vocabulary ends at {}", known - 1)).at(path));
-            }
-            if ids.dims()[1] > dual.config().text.max_length() {
-                let most = dual.config().text.max_length();
-                return Err(
-                    Error::new(format!("input_ids has {} tokens a text: at most {most}", ids.dims()[1])).at(path)
-                );
-            }
-            let given = given_mask
-                .map_or_else(|| Tensor::full(*ids.dims(), 1.0, crate::DType::U8), |m| m.to_dtype(crate::DType::U8));
-            if given.dims() != ids.dims() {
-                return Err(
-                    Error::new(format!("attention_mask {:?} for input_ids {:?}", given.dims(), ids.dims())).at(path)
-                );
-            }
+        if let Some((ids, given)) = inputs.texts {
             if mask.is_some() {
                 return Err(Error::usage("texts come from --texts or from --inputs, not from both"));
             }
-            texts.push(dual.encode_text(&ids, &given));
+            said.push(say_texts(network, &ids, &given)?);
             mask = Some(given);
         }
     }
     let mut out: Vec<(String, Tensor)> = Vec::new();
-    for (all, whole, parts) in [(&images, "image_embeds", "patch_embeds"), (&texts, "text_embeds", "token_embeds")] {
-        if !all.is_empty() {
-            let join = |f: fn(&Embeddings) -> &Tensor| Tensor::concat(&all.iter().map(f).collect::<Vec<_>>(), 0);
-            out.push((whole.to_owned(), join(|e| &e.whole)));
-            out.push((parts.to_owned(), join(|e| &e.parts)));
-        }
+    for (all, whole, parts) in [(&images, "image_embeds", "patch_embeds"), (&said, "text_embeds", "token_embeds")] {
+        add(&mut out, "output", all.iter().filter_map(|(output, _)| output.as_ref()))?;
+        add(&mut out, whole, all.iter().filter_map(|(_, e)| Some(&e.as_ref()?.whole)))?;
+        add(&mut out, parts, all.iter().filter_map(|(_, e)| Some(&e.as_ref()?.parts)))?;
     }
     out.extend(mask.map(|mask| ("token_mask".to_owned(), mask)));
-    let metadata = BTreeMap::from([
-        ("layout".to_owned(), "tiergrad dual encoder".to_owned()),
-        ("model".to_owned(), args.model.model.display().to_string()),
-        ("preprocessing".to_owned(), pipeline.preprocess.describe()),
-        (
-            "tokenizer".to_owned(),
-            format!("{} entries, at most {} tokens", tokenizer.vocabulary(), tokenizer.max_length()),
-        ),
-        ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-    ]);
-    safetensors::save(&args.out, out.iter().map(|(name, t)| (name.clone(), t)), &metadata)?;
+    safetensors::save(&args.out, out.iter().map(|(name, t)| (name.clone(), t)), &metadata(args, &pipeline))?;
     for (name, t) in &out {
         global.say(format!("{name} {:?}", t.dims()));
     }
     Ok(())
+}
+
+/// Adds tensors one below the other.
+fn add<'t>(out: &mut Vec<(String, Tensor)>, name: &str, all: impl Iterator<Item = &'t Tensor>) -> Result<()> {
+    let all: Vec<&Tensor> = all.collect();
+    if all.windows(2).any(|pair| pair[0].dims()[1..] != pair[1].dims()[1..]) {
+        return Err(Error::usage(format!(
+            "--images and --inputs give {name} of other sizes: embed them one after the other"
+        )));
+    }
+    if !all.is_empty() {
+        out.push((name.to_owned(), Tensor::concat(&all, 0)));
+    }
+    Ok(())
+}
+
+/// What was loaded, in which layout, with which preprocessing and tokenizer.
+fn metadata(args: &Args, pipeline: &Pipeline) -> BTreeMap<String, String> {
+    let config = NetworkConfig::of(&pipeline.network);
+    let mut out = BTreeMap::from([
+        ("layout".to_owned(), pipeline.origin.layout.clone()),
+        ("model".to_owned(), args.model.name()),
+        ("architecture".to_owned(), config.describe()),
+        ("notes".to_owned(), pipeline.origin.notes.join("\n")),
+        ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+    ]);
+    if config.vision().is_some() {
+        let by = &pipeline.origin.preprocessing;
+        out.insert("preprocessing".to_owned(), format!("{} ({by})", pipeline.preprocess.describe()));
+    }
+    if config.text().is_some() {
+        out.insert("tokenizer".to_owned(), pipeline.tokenizer_line());
+    }
+    out
 }

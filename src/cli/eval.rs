@@ -119,7 +119,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     files::write_atomic(args.out.join("report.html"), report::eval::html(&report)?.as_bytes())?;
     global.say(all.evaluation.text());
     if global.json {
-        println!("{}", serde_json::to_string(&all.evaluation).unwrap_or_default());
+        global.print(serde_json::to_string(&all.evaluation).unwrap_or_default())?;
     }
     global.say(format!("{} written", args.out.join("report.html").display()));
     Ok(())

@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         files::write_atomic(path, format!("{line}\n").as_bytes())?;
     }
     if global.json {
-        println!("{line}");
+        global.print(line)?;
     }
     global.say(format!("{} written", args.out.display()));
     Ok(())

@@ -1,56 +1,84 @@
-//! `tier inspect`: what a model folder or a file of weights holds.
+//! `tier inspect`: what a model or a file of tensors holds.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::Global;
+use crate::checkpoints::Checkpoint;
 use crate::error::Result;
 use crate::formats::Weights;
-use crate::pipeline::NetworkConfig;
 
-/// Shows architecture, parameters, types and tensors of a model folder or .safetensors file.
+/// Shows layout, architecture, parameters, types and tensors of a model, or of any file of tensors. Reads no tensor's bytes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A model folder, or a .safetensors file.
+    /// A model's folder, or a file of tensors (.safetensors, .pt, .bin).
     path: PathBuf,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
-    let folder = args.path.is_dir();
-    let config = folder.then(|| NetworkConfig::open(&args.path)).transpose()?;
-    let file = if folder { args.path.join("model.safetensors") } else { args.path.clone() };
-    let weights = Weights::open(&file, !global.no_mmap)?;
+    let weights = Checkpoint::weights_of(&args.path, !global.no_mmap)?;
     let mut types: BTreeMap<String, usize> = BTreeMap::new();
     let (mut numbers, mut bytes) = (0, 0);
-    for (_, t) in weights.iter() {
-        *types.entry(t.dtype().to_string()).or_default() += t.numel();
-        numbers += t.numel();
-        bytes += t.numel() * t.dtype().size();
+    for (_, t) in weights.metas() {
+        *types.entry(t.dtype.to_string()).or_default() += t.dims.numel();
+        numbers += t.dims.numel();
+        bytes += t.dims.numel() * t.dtype.size();
     }
+    let file = weights.path().to_path_buf();
+    // A file of tensors that is no model is shown all the same, with the reason.
+    let (metadata, tensors) = (weights.metadata().clone(), described(&weights));
+    let checkpoint = Checkpoint::of(&args.path, weights);
     if global.json {
-        let tensors: BTreeMap<&str, _> = weights
+        let tensors: BTreeMap<&str, _> = tensors
             .iter()
-            .map(|(name, t)| (name, serde_json::json!({ "dtype": t.dtype().to_string(), "shape": &t.dims()[..] })))
+            .map(|(name, dtype, dims)| (name.as_str(), serde_json::json!({ "dtype": dtype, "shape": dims })))
             .collect();
-        let out = serde_json::json!({ "path": args.path, "config": config, "parameters": numbers, "bytes": bytes,
-            "dtypes": types, "metadata": weights.metadata(), "tensors": tensors });
-        println!("{out}");
+        let mut out = serde_json::json!({ "path": args.path, "file": file, "numbers": numbers, "bytes": bytes, "dtypes": types,
+            "metadata": metadata, "tensors": tensors });
+        match &checkpoint {
+            Ok(c) => {
+                out["layout"] = c.layout.name.into();
+                out["architecture"] = c.config.describe().into();
+                out["config"] = serde_json::to_value(&c.config).unwrap_or_default();
+                out["parameters"] = c.parameter_count().into();
+                out["notes"] = c.notes.clone().into();
+            }
+            Err(e) => out["not_a_model"] = e.to_string().into(),
+        }
+        global.print(out)?;
         return Ok(());
     }
-    println!("{}", file.display());
-    if let Some(config) = &config {
-        println!("{}", serde_json::to_string_pretty(config).unwrap_or_default());
+    global.print(file.display())?;
+    match &checkpoint {
+        Ok(c) => {
+            global.print(format_args!("{}: {}", c.layout.name, c.config.describe()))?;
+            global.print(format_args!("{} parameters", c.parameter_count()))?;
+            global.print(format_args!("{}", serde_json::to_string_pretty(&c.config).unwrap_or_default()))?;
+            for note in &c.notes {
+                global.print(note)?;
+            }
+        }
+        Err(e) => global.print(format_args!("not a model: {e}"))?,
     }
-    println!("{numbers} numbers in {} tensors, {:.1} MiB", weights.iter().count(), bytes as f64 / f64::from(1 << 20));
+    global.print(format_args!(
+        "{numbers} numbers in {} tensors, {:.1} MiB",
+        tensors.len(),
+        bytes as f64 / f64::from(1 << 20)
+    ))?;
     for (name, count) in &types {
-        println!("  {name}: {count}");
+        global.print(format_args!("  {name}: {count}"))?;
     }
-    for (key, value) in weights.metadata() {
-        println!("{key}: {}", value.chars().take(200).collect::<String>());
+    for (key, value) in &metadata {
+        global.print(format_args!("{key}: {}", value.chars().take(200).collect::<String>()))?;
     }
-    let width = weights.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    for (name, t) in weights.iter() {
-        println!("  {name:width$}  {} {:?}", t.dtype(), t.dims());
+    let width = tensors.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+    for (name, dtype, dims) in &tensors {
+        global.print(format_args!("  {name:width$}  {dtype} {dims:?}"))?;
     }
     Ok(())
+}
+
+/// Names, types and dims.
+fn described(weights: &Weights) -> Vec<(String, String, Vec<usize>)> {
+    weights.metas().map(|(name, t)| (name.to_owned(), t.dtype.to_string(), t.dims.to_vec())).collect()
 }

@@ -12,7 +12,7 @@ pub(super) fn catch() -> Result<()> {
         if ASKED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step; once more to stop at once");
+        super::tell("stopping after this step; once more to stop at once");
     })
     .map_err(|e| Error::new(format!("cannot listen for Ctrl-C: {e}")))
 }

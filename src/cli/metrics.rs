@@ -69,9 +69,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let told = |error: serde_json::Error| Error::new(error.to_string());
     if global.json {
-        println!("{}", serde_json::to_string(&evaluation).map_err(told)?);
+        global.print(serde_json::to_string(&evaluation).map_err(told)?)?;
     } else if args.output.is_none() {
-        println!("{}", serde_json::to_string_pretty(&evaluation).map_err(told)?);
+        global.print(serde_json::to_string_pretty(&evaluation).map_err(told)?)?;
     }
     Ok(())
 }
@@ -164,10 +164,10 @@ fn columns<T>(names: &[String], column: impl Fn(&str) -> Result<Vec<T>>) -> Resu
 /// Tables by the name of their file; by the whole path where two files have the same name.
 fn named(tables: &[Table]) -> Vec<(String, &Table)> {
     let stem = |path: &Path| path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let stems: Vec<String> = tables.iter().map(|table| stem(&table.path)).collect();
+    let stems: Vec<String> = tables.iter().map(|table| stem(table.path())).collect();
     let once = |name: &String| stems.iter().filter(|other| *other == name).count() == 1;
     let name = |(table, stem): (&Table, &String)| {
-        if once(stem) { stem.clone() } else { table.path.display().to_string() }
+        if once(stem) { stem.clone() } else { table.path().display().to_string() }
     };
     tables.iter().zip(&stems).map(|pair| (name(pair), pair.0)).collect()
 }

@@ -1,5 +1,7 @@
 //! The command line: every command is a thin call into the rooms above. Human text goes to stderr, results to stdout.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))] // they panic where nobody reads
+
 mod bench;
 mod classify;
 mod demo;
@@ -16,7 +18,9 @@ mod preprocess;
 mod report;
 mod tokenize;
 mod train;
+mod verify;
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -63,8 +67,19 @@ impl Global {
     /// A line for the person at the terminal, unless `--quiet`.
     pub fn say(&self, line: impl std::fmt::Display) {
         if !self.quiet {
-            eprintln!("{line}");
+            tell(line);
         }
+    }
+
+    /// A line of results on stdout. Commands pass the error on, so that they end where nobody reads any further.
+    ///
+    /// # Errors
+    /// If it cannot be written; of [`Kind::Unread`] if its reader has gone, as in `tier inspect MODEL | head`.
+    pub fn print(&self, line: impl std::fmt::Display) -> Result<()> {
+        writeln!(std::io::stdout(), "{line}").map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Error::unread(),
+            _ => Error::from(error).at("stdout"),
+        })
     }
 
     /// A progress bar on stderr; hidden where quiet or not a terminal.
@@ -86,6 +101,11 @@ impl Global {
     pub fn thread_count(&self) -> usize {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
     }
+}
+
+/// A line on stderr. Where that cannot be written, there is nobody left to tell.
+fn tell(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A bar whose message says how training goes.
@@ -118,6 +138,8 @@ enum Command {
     Bench(bench::Args),
     /// Train a model on pairs of images and texts, or continue a run.
     Train(Box<train::Args>),
+    /// A model against what PyTorch computed with it.
+    Verify(Box<verify::Args>),
     /// The ids that texts become.
     Tokenize(tokenize::Args),
     /// Scores, decisions and readers against a table of labels.
@@ -134,8 +156,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == Kind::Unread => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tier: {error}");
+            tell(format_args!("tier: {error}"));
             ExitCode::from(if error.kind() == Kind::Usage { 2 } else { 1 })
         }
     }
@@ -168,6 +191,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Inspect(args) => inspect::run(args, global),
             Command::Bench(args) => bench::run(args, global),
             Command::Train(args) => train::run(args, global),
+            Command::Verify(args) => verify::run(args, global),
             Command::Tokenize(args) => tokenize::run(args, global),
             Command::Metrics(args) => metrics::run(args, global),
             Command::Phantom(args) => phantom::run(args, global),

@@ -3,49 +3,78 @@
 use std::path::{Path, PathBuf};
 
 use super::Global;
+use crate::checkpoints::Checkpoint;
 use crate::data::{Loader, LoaderOptions};
 use crate::error::{Error, Result};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Given, NetworkConfig, Pipeline};
 use crate::tensor::Tensor;
 
 /// Which model, and how it sees pictures.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// Folder of a model (config.json, model.safetensors, tokenizer.json, preprocessor_config.json).
+    /// A model: a folder with config.json and weights, or a file of weights (.safetensors, .pt, .bin).
+    #[arg(long, value_name = "PATH", required_unless_present = "image_model", conflicts_with_all = ["image_model", "text_model"])]
+    model: Option<PathBuf>,
+    /// A model of images, joined with --text-model.
+    #[arg(long, value_name = "PATH", requires = "text_model")]
+    image_model: Option<PathBuf>,
+    /// A model of texts, joined with --image-model.
+    #[arg(long, value_name = "PATH", requires = "image_model")]
+    text_model: Option<PathBuf>,
+    /// Its tokenizer, where none lies beside the model: a folder, tokenizer.json, vocab.json, vocab.txt or bpe_simple_vocab_16e6.txt.gz.
     #[arg(long, value_name = "PATH")]
-    pub model: PathBuf,
+    tokenizer: Option<PathBuf>,
+    /// Longest text in tokens (default: what the model's files say).
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
     #[command(flatten)]
     pixels: super::preprocess::Pixels,
 }
 
 impl ModelArgs {
+    /// Opens the model's files.
+    pub(super) fn checkpoint(&self, global: &Global) -> Result<Checkpoint> {
+        match (&self.model, &self.image_model, &self.text_model) {
+            (Some(model), ..) => Checkpoint::open(model, !global.no_mmap),
+            (None, Some(image), Some(text)) => Checkpoint::join(image, text, !global.no_mmap),
+            _ => Err(Error::usage("which model? Give --model PATH, or --image-model A and --text-model B")),
+        }
+    }
+
     /// Opens the model and says what was loaded.
     pub(super) fn open(&self, global: &Global) -> Result<Pipeline> {
-        let mut pipeline = Pipeline::open(&self.model, !global.no_mmap)?;
+        let checkpoint = self.checkpoint(global)?;
+        let given = Given {
+            tokenizer: self.tokenizer.clone(),
+            max_length: self.max_length,
+            preprocess: self.pixels.preset.map(|preset| preset.preprocess()),
+        };
+        let mut pipeline = Pipeline::load(&checkpoint, given)?;
         let own = pipeline.preprocess.clone();
         pipeline.preprocess = self.pixels.preprocess(Some(own.clone()))?;
+        if pipeline.preprocess != own {
+            pipeline.origin.preprocessing = "as the flags say".to_owned();
+        }
         pipeline.sixteen_bit = self.pixels.sixteen_bit.unwrap_or(pipeline.sixteen_bit);
         let p = &pipeline.preprocess;
-        if (p.channels, p.crop) != (own.channels, own.crop) {
-            return Err(Error::usage(format!(
-                "this model takes {} channels of {} x {} pixels, the flags give {} of {} x {}: say --crop {}",
-                own.channels, own.crop, own.crop, p.channels, p.crop, p.crop, own.crop
-            )));
+        if checkpoint.config.vision().is_some() {
+            let fits = NetworkConfig::of(&pipeline.network).check_pixels(p.channels, [p.crop; 2]);
+            fits.map_err(|e| Error::usage(format!("{e}; see --crop, --mean and --std")))?;
         }
         global.say(describe(&pipeline));
         Ok(pipeline)
     }
+
+    /// The model's files, as they were named.
+    pub(super) fn name(&self) -> String {
+        let paths = [&self.model, &self.image_model, &self.text_model].into_iter().flatten();
+        paths.map(|path| path.display().to_string()).collect::<Vec<_>>().join(" + ")
+    }
 }
 
-/// One line on what a pipeline is.
+/// What a pipeline is, in a few lines.
 pub(super) fn describe(pipeline: &Pipeline) -> String {
-    let text = match &pipeline.tokenizer {
-        Some(tokenizer) => {
-            format!("; tokenizer of {} entries, at most {} tokens", tokenizer.vocabulary(), tokenizer.max_length())
-        }
-        None => String::new(),
-    };
-    format!("{}: pictures {}{text}", pipeline.path.display(), pipeline.preprocess.describe())
+    pipeline.describe().join("\n  ")
 }
 
 /// Pixels of image files, a batch at a time, with their positions in `paths`.

@@ -29,7 +29,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     bar.finish_and_clear();
     if global.json {
         let (out, count, seed, size) = (args.out.display().to_string(), args.count, args.seed, args.size);
-        println!("{}", serde_json::json!({ "out": out, "count": count, "seed": seed, "size": size }));
+        global.print(serde_json::json!({ "out": out, "count": count, "seed": seed, "size": size }))?;
     }
     global.say(format_args!("{} phantoms of {} pixels in {}", args.count, args.size, args.out.display()));
     Ok(())

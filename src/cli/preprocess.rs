@@ -110,7 +110,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         preprocess.describe()
     ));
     if global.json {
-        println!("{description}");
+        global.print(description)?;
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         source: (picture.width, picture.height),
         picture: pipeline.preprocess.seen(&picture),
         model: vec![
-            ("Weights".to_owned(), args.model.model.display().to_string()),
+            ("Weights".to_owned(), args.model.name()),
             ("Parameters".to_owned(), parameters.to_string()),
             (
                 "Tokenizer".to_owned(),

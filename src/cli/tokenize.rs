@@ -48,10 +48,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         let (tokens, pieces) = (tokenizer.encode(&[text])?, tokenizer.pieces(text)?);
         let (ids, truncated) = (tokens.ids.to_vec::<i64>(), !tokens.cut.is_empty());
         if global.json {
-            println!("{}", serde_json::json!({"text": text, "ids": ids, "tokens": pieces, "truncated": truncated}));
+            global.print(serde_json::json!({"text": text, "ids": ids, "tokens": pieces, "truncated": truncated}))?;
         } else {
             let shown: Vec<String> = pieces.iter().zip(&ids).map(|(piece, id)| format!("{piece} {id}")).collect();
-            println!("{} tokens{}: {}", ids.len(), if truncated { ", cut" } else { "" }, shown.join(", "));
+            global.print(format_args!(
+                "{} tokens{}: {}",
+                ids.len(),
+                if truncated { ", cut" } else { "" },
+                shown.join(", ")
+            ))?;
         }
     }
     Ok(())

@@ -60,11 +60,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     screen.finish();
     let best = outcome.kept.first();
     if global.json {
-        println!(
-            "{}",
-            serde_json::json!({ "finished": outcome.finished, "out": args.out, "steps": outcome.records.last().map(|r| r.step),
-                "best_epoch": best.map(|k| k.epoch), "best_score": best.map(|k| k.score) })
-        );
+        global.print(serde_json::json!({ "finished": outcome.finished, "out": args.out, "steps": outcome.records.last().map(|r| r.step),
+                "best_epoch": best.map(|k| k.epoch), "best_score": best.map(|k| k.score) }))?;
     }
     if outcome.finished {
         let best = best.map_or_else(String::new, |k| format!(" (epoch {})", k.epoch));
@@ -125,7 +122,7 @@ impl<'a> Screen<'a> {
 impl Watch for Screen<'_> {
     fn say(&self, line: &str) {
         match &*self.bar.borrow() {
-            Some(bar) if !self.global.quiet => bar.suspend(|| eprintln!("{line}")),
+            Some(bar) if !self.global.quiet => bar.suspend(|| super::tell(line)),
             _ => self.global.say(line),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::pairs::Pairs;
-use super::table::{Table, nearest};
+use super::table::{Record, Table, nearest};
 use crate::error::{Error, Result};
 
 /// Labels of images: yes, no, or not known.
@@ -29,22 +29,9 @@ impl Labels {
             return Err(Error::new("no labels; add one column per label beside \"image\"").at(table.path()));
         }
         let names = columns.iter().map(|&column| table.columns()[column].clone()).collect();
-        let mut of = BTreeMap::new();
-        let mut seen = BTreeMap::new();
-        for record in table.rows() {
-            let name = record.get(image);
-            if let Some(first) = seen.insert(name, record) {
-                let first = first.line();
-                return Err(record.error(image, format!("{name:?} is on line {first} already; keep one of them")));
-            }
-            let value = |&column: &usize| match record.get(column) {
-                "1" | "1.0" => Ok(Some(true)),
-                "0" | "0.0" => Ok(Some(false)),
-                "" | "-1" | "-1.0" => Ok(None),
-                other => Err(record.error(column, format!("{other:?} is no label; write 1, 0, or -1 for not known"))),
-            };
-            of.insert(name.to_owned(), columns.iter().map(value).collect::<Result<_>>()?);
-        }
+        table.index(image)?;
+        let values = |row: Record<'_>| columns.iter().map(|&column| row.label(column)).collect::<Result<Vec<_>>>();
+        let of = table.rows().map(|row| Ok((row.get(image).to_owned(), values(row)?))).collect::<Result<_>>()?;
         Ok(Self { names, of })
     }
 

@@ -1,5 +1,6 @@
 //! UTF-8 CSV with a header, read whole; every complaint names the file, the line and the column.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use csv::{ErrorKind, ReaderBuilder, StringRecord};
@@ -7,6 +8,7 @@ use csv::{ErrorKind, ReaderBuilder, StringRecord};
 use crate::error::{At, Error, Result};
 
 /// A table with named columns.
+#[derive(Debug)]
 pub struct Table {
     path: PathBuf,
     text: Vec<u8>,
@@ -31,7 +33,7 @@ impl Table {
         Self::parse(path, std::fs::read(path).at(path)?).at(path)
     }
 
-    fn parse(path: &Path, text: Vec<u8>) -> Result<Self> {
+    pub(crate) fn parse(path: &Path, text: Vec<u8>) -> Result<Self> {
         let bytes = text.as_slice();
         if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
             return Err(Error::new("is UTF-16; save it as UTF-8"));
@@ -46,7 +48,8 @@ impl Table {
         if let Some(twice) =
             columns.iter().enumerate().find_map(|(i, name)| columns[..i].contains(name).then_some(name))
         {
-            return Err(Error::new(format!("line 1 names column {twice:?} twice; rename or remove one")));
+            let line = header_line(bytes);
+            return Err(Error::new(format!("line {line} names column {twice:?} twice; rename or remove one")));
         }
         let rows = reader.into_records().collect::<Result<Vec<_>, _>>().map_err(told)?;
         Ok(Self { path: path.to_path_buf(), text, columns, rows })
@@ -88,6 +91,30 @@ impl Table {
         self.rows.iter().map(|row| Record { table: self, row })
     }
 
+    /// The row of that number, from 0.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn row(&self, number: usize) -> Record<'_> {
+        Record { table: self, row: &self.rows[number] }
+    }
+
+    /// The number of the row of each value of a column.
+    ///
+    /// # Errors
+    /// If two rows have the same value.
+    pub fn index(&self, column: usize) -> Result<BTreeMap<&str, usize>> {
+        let mut index = BTreeMap::new();
+        for (number, record) in self.rows().enumerate() {
+            let value = record.get(column);
+            if let Some(first) = index.insert(value, number) {
+                let first = self.row(first).line();
+                return Err(record.error(column, format!("{value:?} is on line {first} already; keep one of them")));
+            }
+        }
+        Ok(index)
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -103,6 +130,21 @@ impl<'a> Record<'a> {
     /// The value in a column, without surrounding blanks.
     pub fn get(&self, column: usize) -> &'a str {
         self.row.get(column).unwrap_or_default().trim()
+    }
+
+    /// The value in a column as a label: 1, 0, or not known (blank or -1).
+    ///
+    /// # Errors
+    /// If it is none of these.
+    pub fn label(&self, column: usize) -> Result<Option<bool>> {
+        let text = self.get(column);
+        match text.parse::<f64>() {
+            Ok(1.0) => Ok(Some(true)),
+            Ok(0.0) => Ok(Some(false)),
+            Ok(-1.0) => Ok(None),
+            _ if text.is_empty() => Ok(None),
+            _ => Err(self.error(column, format!("{:?} is no label; write 1, 0, or -1 for not known", beginning(text)))),
+        }
     }
 
     /// Line of the file that the row begins on, from 1; counted when asked, so for messages only.
@@ -125,6 +167,17 @@ fn line(text: &[u8], position: Option<&csv::Position>) -> usize {
     let ends =
         before.iter().enumerate().filter(|&(i, &b)| b == b'\n' || (b == b'\r' && before.get(i + 1) != Some(&b'\n')));
     1 + ends.count()
+}
+
+/// Line of the header: the first that is not blank.
+fn header_line(text: &[u8]) -> usize {
+    let mark = if text.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
+    line(&text[mark..], None)
+}
+
+/// As much of a value as a message bears.
+pub(crate) fn beginning(text: &str) -> String {
+    text.chars().take(40).collect()
 }
 
 fn told(text: &[u8], error: csv::Error) -> Error {
@@ -211,6 +264,27 @@ pub(super) mod tests {
         assert!(column(b"images,caption\n", "image").contains("\"images\""));
         assert!(column(b"path,caption\n", "image").contains("it has path, caption"));
         assert!(column(b"image;text\n", "image").contains("by commas"));
+    }
+
+    #[test]
+    fn lines_are_counted_over_blank_lines_line_ends_and_quoted_breaks() {
+        for end in ["\n", "\r\n", "\r"] {
+            let lines = ["", "id,text,x", "", "a,\"one", "two\",1", "", "", "b,\"\",-1", "c,,?", "b,,0"];
+            let table = parse(format!("\u{feff}{}", lines.join(end)).as_bytes()).unwrap();
+            assert_eq!(table.rows().map(|row| row.line()).collect::<Vec<_>>(), [4, 8, 9, 10], "{end:?}");
+            let error = table.row(2).label(2).unwrap_err().to_string();
+            assert_eq!(error, "t.csv: line 9, column \"x\": \"?\" is no label; write 1, 0, or -1 for not known");
+            let error = table.index(0).unwrap_err().to_string();
+            assert_eq!(error, "t.csv: line 10, column \"id\": \"b\" is on line 8 already; keep one of them");
+            let error = |more: &[&str]| {
+                let text = [&lines[..8], more].concat().join(end);
+                parse(text.as_bytes()).unwrap_err().to_string()
+            };
+            assert!(error(&["", "e,f"]).starts_with("line 10 has 2 fields"), "{end:?}: {}", error(&["", "e,f"]));
+            assert!(
+                parse(format!("{end}{end}a,a{end}").as_bytes()).unwrap_err().to_string().starts_with("line 3 names")
+            );
+        }
     }
 
     #[test]

@@ -116,6 +116,7 @@ pub fn measure(
             }
             (out.retrieval, out.sparsity, out.rank_ordered) = pairs.finish()?;
         }
+        Network::Image(_) | Network::Text(_) => return pipeline.dual().map(|_| out),
     }
     Ok(out)
 }

@@ -1,98 +1,56 @@
 //! Tables of scores, decisions and labels: read, joined on the first column, and written.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::data::{self, Record};
 use crate::error::{At, Error, Result};
 use crate::files::write_atomic;
 
-/// A CSV table with named columns whose first one identifies the rows.
-#[derive(Clone, Debug)]
+/// A CSV table whose first column identifies the rows.
+#[derive(Debug)]
 pub struct Table {
-    /// Where it came from, for messages.
-    pub path: PathBuf,
-    /// Column names, the identifying one first.
-    pub columns: Vec<String>,
-    rows: Vec<Vec<String>>,
-    /// Line of the file that each row begins at.
-    lines: Vec<u64>,
-    /// Row of each identifier.
+    table: data::Table,
+    /// Number of the row of each identifier.
     row_of: BTreeMap<String, usize>,
 }
 
 impl Table {
-    /// Reads a UTF-8 CSV file; a byte-order mark and CRLF are accepted.
+    /// Reads a table, as [`data::Table::open`] does.
     ///
     /// # Errors
-    /// A missing or empty file, a ragged row, a column or identifier twice, by line and column.
+    /// What that refuses; only one column, no rows, or an identifier twice.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::parse(&std::fs::read(path).at(path)?, path)
+        Self::new(data::Table::open(path)?)
     }
 
-    /// Reads the bytes of a table; `path` is its name in messages.
-    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
-        Self::parse_text(bytes, path).at(path)
+    fn new(table: data::Table) -> Result<Self> {
+        let wrong = |message: String| Err(Error::new(message).at(table.path()));
+        if let [only] = table.columns() {
+            return wrong(format!(
+                "only one column, {only:?}; columns are separated by commas, and the first identifies the rows"
+            ));
+        }
+        if table.is_empty() {
+            return wrong("a header but no rows".to_owned());
+        }
+        let row_of = table.index(0)?.into_iter().map(|(id, row)| (id.to_owned(), row)).collect();
+        Ok(Self { table, row_of })
     }
 
-    fn parse_text(bytes: &[u8], path: &Path) -> Result<Self> {
-        let text = std::str::from_utf8(bytes).map_err(|error| {
-            let line = bytes[..error.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
-            Error::new(format!("line {line}: not UTF-8 text; save the table as CSV in UTF-8"))
-        })?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(text.as_bytes());
-        let columns: Vec<String> = reader.headers().map_err(told)?.iter().map(String::from).collect();
-        if columns.iter().all(String::is_empty) {
-            return Err(Error::new("the table is empty; its first line names the columns"));
-        }
-        if columns.len() == 1 {
-            return Err(Error::new(format!(
-                "line 1: only one column, {:?}; columns are separated by commas, the first identifies the rows",
-                columns[0]
-            )));
-        }
-        if let Some(twice) = columns.iter().enumerate().find(|(i, name)| columns[..*i].contains(name)) {
-            return Err(Error::new(format!("line 1: two columns are named {:?}; rename or remove one", twice.1)));
-        }
-        let mut table = Self { path: path.into(), columns, rows: vec![], lines: vec![], row_of: BTreeMap::new() };
-        for record in reader.records() {
-            let record = record.map_err(told)?;
-            let line = record.position().map_or(0, csv::Position::line);
-            let (fields, expected) = (record.len(), table.columns.len());
-            if fields != expected {
-                return Err(Error::new(format!(
-                    "line {line}: {fields} fields where the header names {expected} columns; quote fields with commas"
-                )));
-            }
-            if let Some(&earlier) = table.row_of.get(&record[0]) {
-                return Err(Error::new(format!(
-                    "line {line}, column {:?}: {:?} is already on line {}; keep one row of each",
-                    table.columns[0], &record[0], table.lines[earlier]
-                )));
-            }
-            table.row_of.insert(record[0].to_string(), table.rows.len());
-            table.rows.push(record.iter().map(String::from).collect());
-            table.lines.push(line);
-        }
-        if table.rows.is_empty() {
-            return Err(Error::new("the table has a header but no rows"));
-        }
-        Ok(table)
+    /// The file.
+    pub fn path(&self) -> &Path {
+        self.table.path()
     }
 
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether it has no rows; a table that was read has some.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+    /// The columns after the identifying one.
+    fn values(&self) -> &[String] {
+        &self.table.columns()[1..]
     }
 
     /// Identifiers in the table's order.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
-        self.rows.iter().map(|row| row[0].as_str())
+        self.table.rows().map(|row| row.get(0))
     }
 
     /// A column of the rows `ids`, as text.
@@ -100,7 +58,7 @@ impl Table {
     /// # Errors
     /// No such column, or no row of that name.
     pub fn texts(&self, column: &str, ids: &[String]) -> Result<Vec<String>> {
-        self.map(column, ids, |cell| Ok(cell.to_string()))
+        self.map(column, ids, |row, column| Ok(row.get(column).to_owned()))
     }
 
     /// A column of the rows `ids`, as finite numbers.
@@ -108,9 +66,9 @@ impl Table {
     /// # Errors
     /// As [`Table::texts`]; and what is no finite number, by line and column.
     pub fn numbers(&self, column: &str, ids: &[String]) -> Result<Vec<f64>> {
-        self.map(column, ids, |cell| match cell.parse::<f64>() {
+        self.map(column, ids, |row, column| match row.get(column).parse::<f64>() {
             Ok(number) if number.is_finite() => Ok(number),
-            _ => Err("a score is a finite number"),
+            _ => Err(row.error(column, format!("{:?} is no finite number", data::beginning(row.get(column))))),
         })
     }
 
@@ -119,40 +77,17 @@ impl Table {
     /// # Errors
     /// As [`Table::texts`]; and what is none of these, by line and column.
     pub fn labels(&self, column: &str, ids: &[String]) -> Result<Vec<Option<bool>>> {
-        self.map(column, ids, |cell| {
-            if cell.is_empty() {
-                return Ok(None);
-            }
-            match cell.parse::<f64>() {
-                Ok(1.0) => Ok(Some(true)),
-                Ok(0.0) => Ok(Some(false)),
-                Ok(-1.0) => Ok(None),
-                _ => Err("a label is 1, 0, or blank or -1 for unknown"),
-            }
-        })
+        self.map(column, ids, |row, column| row.label(column))
     }
 
-    fn map<T>(&self, column: &str, ids: &[String], value: impl Fn(&str) -> Result<T, &str>) -> Result<Vec<T>> {
-        let at = self.columns.iter().position(|name| name == column).ok_or_else(|| {
-            let columns = self.columns.join(", ");
-            Error::new(format!("no column {column:?}; the table has {columns}")).at(&self.path)
-        })?;
+    fn map<T>(&self, column: &str, ids: &[String], value: impl Fn(Record<'_>, usize) -> Result<T>) -> Result<Vec<T>> {
+        let column = self.table.column(column)?;
         let cell = |id: &String| {
-            let row = *self.row_of.get(id).ok_or_else(|| Error::new(format!("no row {id:?}")).at(&self.path))?;
-            let (cell, line) = (&self.rows[row][at], self.lines[row]);
-            value(cell).map_err(|rule| {
-                let text: String = cell.chars().take(40).collect();
-                Error::new(format!("line {line}, column {column:?}: {text:?}: {rule}")).at(&self.path)
-            })
+            let row = self.row_of.get(id).ok_or_else(|| Error::new(format!("no row {id:?}")).at(self.path()))?;
+            value(self.table.row(*row), column)
         };
         ids.iter().map(cell).collect()
     }
-}
-
-/// What the csv crate says, without its row counting.
-fn told(error: csv::Error) -> Error {
-    let line = error.position().map_or(1, csv::Position::line);
-    Error::new(format!("line {line}: {error}; the table must be CSV"))
 }
 
 /// Rows and labels that several tables share.
@@ -177,23 +112,23 @@ pub fn join(tables: &[&Table], except: &[&str]) -> Result<Join> {
     let in_all = |id: &str| others.iter().all(|table| table.row_of.contains_key(id));
     let ids: Vec<String> = first.ids().filter(|id| in_all(id)).map(String::from).collect();
     if let Some(table) = others.iter().find(|table| !first.ids().any(|id| table.row_of.contains_key(id))) {
-        let named = |table: &Table| format!("{:?}", table.rows[0][0]);
+        let named = |table: &Table| format!("{:?}", table.ids().next().unwrap_or_default());
         return Err(Error::new(format!(
             "no row in common with {}; rows are matched by the first column, which begins with {} here and {} there",
-            first.path.display(),
+            first.path().display(),
             named(table),
             named(first)
         ))
-        .at(&table.path));
+        .at(table.path()));
     }
     if ids.is_empty() {
-        return Err(Error::new("no row is in all of the tables").at(&first.path));
+        return Err(Error::new("no row is in all of the tables").at(first.path()));
     }
-    let shared = |name: &String| others.iter().all(|table| table.columns[1..].contains(name));
+    let shared = |name: &String| others.iter().all(|table| table.values().contains(name));
     let labels: Vec<String> =
-        first.columns[1..].iter().filter(|name| shared(name) && !except.contains(&name.as_str())).cloned().collect();
+        first.values().iter().filter(|name| shared(name) && !except.contains(&name.as_str())).cloned().collect();
     if labels.is_empty() {
-        let columns = |table: &&Table| format!("{} has {}", table.path.display(), table.columns[1..].join(", "));
+        let columns = |table: &&Table| format!("{} has {}", table.path().display(), table.values().join(", "));
         let all = tables.iter().map(columns).collect::<Vec<_>>().join("; ");
         return Err(Error::new(format!("no label is in all of the tables: {all}")));
     }
@@ -201,7 +136,7 @@ pub fn join(tables: &[&Table], except: &[&str]) -> Result<Join> {
     for table in tables {
         let left: Vec<&str> = table.ids().filter(|id| !(first.row_of.contains_key(*id) && in_all(id))).collect();
         if let Some(some) = left.first() {
-            let (left, rows, path) = (left.len(), table.len(), table.path.display());
+            let (left, rows, path) = (left.len(), table.table.len(), table.path().display());
             notes.push(format!("{path}: {left} of {rows} rows are not in every table and left out, such as {some:?}"));
         }
     }
@@ -219,6 +154,7 @@ pub fn join(tables: &[&Table], except: &[&str]) -> Result<Join> {
 pub fn write_scores(path: &Path, images: &[&str], names: &[String], scores: &[Vec<f64>]) -> Result<()> {
     assert_eq!(names.len(), scores.len(), "labels and columns of scores");
     assert!(scores.iter().all(|column| column.len() == images.len()), "one score per image and label");
+    let told = |error: csv::Error| Error::new(error.to_string());
     let mut writer = csv::Writer::from_writer(Vec::new());
     let header = std::iter::once("image").chain(names.iter().map(String::as_str));
     writer.write_record(header).map_err(told).at(path)?;
@@ -234,18 +170,19 @@ pub fn write_scores(path: &Path, images: &[&str], names: &[String], scores: &[Ve
 mod tests {
     use super::*;
 
-    fn table(text: &str) -> Result<Table> {
-        Table::parse(text.as_bytes(), Path::new("some.csv"))
+    fn parse(text: &[u8]) -> Result<Table> {
+        let path = Path::new("some.csv");
+        Table::new(data::Table::parse(path, text.to_vec()).at(path)?)
     }
 
-    fn refusal(text: &[u8]) -> String {
-        Table::parse(text, Path::new("some.csv")).unwrap_err().to_string()
+    fn table(text: &str) -> Result<Table> {
+        parse(text.as_bytes())
     }
 
     #[test]
     fn marks_line_ends_quotes_and_spaces_are_read() {
         let table = table("\u{feff}image,\"Edema, mild\", b\r\n\"x,1\",1.0,\r\n\r\ny , -1,0\r\n").unwrap();
-        assert_eq!(table.columns, ["image", "Edema, mild", "b"]);
+        assert_eq!(table.values(), ["Edema, mild", "b"]);
         let ids: Vec<String> = table.ids().map(String::from).collect();
         assert_eq!(ids, ["x,1", "y"]);
         assert_eq!(table.labels("Edema, mild", &ids).unwrap(), [Some(true), None]);
@@ -256,28 +193,28 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_by_file_line_and_column() {
         for (text, says) in [
-            ("", "empty"),
-            ("\u{feff}", "empty"),
+            ("", "no header"),
+            ("\u{feff}", "no header"),
             ("image,a\n", "no rows"),
-            ("image,a,b\nx,1,2\ny,3\n", "line 3: 2 fields where the header names 3"),
-            ("image,a\nx,1\ny,2\nx,3\n", "line 4, column \"image\": \"x\" is already on line 2"),
-            ("image,a,a\nx,1,1\n", "two columns are named \"a\""),
+            ("image,a,b\nx,1,2\ny,3\n", "line 3 has 2 fields where the header has 3"),
+            ("image,a\nx,1\ny,2\nx,3\n", "line 4, column \"image\": \"x\" is on line 2 already"),
+            ("image,a,a\nx,1,1\n", "names column \"a\" twice"),
             ("image;a\nx;1\n", "separated by commas"),
-            ("image,a\n\"x,1\n", "line 2: 1 fields"),
+            ("image,a\n\"x,1\n", "line 2 has 1 fields"),
         ] {
-            let said = refusal(text.as_bytes());
+            let said = table(text).unwrap_err().to_string();
             assert!(said.starts_with("some.csv: ") && said.contains(says), "{text:?}: {said}");
             assert_eq!(said.lines().count(), 1);
         }
-        assert!(refusal(b"image,a\nx,1\n\xff\xfe,2\n").contains("line 3: not UTF-8"));
+        assert!(parse(b"image,a\nx,1\n\xff\xfe,2\n").unwrap_err().to_string().contains("line 3, field 1 is not UTF-8"));
         assert!(Table::open(Path::new("/nowhere.csv")).unwrap_err().to_string().starts_with("/nowhere.csv: "));
         let table = table("image,a\nx,0.5\ny,nan\nz,\n").unwrap();
         let ids = ["x", "y", "z"].map(String::from);
         let said = table.labels("a", &ids).unwrap_err().to_string();
-        assert!(said.contains("line 2, column \"a\": \"0.5\": a label is 1, 0"), "{said}");
+        assert!(said.contains("line 2, column \"a\": \"0.5\" is no label"), "{said}");
         assert!(table.numbers("a", &ids).unwrap_err().to_string().contains("line 3, column \"a\": \"nan\""));
         assert!(table.numbers("a", &ids[2..]).unwrap_err().to_string().contains("line 4"));
-        assert!(table.numbers("b", &ids).unwrap_err().to_string().contains("no column \"b\"; the table has image, a"));
+        assert!(table.numbers("score", &ids).unwrap_err().to_string().contains("no column \"score\"; it has image, a"));
         assert!(table.texts("a", &["w".into()]).is_err());
     }
 
@@ -305,7 +242,7 @@ mod tests {
         write_scores(&path, &["x.png", "y.png"], &names, &scores).unwrap();
         let table = Table::open(&path).unwrap();
         let ids = ["x.png", "y.png"].map(String::from);
-        assert_eq!(table.columns, ["image", "a, b", "c"]);
+        assert_eq!(table.values(), ["a, b", "c"]);
         assert_eq!([table.numbers("a, b", &ids).unwrap(), table.numbers("c", &ids).unwrap()], scores);
     }
 }

@@ -1,5 +1,8 @@
-//! Files of weights.
+//! Files of weights: safetensors and torch.save's, opened lazily and without executing anything.
 
+mod folder;
 pub mod safetensors;
+mod torch;
+mod weights;
 
-pub use safetensors::Weights;
+pub use weights::Weights;

@@ -1,90 +1,50 @@
 //! Weights in safetensors files: mapped and viewed without a copy, written whole or not at all.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors, View};
 
-use crate::buffer::{Buffer, MappedFile};
+use super::weights::{self, Storage, Weights};
+use crate::buffer::MappedFile;
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::files;
 use crate::for_dtype;
-use crate::layout::{Dims, Layout, MAX_RANK};
+use crate::layout::Layout;
 use crate::tensor::Tensor;
 
-/// Names to tensors, and the file they came from.
-pub struct Weights {
-    path: PathBuf,
-    tensors: BTreeMap<String, Tensor>,
-    metadata: BTreeMap<String, String>,
-}
-
-impl Weights {
-    /// Opens a file. With `map` tensors are views of the mapped file (one below its element's alignment is copied), else copies.
-    ///
-    /// # Errors
-    /// If the file cannot be read, its header is damaged, or a tensor has a type or rank that is not supported.
-    pub fn open(path: impl AsRef<Path>, map: bool) -> Result<Self> {
-        let path = path.as_ref();
-        let file = MappedFile::open(path)?;
-        Self::parse(path, &file, map).at(path)
+/// Reads the header, which names every tensor and where its bytes are; touches nothing else.
+pub(super) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Weights> {
+    let bytes = file.bytes();
+    // Parsing takes some ten times the header's size in memory, so a header is not allowed to be the file.
+    let length = bytes.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
+    let limit = (1 << 20) + bytes.len() / 16;
+    if length > limit as u64 {
+        return Err(Error::new(format!(
+            "not a whole safetensors file (a header of {length} bytes where {limit} would be much); fetch or write it again"
+        )));
     }
-
-    fn parse(path: &Path, file: &std::sync::Arc<MappedFile>, map: bool) -> Result<Self> {
-        let damaged = |e| Error::new(format!("not a whole safetensors file ({e}); fetch or write it again"));
-        let (header, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(damaged)?;
-        // Checks that every tensor's bytes are inside the file.
-        SafeTensors::deserialize(file.bytes()).map_err(damaged)?;
-        let mut tensors = BTreeMap::new();
-        for (name, info) in metadata.tensors() {
-            let dtype = dtype(info.dtype).ok_or_else(|| {
-                Error::new(format!("tensor {name} has type {:?}, which is not supported", info.dtype))
-            })?;
-            if info.shape.len() > MAX_RANK {
-                return Err(Error::new(format!(
-                    "tensor {name} has {} dimensions, more than {MAX_RANK}",
-                    info.shape.len()
-                )));
-            }
-            let (start, end) = (8 + header + info.data_offsets.0, 8 + header + info.data_offsets.1);
-            let layout = Layout::contiguous(Dims::new(&info.shape), 0);
-            let aligned = map.then(|| Buffer::mapped(file, start, end - start, dtype.size()).ok()).flatten();
-            let tensor = match aligned {
-                Some(buffer) => Tensor::from_buffer(buffer, layout, dtype),
-                None => copied(&file.bytes()[start..end], layout, dtype),
-            };
-            tensors.insert(name, tensor);
-        }
-        let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { path: path.to_path_buf(), tensors, metadata })
+    // Checks also that every tensor's bytes are inside the file.
+    let (length, header) = SafeTensors::read_metadata(bytes)
+        .map_err(|e| Error::new(format!("not a whole safetensors file ({e}); fetch or write it again")))?;
+    let mut out = Weights::empty("safetensors");
+    for name in header.offset_keys() {
+        let Some(info) = header.info(&name) else { continue };
+        let refused = |e: Error| Error::new(format!("tensor {name} {e}"));
+        let dtype = dtype(info.dtype)
+            .ok_or_else(|| refused(Error::new(format!("has type {:?}, which is not supported", info.dtype))))?;
+        let sizes: Vec<u64> = info.shape.iter().map(|&s| s as u64).collect();
+        let dims = weights::dims(&sizes).map_err(refused)?;
+        let (start, end) = (8 + length + info.data_offsets.0, 8 + length + info.data_offsets.1);
+        let storage = Storage::in_file(file, start, end - start, dtype.size(), map)?;
+        out.insert(name, Layout::contiguous(dims, 0), dtype, &storage)?;
     }
-
-    /// The tensor of that name.
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+    for (key, value) in header.metadata().iter().flatten() {
+        out.describe(key.clone(), value.clone());
     }
-
-    /// Every name and tensor, in order of names.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
-    }
-
-    /// What the file says of itself.
-    pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-fn copied(bytes: &[u8], layout: Layout, dtype: DType) -> Tensor {
-    let mut buffer = Buffer::heap::<u8>(bytes.len());
-    buffer.get_mut::<u8>().expect("a new buffer is unshared")[..bytes.len()].copy_from_slice(bytes);
-    Tensor::from_buffer(buffer, layout, dtype)
+    Ok(out)
 }
 
 fn dtype(dtype: Dtype) -> Option<DType> {

@@ -21,8 +21,10 @@ const MAX_SIDE: usize = 4096;
 pub struct Preprocess {
     /// CheXzero's first step: the longer side becomes this long (Lanczos), and black bars make a square of it.
     pub square: Option<usize>,
-    /// What the shorter side becomes.
+    /// What the shorter side becomes; both sides where `stretch`.
     pub resize: usize,
+    /// Both sides are resized, whatever the picture's shape: Hugging Face's ViT.
+    pub stretch: bool,
     /// Side of the square that is cut from the centre; black is added where the picture is smaller.
     pub crop: usize,
     /// Kernel of the resize.
@@ -54,6 +56,7 @@ impl Preset {
     pub fn preprocess(self) -> Preprocess {
         let three = |resize, crop, filter, mean: [f64; 3], std: [f64; 3]| Preprocess {
             square: None,
+            stretch: false,
             resize,
             crop,
             filter,
@@ -126,7 +129,8 @@ impl Preprocess {
         let square = self.square.map_or(String::new(), |s| format!("black square {s}, "));
         let list = |values: &[f64]| values.iter().map(|x| format!("{x:.4}")).collect::<Vec<_>>().join(", ");
         format!(
-            "{square}resize {} {}, centre crop {}, {}, mean {}, std {}",
+            "{square}{} {} {}, centre crop {}, {}, mean {}, std {}",
+            if self.stretch { "stretch to" } else { "resize" },
             self.resize,
             self.filter,
             self.crop,
@@ -144,7 +148,7 @@ impl Preprocess {
     /// Resized and cropped: what the model sees, `crop` by `crop`. Grey stays one channel.
     pub fn seen(&self, picture: &Picture) -> Picture {
         let picture = self.prepared(picture);
-        let whole = shorter_to(picture.width, picture.height, self.resize);
+        let whole = self.whole(picture.width, picture.height);
         let (x, y) = (Cut::centre(whole.0, self.crop), Cut::centre(whole.1, self.crop));
         let part = window(&picture, whole, (x.from, y.from), (x.size, y.size), self.filter);
         pasted(part, (self.crop, self.crop), (x.to, y.to))
@@ -155,12 +159,17 @@ impl Preprocess {
     pub fn resized<'a>(&self, picture: &'a Picture) -> Cow<'a, Picture> {
         let (width, height) = match self.square {
             Some(_) => (self.resize, self.resize),
-            None => shorter_to(picture.width, picture.height, self.resize),
+            None => self.whole(picture.width, picture.height),
         };
         match self.prepared(picture) {
             Cow::Borrowed(same) => resize(same, width, height, self.filter),
             Cow::Owned(other) => Cow::Owned(resize(&other, width, height, self.filter).into_owned()),
         }
+    }
+
+    /// Width and height of the resized picture.
+    fn whole(&self, width: usize, height: usize) -> (usize, usize) {
+        if self.stretch { (self.resize, self.resize) } else { shorter_to(width, height, self.resize) }
     }
 
     /// Grey where the model takes one channel, and on a square where it wants one.
@@ -207,7 +216,7 @@ impl Preprocess {
             mapped[1] += ((square - height) / 2) as f64;
             size = (square, square);
         }
-        let whole = shorter_to(size.0, size.1, self.resize);
+        let whole = self.whole(size.0, size.1);
         scale_box(&mut mapped, size, whole);
         let (x, y) = (Cut::centre(whole.0, self.crop), Cut::centre(whole.1, self.crop));
         mapped[0] += x.to as f64 - x.from as f64;
@@ -316,7 +325,10 @@ impl From<Preprocess> for Config {
     fn from(p: Preprocess) -> Self {
         Self {
             square: p.square,
-            size: serde_json::json!({ "shortest_edge": p.resize }),
+            size: match p.stretch {
+                true => serde_json::json!({ "height": p.resize, "width": p.resize }),
+                false => serde_json::json!({ "shortest_edge": p.resize }),
+            },
             crop_size: serde_json::json!({ "height": p.crop, "width": p.crop }),
             do_resize: true,
             do_center_crop: true,
@@ -339,7 +351,8 @@ impl TryFrom<Config> for Preprocess {
     type Error = Error;
 
     fn try_from(config: Config) -> Result<Self> {
-        let resize = side("size", &config.size, "shortest_edge")?;
+        let stretch = config.size.get("height").is_some() && config.size.get("shortest_edge").is_none();
+        let resize = side("size", &config.size, if stretch { "height" } else { "shortest_edge" })?;
         let crop = match (config.do_center_crop, &config.crop_size) {
             (true, Value::Null) => resize,
             (true, value) => side("crop_size", value, "height")?,
@@ -365,7 +378,7 @@ impl TryFrom<Config> for Preprocess {
             true => (config.image_mean, config.image_std),
             false => (vec![0.0; config.channels.min(3)], vec![1.0; config.channels.min(3)]),
         };
-        let p = Self { square: config.square, resize, crop, filter, channels: config.channels, mean, std };
+        let p = Self { square: config.square, stretch, resize, crop, filter, channels: config.channels, mean, std };
         p.validate()?;
         Ok(p)
     }
@@ -499,7 +512,7 @@ mod tests {
             return eprintln!("skipped: TIER_SHARED does not name the shared folder");
         };
         let folder = Path::new(&shared).join("parity");
-        let file = crate::formats::safetensors::Weights::open(folder.join("preprocess.safetensors"), false).unwrap();
+        let file = crate::formats::Weights::open(folder.join("preprocess.safetensors"), false).unwrap();
         let json = |key: &str| serde_json::from_str::<Value>(&file.metadata()[key]).unwrap();
         let (pipelines, statistics) = (json("pipelines"), json("stats"));
         let limits = |jpeg: bool| {
@@ -529,6 +542,7 @@ mod tests {
                     |i: usize| serde_json::from_value(statistics[p["stats"].as_str().unwrap()][i].clone()).unwrap();
                 let p = Preprocess {
                     square: None,
+                    stretch: false,
                     resize: p["resize"].as_u64().unwrap() as usize,
                     crop: p["crop"].as_u64().unwrap() as usize,
                     filter: if p["filter"] == "bilinear" { Filter::Bilinear } else { Filter::Bicubic },

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::vit::{Vit, VitConfig};
+use super::image_tower::{ImageTower, ImageTowerConfig};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::Weights;
-use crate::nn::{Linear, Module, Params, Source, Unary};
+use crate::nn::{Linear, Module, Noted, Params, Source, Statistics, Unary, join};
 use crate::tensor::Tensor;
 
 /// Sizes of a classifier.
@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 #[serde(deny_unknown_fields)]
 pub struct ClassifierConfig {
     /// The image encoder.
-    pub vision: VitConfig,
+    pub vision: ImageTowerConfig,
     /// Width between the two layers of the head.
     pub hidden: usize,
     /// One logit each.
@@ -24,7 +24,7 @@ pub struct ClassifierConfig {
 /// An image encoder and a two-layer head.
 pub struct Classifier {
     config: ClassifierConfig,
-    vision: Vit,
+    vision: ImageTower,
     fc1: Linear,
     fc2: Linear,
 }
@@ -49,9 +49,9 @@ impl Classifier {
     /// Asks for every parameter.
     pub fn new(params: &Params, config: &ClassifierConfig) -> Result<Self> {
         let head = params.at("head");
-        let (width, hidden) = (config.vision.width, config.hidden);
+        let (width, hidden) = (config.vision.width(), config.hidden);
         Ok(Self {
-            vision: Vit::new(&params.at("vision_model"), &config.vision)?,
+            vision: ImageTower::new(&params.at("vision_model"), &config.vision)?,
             fc1: Linear::new(&head, "fc1", [width, hidden], true, (2.0 / width as f64).sqrt())?,
             fc2: Linear::new(&head, "fc2", [hidden, config.labels.len()], true, (hidden as f64).powf(-0.5))?,
             config: config.clone(),
@@ -65,17 +65,32 @@ impl Classifier {
 
     /// Pixels [n, c, h, w] to logits [n, labels].
     pub fn forward(&self, pixels: &Tensor) -> Tensor {
-        let tokens = self.vision.forward(pixels);
-        let whole = if self.config.vision.class_token { tokens.at(1, 0) } else { tokens.mean(&[1], false) };
+        self.logits(pixels, &mut Statistics::Running)
+    }
+
+    /// As [`Self::forward`], with batch norms by the batch's own statistics; what was noted is to be applied to the model.
+    pub fn forward_train(&self, pixels: &Tensor) -> (Tensor, Noted) {
+        let mut statistics = Statistics::batch();
+        let logits = self.logits(pixels, &mut statistics);
+        (logits, statistics.into_noted())
+    }
+
+    fn logits(&self, pixels: &Tensor, statistics: &mut Statistics) -> Tensor {
+        let tokens = self.vision.forward(pixels, statistics);
+        let whole = if self.config.vision.class_token() { tokens.at(1, 0) } else { tokens.mean(&[1], false) };
         self.fc2.forward(&self.fc1.forward(&whole, Some(Unary::Relu)), None)
     }
 }
 
 impl Module for Classifier {
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        let name = |part: &str| if at.is_empty() { part.to_owned() } else { format!("{at}.{part}") };
+        let name = |part| join(at, part);
         self.vision.visit(&name("vision_model"), f);
         self.fc1.visit(&name("head.fc1"), f);
         self.fc2.visit(&name("head.fc2"), f);
+    }
+
+    fn visit_buffers(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+        self.vision.visit_buffers(&join(at, "vision_model"), f);
     }
 }

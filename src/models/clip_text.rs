@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::nn::{Encoder, EncoderConfig, Init, LayerNorm, Module, Params, Unary};
+use crate::nn::{Activation, Encoder, EncoderConfig, Init, LayerNorm, Module, Params};
 use crate::tensor::Tensor;
 
 /// Sizes of a text transformer.
@@ -20,19 +20,66 @@ pub struct TextConfig {
     pub depth: usize,
     /// Heads; divides the width.
     pub heads: usize,
-    /// CLIP's QuickGELU instead of GELU.
-    pub quick_gelu: bool,
+    /// Inside the blocks' perceptrons.
+    #[serde(alias = "quick_gelu")]
+    pub activation: Activation,
+    /// Width between the two layers of a perceptron; default: four times the width.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp: Option<usize>,
+    /// Added to the variance in layer norms.
+    pub eps: f64,
+    /// Whether padding is masked beside what comes later. OpenAI's and open_clip's models see it, which changes padded positions alone.
+    pub text_uses_attention_mask: bool,
+    /// The token that stands for the whole text.
+    pub whole: WholeText,
+}
+
+/// Which token of CLIP's text transformer stands for the whole text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WholeText {
+    /// The last that the mask calls real.
+    #[default]
+    LastReal,
+    /// The one with the largest id, the first of them: OpenAI, open_clip, and Hugging Face where `eos_token_id` is 2.
+    LargestId,
+    /// The first with this id, else the first of all: Hugging Face.
+    First(i64),
+}
+
+impl WholeText {
+    /// Its position in a text of these ids and mask.
+    fn position(self, ids: &[i64], mask: &[u8]) -> usize {
+        match self {
+            Self::LastReal => mask.iter().rposition(|&m| m != 0).unwrap_or(0),
+            Self::LargestId => (1..ids.len()).fold(0, |best, i| if ids[i] > ids[best] { i } else { best }),
+            Self::First(end) => ids.iter().position(|&id| id == end).unwrap_or(0),
+        }
+    }
 }
 
 impl Default for TextConfig {
     /// A small one that a CPU trains from scratch.
     fn default() -> Self {
-        Self { vocabulary: 2000, max_length: 64, width: 128, depth: 2, heads: 2, quick_gelu: false }
+        Self {
+            vocabulary: 2000,
+            max_length: 64,
+            width: 128,
+            depth: 2,
+            heads: 2,
+            activation: Activation::Gelu,
+            mlp: None,
+            eps: 1e-5,
+            text_uses_attention_mask: true,
+            whole: WholeText::LastReal,
+        }
     }
 }
 
 /// A causal text transformer.
 pub struct ClipText {
+    uses_mask: bool,
+    whole: WholeText,
     token_embedding: Tensor,
     position_embedding: Tensor,
     encoder: Encoder,
@@ -48,12 +95,14 @@ impl ClipText {
             || !d.is_multiple_of(config.heads)
             || config.vocabulary == 0
             || config.max_length == 0
+            || config.mlp == Some(0)
         {
             return Err(Error::usage(format!("text: heads must divide width, sizes must not be 0: {config:?}")));
         }
         let embeddings = params.at("embeddings");
-        let act = if config.quick_gelu { Unary::QuickGelu } else { Unary::Gelu };
         Ok(Self {
+            uses_mask: config.text_uses_attention_mask,
+            whole: config.whole,
             token_embedding: embeddings.at("token_embedding").get(
                 "weight",
                 &[config.vocabulary, d],
@@ -66,9 +115,16 @@ impl ClipText {
             )?,
             encoder: Encoder::new(
                 &params.at("encoder"),
-                &EncoderConfig { width: d, depth: config.depth, heads: config.heads, mlp: 4 * d, act, eps: 1e-5 },
+                &EncoderConfig {
+                    width: d,
+                    depth: config.depth,
+                    heads: config.heads,
+                    mlp: config.mlp.unwrap_or(4 * d),
+                    act: config.activation.unary(),
+                    eps: config.eps,
+                },
             )?,
-            final_norm: LayerNorm::new(params, "final_layer_norm", d, 1e-5)?,
+            final_norm: LayerNorm::new(params, "final_layer_norm", d, config.eps)?,
         })
     }
 
@@ -81,7 +137,14 @@ impl ClipText {
             self.position_embedding.dims()[0]
         );
         let x = self.token_embedding.embedding(ids) + self.position_embedding.narrow(0, 0, t);
-        self.final_norm.forward(&self.encoder.forward(x, true, Some(mask)))
+        self.final_norm.forward(&self.encoder.forward(x, true, self.uses_mask.then_some(mask)))
+    }
+
+    /// Of each text (ids i64 [n, T], mask u8 [n, T]) the position of the token that stands for the whole.
+    pub fn whole(&self, ids: &Tensor, mask: &Tensor) -> Vec<usize> {
+        let t = ids.dims()[1].max(1);
+        let (ids, mask) = (ids.to_vec::<i64>(), mask.to_vec::<u8>());
+        ids.chunks(t).zip(mask.chunks(t)).map(|(ids, mask)| self.whole.position(ids, mask)).collect()
     }
 }
 

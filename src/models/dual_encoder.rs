@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::image_tower::{ImageProjection, ImageProjectionKind, ImageTower, ImageTowerConfig};
 use super::text_tower::{TextTower, TextTowerConfig};
-use super::vit::{Vit, VitConfig};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::for_float;
 use crate::formats::Weights;
-use crate::nn::{Init, Linear, Module, Params, Projection, ProjectionKind, Source};
+use crate::nn::{Init, Module, Noted, Params, Projection, ProjectionKind, Source, Statistics, join};
 use crate::tensor::Tensor;
 
 /// Sizes of a dual encoder.
@@ -16,7 +16,7 @@ use crate::tensor::Tensor;
 #[serde(default, deny_unknown_fields)]
 pub struct DualEncoderConfig {
     /// The image side.
-    pub vision: VitConfig,
+    pub vision: ImageTowerConfig,
     /// The text side.
     pub text: TextTowerConfig,
     /// Width of the joint space.
@@ -27,6 +27,8 @@ pub struct DualEncoderConfig {
     /// What stands for the whole text; default: the text side's own token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub global_text: Option<GlobalText>,
+    /// How patches get into the joint space.
+    pub visual_projection: ImageProjectionKind,
     /// How tokens get into the joint space.
     pub text_projection: ProjectionKind,
 }
@@ -57,11 +59,12 @@ impl Default for DualEncoderConfig {
     /// A small one that a CPU trains from scratch.
     fn default() -> Self {
         Self {
-            vision: VitConfig::default(),
+            vision: ImageTowerConfig::default(),
             text: TextTowerConfig::default(),
             joint: 128,
             global_image: None,
             global_text: Some(GlobalText::MeanTokens),
+            visual_projection: ImageProjectionKind::default(),
             text_projection: ProjectionKind::default(),
         }
     }
@@ -69,8 +72,11 @@ impl Default for DualEncoderConfig {
 
 impl DualEncoderConfig {
     fn check(&self) -> Result<()> {
-        if self.global_image == Some(GlobalImage::Cls) && !self.vision.class_token {
+        if self.global_image == Some(GlobalImage::Cls) && !self.vision.class_token() {
             return Err(Error::usage("global_image = cls needs class_token = true in vision; or take mean_patches"));
+        }
+        if matches!(&self.vision, ImageTowerConfig::Resnet(resnet) if resnet.classes > 0) {
+            return Err(Error::usage("vision: a dual encoder does not use a residual network's fc; set classes = 0"));
         }
         if matches!(&self.text, TextTowerConfig::Bert(bert) if bert.pooler) {
             return Err(Error::usage("text: a dual encoder does not use BERT's pooler; set pooler = false"));
@@ -90,9 +96,9 @@ pub struct Embeddings {
 /// A CLIP-style model with local embeddings.
 pub struct DualEncoder {
     config: DualEncoderConfig,
-    vision: Vit,
+    vision: ImageTower,
     text: TextTower,
-    visual_projection: Linear,
+    visual_projection: ImageProjection,
     text_projection: Projection,
     /// Logarithm of the factor of cosines; a scalar.
     pub logit_scale: Tensor,
@@ -124,16 +130,15 @@ impl DualEncoder {
     /// If the parts of the config do not fit each other, or a parameter is missing or has other dims.
     pub fn new(params: &Params, config: &DualEncoderConfig) -> Result<Self> {
         config.check()?;
-        let (width, joint) = (config.vision.width, config.joint);
+        let (width, joint) = (config.vision.width(), config.joint);
         Ok(Self {
-            vision: Vit::new(&params.at("vision_model"), &config.vision)?,
+            vision: ImageTower::new(&params.at("vision_model"), &config.vision)?,
             text: TextTower::new(&params.at("text_model"), &config.text)?,
-            visual_projection: Linear::new(
+            visual_projection: ImageProjection::new(
                 params,
                 "visual_projection",
                 [width, joint],
-                false,
-                (width as f64).powf(-0.5),
+                config.visual_projection,
             )?,
             text_projection: Projection::new(
                 params,
@@ -154,8 +159,20 @@ impl DualEncoder {
     /// Pixels [n, c, h, w]. The whole is the class token's projection, or the mean of the unnormalised projected patches: see
     /// [`GlobalImage`].
     pub fn encode_image(&self, pixels: &Tensor) -> Embeddings {
-        let projected = self.visual_projection.forward(&self.vision.forward(pixels), None);
-        let class = usize::from(self.config.vision.class_token);
+        self.image(pixels, &mut Statistics::Running)
+    }
+
+    /// As [`Self::encode_image`], with batch norms by the batch's own statistics. Whoever takes these embeddings for a step of training
+    /// applies what was noted to the model; a pass whose embeddings are computed again does not.
+    pub fn encode_image_train(&self, pixels: &Tensor) -> (Embeddings, Noted) {
+        let mut statistics = Statistics::batch();
+        let embeddings = self.image(pixels, &mut statistics);
+        (embeddings, statistics.into_noted())
+    }
+
+    fn image(&self, pixels: &Tensor, statistics: &mut Statistics) -> Embeddings {
+        let projected = self.visual_projection.forward(&self.vision.forward(pixels, statistics), statistics);
+        let class = usize::from(self.config.vision.class_token());
         let parts = projected.narrow(1, class, projected.dims()[1] - class);
         let whole = match self.config.global_image {
             None | Some(GlobalImage::Cls) if class == 1 => projected.at(1, 0),
@@ -177,7 +194,7 @@ impl DualEncoder {
             return Embeddings { whole: shares.matmul(&parts).at(1, 0), parts };
         }
         let rows: Vec<i64> =
-            self.text.whole(mask).to_vec::<i64>().iter().zip(0..).map(|(p, i)| i * t as i64 + p).collect();
+            self.text.whole(ids, mask).into_iter().enumerate().map(|(i, p)| (i * t + p) as i64).collect();
         let whole = parts.reshape([n * t, self.config.joint]).embedding(&Tensor::from_slice(&rows, [n]));
         Embeddings { whole, parts }
     }
@@ -199,11 +216,16 @@ impl DualEncoder {
 
 impl Module for DualEncoder {
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        let name = |part: &str| if at.is_empty() { part.to_owned() } else { format!("{at}.{part}") };
+        let name = |part| join(at, part);
         self.vision.visit(&name("vision_model"), f);
         self.text.visit(&name("text_model"), f);
         self.visual_projection.visit(&name("visual_projection"), f);
         self.text_projection.visit(&name("text_projection"), f);
         f(&name("logit_scale"), &mut self.logit_scale);
+    }
+
+    fn visit_buffers(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+        self.vision.visit_buffers(&join(at, "vision_model"), f);
+        self.visual_projection.visit_buffers(&join(at, "visual_projection"), f);
     }
 }

@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum TextTowerConfig {
-    /// CLIP's causal transformer; the whole text is its last real token.
+    /// CLIP's causal transformer; the whole text is its end token, found as its config says.
     Clip(TextConfig),
     /// BERT; the whole text is its first token.
     Bert(BertConfig),
@@ -111,16 +111,20 @@ impl TextTower {
         }
     }
 
-    /// Of each text the position, i64 `[n]`, of the token that stands for the whole.
-    pub fn whole(&self, mask: &Tensor) -> Tensor {
-        let [n, t] = [mask.dims()[0], mask.dims()[1]];
-        let mask = mask.to_vec::<u8>();
-        let last = |i: usize| mask[i * t..][..t].iter().rposition(|&m| m != 0).unwrap_or(0) as i64;
-        let positions: Vec<i64> = match self {
-            Self::Clip(_) => (0..n).map(last).collect(),
-            Self::Bert(_) => vec![0; n],
-        };
-        Tensor::from_slice(&positions, [n])
+    /// Of each text (ids i64 [n, T], mask u8 [n, T]) the position of the token that stands for the whole.
+    pub fn whole(&self, ids: &Tensor, mask: &Tensor) -> Vec<usize> {
+        match self {
+            Self::Clip(text) => text.whole(ids, mask),
+            Self::Bert(_) => vec![0; ids.dims()[0]],
+        }
+    }
+
+    /// Tokens [n, T, width] to BertModel's pooler_output [n, width], where there is a pooler.
+    pub fn pool(&self, tokens: &Tensor) -> Option<Tensor> {
+        match self {
+            Self::Clip(_) => None,
+            Self::Bert(text) => text.pool(tokens),
+        }
     }
 }
 

@@ -1,9 +1,10 @@
-//! Vision transformer (Dosovitskiy et al. 2021) in CLIP's pre-norm form, with the parameter names of Hugging Face's CLIP.
+//! Vision transformer (Dosovitskiy et al. 2021): pre-norm blocks, with the parameter names of Hugging Face's CLIP. CLIP's has a norm
+//! before the first block too, timm's and Hugging Face's ViT have a bias in the patch embedding instead.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::nn::{Conv2d, Encoder, EncoderConfig, GroupNorm, Init, LayerNorm, Module, Params, Unary};
+use crate::nn::{Activation, Conv2d, Encoder, EncoderConfig, GroupNorm, Init, LayerNorm, Module, Params};
 use crate::ops::conv;
 use crate::ops::resize::Filter;
 use crate::tensor::Tensor;
@@ -26,8 +27,18 @@ pub struct VitConfig {
     pub heads: usize,
     /// CLIP's class token; without it the image is the mean of its patches.
     pub class_token: bool,
-    /// CLIP's QuickGELU instead of GELU.
-    pub quick_gelu: bool,
+    /// Inside the blocks' perceptrons.
+    #[serde(alias = "quick_gelu")]
+    pub activation: Activation,
+    /// Width between the two layers of a perceptron; default: four times the width.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp: Option<usize>,
+    /// Added to the variance in layer norms.
+    pub eps: f64,
+    /// A norm before the first block, as CLIP has it.
+    pub pre_norm: bool,
+    /// A bias in the patch embedding.
+    pub patch_bias: bool,
     /// Channels of the stages of a convolutional stem, each a 3 x 3 convolution of stride 2, a norm and GELU (Xiao et al. 2021).
     /// Patches are then cut from its output, which 2^stages must divide the patch size for. Empty: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -48,7 +59,11 @@ impl Default for VitConfig {
             depth: 4,
             heads: 3,
             class_token: false,
-            quick_gelu: false,
+            activation: Activation::Gelu,
+            mlp: None,
+            eps: 1e-5,
+            pre_norm: true,
+            patch_bias: false,
             stem: Vec::new(),
             stem_residuals: 0,
         }
@@ -69,6 +84,9 @@ impl VitConfig {
             return Err(Error::usage(format!(
                 "vision: patch_size must divide image_size, heads must divide width: {self:?}"
             )));
+        }
+        if self.mlp == Some(0) || !(0.0..1.0).contains(&self.eps) {
+            return Err(Error::usage(format!("vision: mlp must not be 0, eps must be small: {self:?}")));
         }
         if self.stem.contains(&0) || self.cell().is_none() {
             return Err(Error::usage(format!(
@@ -151,14 +169,15 @@ pub struct Vit {
     class_embedding: Option<Tensor>,
     stem: Vec<Stage>,
     patch_embedding: Tensor,
+    patch_bias: Option<Tensor>,
     position_embedding: Tensor,
-    pre_norm: LayerNorm,
+    pre_norm: Option<LayerNorm>,
     encoder: Encoder,
     post_norm: LayerNorm,
 }
 
 impl Vit {
-    /// Asks for `embeddings.*`, `pre_layrnorm.*` (as CLIP spells it), `encoder.*` and `post_layernorm.*`.
+    /// Asks for `embeddings.*`, `pre_layrnorm.*` (as CLIP spells it, where there is one), `encoder.*` and `post_layernorm.*`.
     pub fn new(params: &Params, config: &VitConfig) -> Result<Self> {
         config.check()?;
         let (d, embeddings) = (config.width, params.at("embeddings"));
@@ -169,7 +188,6 @@ impl Vit {
         let inputs = std::iter::once(&config.channels).chain(&config.stem);
         let stem = inputs.zip(&config.stem).enumerate();
         let scale = (d as f64).powf(-0.5);
-        let act = if config.quick_gelu { Unary::QuickGelu } else { Unary::Gelu };
         Ok(Self {
             class_embedding: config
                 .class_token
@@ -186,13 +204,24 @@ impl Vit {
                 &[d, channels, cell, cell],
                 Init::Normal(((channels * cell * cell) as f64).powf(-0.5)),
             )?,
+            patch_bias: config
+                .patch_bias
+                .then(|| embeddings.at("patch_embedding").get("bias", &[d], Init::Constant(0.0)))
+                .transpose()?,
             position_embedding: embeddings.at("position_embedding").get("weight", &[tokens, d], Init::Normal(scale))?,
-            pre_norm: LayerNorm::new(params, "pre_layrnorm", d, 1e-5)?,
+            pre_norm: config.pre_norm.then(|| LayerNorm::new(params, "pre_layrnorm", d, config.eps)).transpose()?,
             encoder: Encoder::new(
                 &params.at("encoder"),
-                &EncoderConfig { width: d, depth: config.depth, heads: config.heads, mlp: 4 * d, act, eps: 1e-5 },
+                &EncoderConfig {
+                    width: d,
+                    depth: config.depth,
+                    heads: config.heads,
+                    mlp: config.mlp.unwrap_or(4 * d),
+                    act: config.activation.unary(),
+                    eps: config.eps,
+                },
             )?,
-            post_norm: LayerNorm::new(params, "post_layernorm", d, 1e-5)?,
+            post_norm: LayerNorm::new(params, "post_layernorm", d, config.eps)?,
             config: config.clone(),
         })
     }
@@ -212,7 +241,8 @@ impl Vit {
             let class = class.reshape([1, 1, d]).broadcast_to([n, 1, d]);
             x = Tensor::concat(&[&class, &x], 1);
         }
-        let x = self.pre_norm.forward(&(x + &self.positions(grid)));
+        let x = x + &self.positions(grid);
+        let x = self.pre_norm.as_ref().map_or_else(|| x.clone(), |norm| norm.forward(&x));
         self.post_norm.forward(&self.encoder.forward(x, false, None))
     }
 
@@ -223,14 +253,14 @@ impl Vit {
         // [n, c, rows, p, cols, p] to [n, rows cols, c p p]
         let patches =
             pixels.reshape([n, c, rows, p, cols, p]).permute(&[0, 2, 4, 1, 3, 5]).reshape([n, rows * cols, patch]);
-        patches.linear(&self.patch_embedding.reshape([d, patch]), None, None)
+        patches.linear(&self.patch_embedding.reshape([d, patch]), self.patch_bias.as_ref(), None)
     }
 
     /// Patches of the stem's output, projected: [n, patches, width].
     fn stem(&self, pixels: &Tensor, [rows, cols]: [usize; 2]) -> Tensor {
         let map = self.stem.iter().fold(pixels.permute(&[0, 2, 3, 1]), |x, stage| stage.forward(&x));
         let cell = self.patch_embedding.dims()[2];
-        let projected = map.conv2d(&self.patch_embedding, None, conv::Conv2d::new(cell, 0));
+        let projected = map.conv2d(&self.patch_embedding, self.patch_bias.as_ref(), conv::Conv2d::new(cell, 0));
         projected.reshape([pixels.dims()[0], rows * cols, self.config.width])
     }
 
@@ -257,8 +287,13 @@ impl Module for Vit {
             stage.visit(&format!("{at}.embeddings.stem.{i}"), f);
         }
         f(&format!("{at}.embeddings.patch_embedding.weight"), &mut self.patch_embedding);
+        if let Some(bias) = &mut self.patch_bias {
+            f(&format!("{at}.embeddings.patch_embedding.bias"), bias);
+        }
         f(&format!("{at}.embeddings.position_embedding.weight"), &mut self.position_embedding);
-        self.pre_norm.visit(&format!("{at}.pre_layrnorm"), f);
+        if let Some(norm) = &mut self.pre_norm {
+            norm.visit(&format!("{at}.pre_layrnorm"), f);
+        }
         self.encoder.visit(&format!("{at}.encoder"), f);
         self.post_norm.visit(&format!("{at}.post_layernorm"), f);
     }
@@ -281,9 +316,9 @@ mod tests {
             depth: 1,
             heads: 2,
             class_token,
-            quick_gelu: false,
             stem: stem.to_vec(),
             stem_residuals: stem.len(),
+            ..VitConfig::default()
         }
     }
 

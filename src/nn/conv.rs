@@ -1,6 +1,6 @@
 //! Layers of convolutional networks, on maps [n, h, w, channels].
 
-use super::{Init, Module, Params};
+use super::{BatchNorm, Init, Module, Params, Statistics, join};
 use crate::error::Result;
 use crate::ops::conv::Conv2d as Options;
 use crate::tensor::Tensor;
@@ -51,94 +51,78 @@ impl Module for Conv2d {
     }
 }
 
-/// Batch norm of the last dimension. Its running statistics are buffers: visited by [`Module::visit_buffers`], never trained.
-pub struct BatchNorm {
-    /// `[channels]`
-    pub weight: Tensor,
-    /// `[channels]`
-    pub bias: Tensor,
-    /// `[channels]`
-    pub running_mean: Tensor,
-    /// `[channels]`, of the unbiased variance.
-    pub running_var: Tensor,
-    /// Added to the variance.
-    pub eps: f64,
-    /// Share of the running statistics that each batch replaces.
-    pub momentum: f64,
+/// Convolution without bias, then batch norm: two layers of a file, by their names below one parent.
+pub struct ConvNorm {
+    conv: Conv2d,
+    norm: BatchNorm,
+    names: [&'static str; 2],
 }
 
-impl BatchNorm {
-    /// Asks for `weight`, `bias`, `running_mean` and `running_var`. Momentum is 0.1, as PyTorch's.
+impl ConvNorm {
+    /// Asks for the convolution's and the norm's parameters below `names`.
     ///
     /// # Errors
     /// If a file does not have them, or with other dims.
-    pub fn new(params: &Params, name: &str, channels: usize, eps: f64) -> Result<Self> {
-        let p = params.at(name);
-        let get = |name, value| p.get(name, &[channels], Init::Constant(value));
+    pub fn new(
+        params: &Params,
+        names: [&'static str; 2],
+        channels: [usize; 2],
+        kernel: usize,
+        options: Options,
+    ) -> Result<Self> {
         Ok(Self {
-            weight: get("weight", 1.0)?,
-            bias: get("bias", 0.0)?,
-            running_mean: get("running_mean", 0.0)?,
-            running_var: get("running_var", 1.0)?,
-            eps,
-            momentum: 0.1,
+            conv: Conv2d::new(params, names[0], channels, kernel, false, options)?,
+            norm: BatchNorm::new(params, names[1], channels[1], 1e-5)?,
+            names,
         })
     }
 
-    /// x [.., channels] by the running statistics.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.batch_norm(&self.weight, &self.bias, &self.running_mean, &self.running_var, self.eps)
-    }
-
-    /// x [.., channels] by its own statistics, which move the running ones. Not inside [`crate::checkpoint`], which runs
-    /// what it holds twice.
-    pub fn forward_train(&mut self, x: &Tensor) -> Tensor {
-        let (y, [mean, var]) = x.batch_norm_train(&self.weight, &self.bias, self.eps);
-        let moved = |running: &Tensor, of_batch: &Tensor| running * (1.0 - self.momentum) + of_batch * self.momentum;
-        self.running_mean = moved(&self.running_mean, &mean);
-        self.running_var = moved(&self.running_var, &var);
-        y
+    /// x [n, h, w, in] to [n, oh, ow, out]. By running statistics the norm is folded: conv(x, w s) + b - mean s with
+    /// s = weight / sqrt(var + eps).
+    pub fn forward(&self, x: &Tensor, statistics: &mut Statistics) -> Tensor {
+        if self.norm.goes_by_batch(statistics) {
+            return self.norm.forward(&self.conv.forward(x), statistics);
+        }
+        statistics.note(None);
+        let [scale, shift] = self.norm.scale_and_shift(x.dtype());
+        let scale = scale.reshape([scale.numel(), 1, 1, 1]);
+        x.conv2d(&self.conv.weight.to_dtype(x.dtype()).mul(&scale), Some(&shift), self.conv.options)
     }
 }
 
-impl Module for BatchNorm {
+impl Module for ConvNorm {
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        f(&format!("{at}.weight"), &mut self.weight);
-        f(&format!("{at}.bias"), &mut self.bias);
+        self.conv.visit(&join(at, self.names[0]), f);
+        self.norm.visit(&join(at, self.names[1]), f);
     }
 
     fn visit_buffers(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        f(&format!("{at}.running_mean"), &mut self.running_mean);
-        f(&format!("{at}.running_var"), &mut self.running_var);
+        self.norm.visit_buffers(&join(at, self.names[1]), f);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Source;
     use super::*;
     use crate::DType;
-    use crate::optim::{Optimiser, OptimiserConfig};
+    use crate::gradcheck::assert_close;
+    use crate::nn::Source;
     use crate::rng::Rng;
 
     #[test]
-    fn training_moves_running_statistics_that_no_optimiser_touches() {
-        let mut norm = BatchNorm::new(&Source::drawn(1, DType::F32).params(), "bn", 3, 1e-5).unwrap();
-        norm.visit("bn", &mut |_, p| *p = p.trainable());
-        let mut names = Vec::new();
-        norm.visit_all("bn", &mut |name, p| names.push((name.to_owned(), p.is_tracked())));
-        let expected = [("weight", true), ("bias", true), ("running_mean", false), ("running_var", false)];
-        assert_eq!(names, expected.map(|(name, trained)| (format!("bn.{name}"), trained)));
-
-        let x = Tensor::randn([4, 5, 5, 3], DType::F32, &mut Rng::new(2, 0)).affine(3.0, 2.0);
-        for _ in 0..60 {
-            let loss = norm.forward_train(&x).sub(&x).square().mean_all();
-            let grads = loss.backward();
-            Optimiser::new(OptimiserConfig::default()).step(&mut norm, grads, 1e-3).unwrap();
-        }
-        // After many batches the running statistics are the batch's, and both ways agree up to the unbiased variance.
-        let [own, running] = [norm.forward_train(&x), norm.forward(&x)].map(|y| y.to_f64_vec());
-        assert!(own.iter().zip(&running).all(|(a, b)| (a - b).abs() < 0.03));
-        assert!(norm.running_mean.to_f64_vec().iter().all(|mean| (mean - 2.0).abs() < 1.0));
+    fn a_folded_norm_is_the_norm_in_value_and_gradient() {
+        let mut layer =
+            ConvNorm::new(&Source::drawn(1, DType::F64).params(), ["c", "n"], [3, 5], 3, Options::new(2, 1)).unwrap();
+        let mut rng = Rng::new(2, 0);
+        layer.visit_all("", &mut |_, p| *p = Tensor::randn(*p.dims(), DType::F64, &mut rng));
+        layer.norm.running_var = layer.norm.running_var.square();
+        layer.visit("", &mut |_, p| *p = p.trainable());
+        let x = Tensor::randn([2, 7, 6, 3], DType::F64, &mut rng).trainable();
+        let folded = layer.forward(&x, &mut Statistics::Running);
+        let plain = layer.norm.forward(&layer.conv.forward(&x), &mut Statistics::Running);
+        assert_close("value", &folded, &plain, 1e-12);
+        let [a, b] = [folded, plain].map(|y| y.square().sum_all().backward());
+        assert_close("input", a.get(&x).unwrap(), b.get(&x).unwrap(), 1e-11);
+        layer.visit("", &mut |name, p| assert_close(name, a.get(p).unwrap(), b.get(p).unwrap(), 1e-11));
     }
 }

@@ -1,15 +1,20 @@
 //! Layers: plain structs of tensors with `forward`; one visitor names their parameters.
 
+mod activation;
+mod batch_norm;
 mod block;
 mod conv;
 mod params;
 mod projection;
 
+pub use activation::Activation;
+pub use batch_norm::{BatchNorm, Noted, Statistics};
 pub use block::{Block, Config as EncoderConfig, Encoder};
-pub use conv::{BatchNorm, Conv2d};
+pub use conv::{Conv2d, ConvNorm};
 pub use kernels_cpu::map::Unary;
+pub(crate) use params::join;
 pub use params::{Init, Module, Params, Source};
-pub use projection::{Projection, ProjectionHead, ProjectionKind};
+pub use projection::{Projection, ProjectionHead, ProjectionKind, ProjectionMlp};
 
 use crate::error::Result;
 use crate::tensor::Tensor;

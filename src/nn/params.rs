@@ -1,7 +1,7 @@
 //! Where a module's parameters come from, and how they are visited.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -45,22 +45,40 @@ pub struct Params<'a> {
 pub struct Source<'a> {
     kind: Kind<'a>,
     used: RefCell<BTreeSet<String>>,
+    asked: RefCell<BTreeMap<String, Dims>>,
 }
 
 enum Kind<'a> {
     Drawn { seed: u64, dtype: DType },
     File(&'a Weights),
+    Tensors(&'a BTreeMap<String, Tensor>),
+    Shapes,
 }
 
 impl<'a> Source<'a> {
     /// Parameters drawn from a seed; each from its own stream, named by the parameter, so that their order does not matter.
     pub fn drawn(seed: u64, dtype: DType) -> Self {
-        Self { kind: Kind::Drawn { seed, dtype }, used: RefCell::default() }
+        Self { kind: Kind::Drawn { seed, dtype }, used: RefCell::default(), asked: RefCell::default() }
     }
 
     /// Parameters of a file, as views of it.
     pub fn file(weights: &'a Weights) -> Self {
-        Self { kind: Kind::File(weights), used: RefCell::default() }
+        Self { kind: Kind::File(weights), used: RefCell::default(), asked: RefCell::default() }
+    }
+
+    /// Given parameters, by name.
+    pub fn tensors(tensors: &'a BTreeMap<String, Tensor>) -> Self {
+        Self { kind: Kind::Tensors(tensors), used: RefCell::default(), asked: RefCell::default() }
+    }
+
+    /// Parameters without bytes of their own, to learn what a model asks for: see [`Source::asked`].
+    pub fn shapes() -> Self {
+        Self { kind: Kind::Shapes, used: RefCell::default(), asked: RefCell::default() }
+    }
+
+    /// The dims of every parameter that was asked of [`Source::shapes`], by name.
+    pub fn asked(&self) -> BTreeMap<String, Dims> {
+        self.asked.borrow().clone()
     }
 
     /// The root of the names.
@@ -91,7 +109,7 @@ impl Params<'_> {
     }
 
     fn full(&self, name: &str) -> String {
-        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+        join(&self.prefix, name)
     }
 
     /// The parameter `name`.
@@ -105,6 +123,19 @@ impl Params<'_> {
                 Init::Constant(value) => Tensor::full(dims, value, *dtype),
                 Init::Normal(std) => Tensor::randn(dims, *dtype, &mut Rng::new(*seed, hash(&name))) * std,
             }),
+            Kind::Shapes => {
+                self.source.asked.borrow_mut().insert(name, Dims::new(dims));
+                let ones: Vec<usize> = dims.iter().map(|_| 1).collect();
+                Ok(Tensor::zeros(Dims::new(&ones), DType::F32).broadcast_to(dims))
+            }
+            Kind::Tensors(tensors) => match tensors.get(&name) {
+                Some(tensor) if tensor.dims()[..] == *dims => Ok(tensor.clone()),
+                Some(tensor) => {
+                    let found = tensor.dims();
+                    Err(Error::new(format!("tensor {name} has dims {found:?}, this model needs {dims:?}")))
+                }
+                None => Err(Error::new(format!("tensor {name} is missing"))),
+            },
             Kind::File(weights) => {
                 let tensor = weights
                     .get(&name)
@@ -121,6 +152,11 @@ impl Params<'_> {
             }
         }
     }
+}
+
+/// The name of a part below `at`, which is empty at the root.
+pub(crate) fn join(at: &str, part: &str) -> String {
+    if at.is_empty() { part.to_owned() } else { format!("{at}.{part}") }
 }
 
 /// FNV-1a: a stream number from a name.

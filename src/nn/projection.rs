@@ -15,6 +15,14 @@ pub enum ProjectionKind {
     Linear,
     /// CXR-BERT's two layers: see [`ProjectionHead`].
     Head,
+    /// open_clip's two layers with GELU between: see [`ProjectionMlp`].
+    Mlp {
+        /// Width between the layers.
+        hidden: usize,
+        /// Whether the layers have biases.
+        #[serde(default)]
+        bias: bool,
+    },
 }
 
 /// Linear, GELU, layer norm, linear: `cls_projection_head` of CXR-BERT (Boecking et al. 2022) and of the TIER paper.
@@ -50,13 +58,44 @@ impl Module for ProjectionHead {
     }
 }
 
-/// A projection of either kind.
+/// Linear, GELU, linear: the text projection of open_clip's `CustomTextCLIP` with `hf_proj_type` mlp, such as BiomedCLIP's.
+pub struct ProjectionMlp {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl ProjectionMlp {
+    /// Asks for `fc1.*` and `fc2.*` below `name`.
+    pub fn new(params: &Params, name: &str, [width, joint]: [usize; 2], hidden: usize, bias: bool) -> Result<Self> {
+        let p = params.at(name);
+        Ok(Self {
+            fc1: Linear::new(&p, "fc1", [width, hidden], bias, (width as f64).powf(-0.5))?,
+            fc2: Linear::new(&p, "fc2", [hidden, joint], bias, (hidden as f64).powf(-0.5))?,
+        })
+    }
+
+    /// x [.., width] to [.., joint].
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.fc2.forward(&self.fc1.forward(x, Some(Unary::Gelu)), None)
+    }
+}
+
+impl Module for ProjectionMlp {
+    fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+        self.fc1.visit(&format!("{at}.fc1"), f);
+        self.fc2.visit(&format!("{at}.fc2"), f);
+    }
+}
+
+/// A projection of any kind.
 #[expect(clippy::large_enum_variant, reason = "there is one in a model")]
 pub enum Projection {
     /// A matrix.
     Linear(Linear),
     /// Two layers.
     Head(ProjectionHead),
+    /// Two layers without a norm.
+    Mlp(ProjectionMlp),
 }
 
 impl Projection {
@@ -67,6 +106,9 @@ impl Projection {
                 Self::Linear(Linear::new(params, name, [width, joint], false, (width as f64).powf(-0.5))?)
             }
             ProjectionKind::Head => Self::Head(ProjectionHead::new(params, name, [width, joint])?),
+            ProjectionKind::Mlp { hidden, bias } => {
+                Self::Mlp(ProjectionMlp::new(params, name, [width, joint], hidden, bias)?)
+            }
         })
     }
 
@@ -75,6 +117,7 @@ impl Projection {
         match self {
             Self::Linear(linear) => linear.forward(x, None),
             Self::Head(head) => head.forward(x),
+            Self::Mlp(mlp) => mlp.forward(x),
         }
     }
 }
@@ -84,6 +127,7 @@ impl Module for Projection {
         match self {
             Self::Linear(linear) => linear.visit(at, f),
             Self::Head(head) => head.visit(at, f),
+            Self::Mlp(mlp) => mlp.visit(at, f),
         }
     }
 }

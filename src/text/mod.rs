@@ -61,6 +61,11 @@ impl Tokenizer {
         open::open(path, max_length)
     }
 
+    /// Whether a directory holds a file that [`Tokenizer::open`] would take.
+    pub fn is_in(folder: &Path) -> bool {
+        open::is_in(folder)
+    }
+
     /// From the text of a tokenizer.json.
     fn parse(json: &[u8], max_length: Option<usize>, hints: &Hints) -> Result<Self> {
         // A thread count is honoured exactly: the library must not start threads of its own.

@@ -51,6 +51,11 @@ fn find(path: &Path) -> Result<PathBuf> {
     })
 }
 
+/// Whether a directory holds a tokenizer, damaged or not.
+pub(super) fn is_in(folder: &Path) -> bool {
+    NAMES.iter().any(|name| folder.join(name).is_file())
+}
+
 /// Whether `file` is one of the pair vocab.json and merges.txt.
 fn is_pair(file: &Path) -> bool {
     let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What a run resumes from: parameters, moments, average, and where it stood, in one file.
+//! What a run resumes from: parameters and buffers, moments, average, and where it stood, in one file.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -6,11 +6,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::average::Average;
 use crate::error::{At, Error, Result};
 use crate::formats::{Weights, safetensors};
 use crate::nn::Module;
 use crate::optim::Optimiser;
-use crate::pipeline::parameters;
+use crate::pipeline::tensors;
 use crate::tensor::Tensor;
 
 /// Where a run stands.
@@ -51,16 +52,16 @@ pub fn save(
     path: &Path,
     model: &mut dyn Module,
     optimiser: &Optimiser,
-    average: Option<&BTreeMap<String, Tensor>>,
+    average: Option<&Average>,
     state: &State,
 ) -> Result<()> {
     let mut tensors: Vec<(String, Tensor)> =
-        parameters(model).into_iter().map(|(name, t)| (format!("model.{name}"), t)).collect();
+        tensors(model).into_iter().map(|(name, t)| (format!("model.{name}"), t)).collect();
     for (name, [m, v]) in &optimiser.state {
         tensors.push((format!("moment1.{name}"), m.clone()));
         tensors.push((format!("moment2.{name}"), v.clone()));
     }
-    for (name, t) in average.into_iter().flatten() {
+    for (name, t) in average.iter().flat_map(|a| &a.0) {
         tensors.push((format!("average.{name}"), t.clone()));
     }
     let text = serde_json::to_string(state).map_err(|e| Error::new(e.to_string()))?;
@@ -76,7 +77,7 @@ pub fn load(
     path: &Path,
     model: &mut dyn Module,
     optimiser: &mut Optimiser,
-    mut average: Option<&mut BTreeMap<String, Tensor>>,
+    mut average: Option<&mut Average>,
 ) -> Result<State> {
     let weights = Weights::open(path, false)?;
     let damaged = |what: String| Error::new(format!("{what}; this is not a checkpoint of this run")).at(path);
@@ -86,12 +87,12 @@ pub fn load(
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or_else(|| damaged("it does not say where the run stood".into()))?;
     let mut wrong = None;
-    model.visit("", &mut |name, p| match weights.get(&format!("model.{name}")) {
+    model.visit_all("", &mut |name, p| match weights.get(&format!("model.{name}")) {
         Some(t) if t.meta() == p.meta() => *p = if p.is_tracked() { t.trainable() } else { t.copied() },
         _ => wrong = Some(name.to_owned()),
     });
     if let Some(name) = wrong {
-        return Err(damaged(format!("parameter {name} is missing or of another size")));
+        return Err(damaged(format!("tensor {name} is missing or of another size")));
     }
     optimiser.steps = state.step;
     optimiser.state.clear();
@@ -101,7 +102,7 @@ pub fn load(
             let second = second.ok_or_else(|| damaged(format!("moment2.{name} is missing")))?;
             optimiser.state.insert(name.to_owned(), [t.copied(), second.copied()]);
         } else if let Some((name, average)) = name.strip_prefix("average.").zip(average.as_deref_mut()) {
-            average.insert(name.to_owned(), t.copied());
+            average.0.insert(name.to_owned(), t.copied());
         }
     }
     Ok(state)
@@ -123,4 +124,100 @@ pub fn cut_log(path: &Path, lines: u64) -> Result<()> {
         }
     }
     file.set_len(bytes).at(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::nn::{BatchNorm, Linear, Source};
+    use crate::optim::OptimiserConfig;
+    use crate::pipeline::tensors_with;
+    use crate::rng::Rng;
+
+    /// The least that has a buffer.
+    struct Net {
+        linear: Linear,
+        norm: BatchNorm,
+    }
+
+    impl Module for Net {
+        fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+            self.linear.visit(&format!("{at}linear"), f);
+            self.norm.visit(&format!("{at}norm"), f);
+        }
+
+        fn visit_buffers(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+            self.norm.visit_buffers(&format!("{at}norm"), f);
+        }
+    }
+
+    struct Run {
+        net: Net,
+        optimiser: Optimiser,
+        average: Average,
+    }
+
+    impl Run {
+        fn new(seed: u64) -> Self {
+            let source = Source::drawn(seed, DType::F32);
+            let linear = Linear::new(&source.params(), "linear", [4, 3], true, 0.5).unwrap();
+            let norm = BatchNorm::new(&source.params(), "norm", 3, 1e-5).unwrap();
+            let mut net = Net { linear, norm };
+            net.visit("", &mut |_, p| *p = p.trainable());
+            let average = Average::new(&mut net);
+            Self { net, optimiser: Optimiser::new(OptimiserConfig::default()), average }
+        }
+
+        fn step(&mut self) {
+            let mut rng = Rng::new(9, self.optimiser.steps);
+            let x = Tensor::randn([6, 4], DType::F32, &mut rng).affine(2.0, 1.0);
+            let y = self.net.norm.forward_train(&self.net.linear.forward(&x, None));
+            let loss = (y - Tensor::randn([6, 3], DType::F32, &mut rng)).square().mean_all();
+            self.optimiser.step(&mut self.net, loss.backward(), 0.1).unwrap();
+            self.average.follow(&mut self.net, 0.9, self.optimiser.steps);
+        }
+
+        fn values(&mut self) -> BTreeMap<String, Vec<f64>> {
+            let own = tensors(&mut self.net).into_iter().map(|(name, t)| (name, t.to_f64_vec()));
+            let average = self.average.0.iter().map(|(name, t)| (format!("average {name}"), t.to_f64_vec()));
+            own.chain(average).collect()
+        }
+    }
+
+    #[test]
+    fn running_statistics_are_kept_and_the_average_goes_with_the_latest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("last.safetensors");
+        let mut whole = Run::new(1);
+        (0..3).for_each(|_| whole.step());
+        let state = State { step: 3, ..State::default() };
+        save(&path, &mut whole.net, &whole.optimiser, Some(&whole.average), &state).unwrap();
+
+        let mut resumed = Run::new(2);
+        let r = &mut resumed;
+        assert_eq!(load(&path, &mut r.net, &mut r.optimiser, Some(&mut r.average)).unwrap(), state);
+        assert_eq!(resumed.values(), whole.values());
+        assert!(resumed.net.norm.running_mean.to_f64_vec().iter().all(|&mean| mean != 0.0));
+        (0..3).for_each(|_| (resumed.step(), whole.step()).1);
+        assert_eq!(resumed.values(), whole.values());
+
+        // What a kept epoch holds.
+        let kept: BTreeMap<_, _> = tensors_with(&mut whole.net, Some(&whole.average.0)).into_iter().collect();
+        assert_eq!(kept.len(), 6);
+        for (name, t) in &kept {
+            let buffer = name.starts_with("norm.running");
+            assert_eq!(whole.average.0.contains_key(name), !buffer, "{name}");
+            assert_eq!(whole.optimiser.state.contains_key(name), !buffer, "{name}");
+            let latest = whole.values()[name] == t.to_f64_vec();
+            assert_eq!(latest, buffer, "{name}");
+        }
+
+        // A file without them is of another model.
+        let left: Vec<_> = tensors(&mut whole.net).into_iter().filter(|(name, _)| name != "norm.running_var").collect();
+        let metadata = BTreeMap::from([(STATE.to_owned(), serde_json::to_string(&state).unwrap())]);
+        safetensors::save(&path, left.iter().map(|(n, t)| (format!("model.{n}"), t)), &metadata).unwrap();
+        let error = load(&path, &mut resumed.net, &mut resumed.optimiser, None).unwrap_err().to_string();
+        assert!(error.contains("tensor norm.running_var is missing"), "{error}");
+    }
 }

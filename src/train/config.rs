@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{At, Error, Result};
 use crate::image::{Augment, Filter, Preprocess, SixteenBit};
 use crate::loss::TierOptions;
-use crate::models::DualEncoderConfig;
+use crate::models::{DualEncoderConfig, ImageTowerConfig};
 use crate::optim::{OptimiserConfig, Schedule};
 
 /// Everything that decides a run.
@@ -132,7 +132,7 @@ pub struct TrainConfig {
     /// Pairs that are contrasted with each other.
     pub batch: usize,
     /// Pairs that are computed at once; 0: the whole batch. Smaller values trade one more forward pass for memory and give the same
-    /// gradient (GradCache; Gao et al. 2021).
+    /// gradient (GradCache; Gao et al. 2021), except that batch norms then normalise by the statistics of the part they see.
     pub micro_batch: usize,
     /// Batches whose gradients are averaged for one optimiser step.
     pub accumulate: usize,
@@ -210,10 +210,11 @@ impl Config {
 
     /// How pictures become pixels for this model.
     pub fn preprocess(&self) -> Preprocess {
-        let (size, channels) = (self.model.vision.image_size, self.model.vision.channels);
+        let (size, channels) = (self.model.vision.image_size(), self.model.vision.channels());
         let per_channel = |x: &[f64]| if x.len() == 1 { vec![x[0]; channels] } else { x.to_vec() };
         Preprocess {
             square: None,
+            stretch: false,
             resize: if self.image.resize == 0 { (size * 8).div_ceil(7) } else { self.image.resize },
             crop: size,
             filter: self.image.filter,
@@ -227,7 +228,7 @@ impl Config {
     /// Naming the key and what it may be, where values contradict each other.
     pub fn check(&self) -> Result<()> {
         let (t, i) = (&self.train, &self.image);
-        let channels = self.model.vision.channels;
+        let channels = self.model.vision.channels();
         let wrong = |key: &str, why: String| Err(Error::usage(format!("{key}: {why}")));
         self.model.vision.check()?;
         if t.batch < 2 && self.objective == Objective::Clip {
@@ -238,6 +239,12 @@ impl Config {
         }
         if t.micro_batch > t.batch {
             return wrong("train.micro_batch", format!("{} is more than train.batch = {}", t.micro_batch, t.batch));
+        }
+        let part = if t.micro_batch == 0 { t.batch } else { (t.batch - 1) % t.micro_batch + 1 };
+        let places: usize = self.model.vision.grid().iter().product();
+        if matches!(self.model.vision, ImageTowerConfig::Resnet(_)) && part * places < 2 {
+            let why = "leaves parts of one pair whose last map has one place: no variance for a batch norm";
+            return wrong("train.micro_batch", why.into());
         }
         if !(0.0..1.0).contains(&t.ema) {
             return wrong("train.ema", format!("{} is not in 0..1", t.ema));
@@ -259,10 +266,10 @@ impl Config {
         if i.std.iter().any(|s| s.is_nan() || *s <= 0.0) {
             return wrong("image.std", "must be above 0".into());
         }
-        if i.resize != 0 && i.resize < self.model.vision.image_size {
+        if i.resize != 0 && i.resize < self.model.vision.image_size() {
             return wrong(
                 "image.resize",
-                format!("{} is less than model.vision.image_size = {}", i.resize, self.model.vision.image_size),
+                format!("{} is less than model.vision.image_size = {}", i.resize, self.model.vision.image_size()),
             );
         }
         if self.objective == Objective::Supervised && self.data.labels.is_none() && self.data.labels_from.is_none() {

@@ -1,5 +1,6 @@
 //! The training run: its configuration, its steps, what it resumes from.
 
+mod average;
 mod checkpoint;
 mod config;
 mod run;

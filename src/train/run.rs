@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::average::Average;
 use super::checkpoint::{self, Kept, State};
 use super::step::{self, Parts};
 use super::tables::Tables;
@@ -22,7 +23,7 @@ use crate::nn::Module;
 use crate::op::apply;
 use crate::ops::loss::BceWithLogits;
 use crate::optim::Optimiser;
-use crate::pipeline::{Network, NetworkConfig, Pipeline};
+use crate::pipeline::{Network, NetworkConfig, Origin, Pipeline};
 use crate::report::run::{self, Checkpoint, RunReport, curves_png};
 use crate::report::{Provenance, found};
 use crate::tape::Grads;
@@ -192,8 +193,8 @@ fn adopt(config: &mut Config) -> Result<()> {
                 config.model.vision = sizes.vision;
                 continue;
             }
-            NetworkConfig::TiergradClassifier(_) => {
-                return Err(Error::usage("a classifier has no text side to start from").at(path));
+            _ => {
+                return Err(Error::usage("training cannot start from this side of this model").at(path));
             }
         };
         if image {
@@ -249,7 +250,7 @@ fn network(config: &Config, tables: &Tables) -> Result<Network> {
         let Some(path) = path else { continue };
         let weights = Weights::open(path.join("model.safetensors"), true)?;
         let mut wrong = None;
-        network.visit("", &mut |name, p| {
+        network.visit_all("", &mut |name, p| {
             if prefixes.iter().any(|prefix| name.starts_with(prefix)) {
                 match weights.get(name) {
                     Some(t) if t.meta() == p.meta() => *p = t.clone(),
@@ -284,6 +285,7 @@ fn pipeline(config: &Config, folder: &Folder, network: Network, tokenizer: Optio
         tokenizer,
         preprocess: config.preprocess(),
         sixteen_bit: config.image.sixteen_bit,
+        origin: Origin::default(),
     }
 }
 
@@ -294,7 +296,7 @@ struct Run<'a> {
     pipeline: Pipeline,
     optimiser: Optimiser,
     /// Moving average of the parameters.
-    average: Option<BTreeMap<String, Tensor>>,
+    average: Option<Average>,
     watch: &'a dyn Watch,
     log: std::fs::File,
     records: Vec<Record>,
@@ -308,15 +310,7 @@ impl<'a> Run<'a> {
         mut pipeline: Pipeline,
         watch: &'a dyn Watch,
     ) -> Result<Self> {
-        let average = (config.train.ema > 0.0).then(|| {
-            let mut average = BTreeMap::new();
-            pipeline.network.visit("", &mut |name, p| {
-                if p.is_tracked() {
-                    average.insert(name.to_owned(), p.copied());
-                }
-            });
-            average
-        });
+        let average = (config.train.ema > 0.0).then(|| Average::new(&mut pipeline.network));
         let log = std::fs::OpenOptions::new().append(true).create(true).open(folder.log()).at(folder.log())?;
         let optimiser = Optimiser::new(config.optimiser.clone());
         Ok(Self { config, folder, tables, pipeline, optimiser, average, watch, log, records: Vec::new() })
@@ -347,11 +341,13 @@ impl<'a> Run<'a> {
         let batches = loader.batches();
         let steps_per_epoch = batches.div_ceil(t.accumulate) as u64;
         let total = t.epochs * steps_per_epoch;
+        let mut parameters = 0;
+        self.pipeline.network.visit("", &mut |_, p| parameters += p.numel());
         self.watch.say(&format!(
             "{} training pairs, {} to validate; {} parameters; {} epochs of {steps_per_epoch} steps",
             self.tables.train.len(),
             self.tables.val.len(),
-            crate::pipeline::parameters(&mut self.pipeline.network).iter().map(|(_, t)| t.numel()).sum::<usize>(),
+            parameters,
             t.epochs
         ));
         while state.epoch < t.epochs {
@@ -423,18 +419,22 @@ impl<'a> Run<'a> {
 
     fn gradients(&mut self, numbers: &[usize], views: Vec<Tensor>) -> Result<step::Step> {
         let rows: Vec<&Row> = numbers.iter().map(|&i| &self.tables.train[i]).collect();
-        let one = match &self.pipeline.network {
+        let one = match &mut self.pipeline.network {
             Network::Dual(model) => {
-                let pairs = pairs(&self.pipeline, &self.tables, &rows, numbers, views)?;
+                let tokenizer = self.pipeline.tokenizer.as_ref().expect("a dual encoder has a tokenizer");
+                let pairs = pairs(tokenizer, &self.tables, &rows, numbers, views)?;
                 step::step(model, &pairs, &self.config.tier, self.config.train.micro_batch)
             }
             Network::Classifier(model) => {
                 let [targets, known] = self.tables.targets(&rows).expect("a supervised run has labels");
-                let loss = apply(BceWithLogits, &[&model.forward(&views[0]), &targets, &known]);
+                let (logits, noted) = model.forward_train(&views[0]);
+                noted.apply(model);
+                let loss = apply(BceWithLogits, &[&logits, &targets, &known]);
                 let value = loss.item();
                 let parts = Parts { total: value, clip: value, ..Parts::default() };
                 step::Step { parts, grads: loss.backward() }
             }
+            Network::Image(_) | Network::Text(_) => return Err(Error::new("an encoder alone is not trained")),
         };
         if self.config.train.check_finite && !one.parts.total.is_finite() {
             let images: Vec<&str> = rows.iter().map(|row| row.image.as_str()).take(8).collect();
@@ -459,14 +459,7 @@ impl<'a> Run<'a> {
             model.clamp_logit_scale()?;
         }
         if let Some(average) = &mut self.average {
-            // Short at first, so that the drawn start is forgotten.
-            let steps = self.optimiser.steps as f64;
-            let decay = self.config.train.ema.min((1.0 + steps) / (10.0 + steps)) as f32;
-            self.pipeline.network.visit("", &mut |name, p| {
-                if let Some(a) = average.get_mut(name).and_then(Tensor::as_mut_slice::<f32>) {
-                    a.iter_mut().zip(p.as_slice::<f32>()).for_each(|(a, &p)| *a += (1.0 - decay) * (p - *a));
-                }
-            });
+            average.follow(&mut self.pipeline.network, self.config.train.ema, self.optimiser.steps);
         }
         Ok(norm)
     }
@@ -474,7 +467,7 @@ impl<'a> Run<'a> {
     fn logit_scale(&self) -> f64 {
         match &self.pipeline.network {
             Network::Dual(model) => model.logit_scale.item().exp(),
-            Network::Classifier(_) => 1.0,
+            _ => 1.0,
         }
     }
 
@@ -483,7 +476,7 @@ impl<'a> Run<'a> {
         let mut own = Vec::new();
         let average = self.average.as_ref();
         self.pipeline.network.visit("", &mut |name, p| {
-            let saved = average.and_then(|a| a.get(name).cloned()).unwrap_or_else(|| p.detach());
+            let saved = average.and_then(|a| a.0.get(name).cloned()).unwrap_or_else(|| p.detach());
             own.push(std::mem::replace(p, saved));
         });
         let result = f(&self.pipeline, &self.tables, &self.config);
@@ -502,7 +495,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let path = self.folder.checkpoints().join(kept.file());
-        let tensors = crate::pipeline::parameters_with(&mut self.pipeline.network, self.average.as_ref());
+        let tensors = crate::pipeline::tensors_with(&mut self.pipeline.network, self.average.as_ref().map(|a| &a.0));
         safetensors::save(&path, tensors.iter().map(|(name, t)| (name.clone(), t)), &BTreeMap::new())?;
         state.kept.insert(place, kept);
         state.kept.truncate(self.config.train.keep.max(1));
@@ -569,13 +562,12 @@ impl<'a> Run<'a> {
 
 /// Texts and pictures of some rows, ready for the model.
 pub(super) fn pairs(
-    pipeline: &Pipeline,
+    tokenizer: &Tokenizer,
     tables: &Tables,
     rows: &[&Row],
     numbers: &[usize],
     views: Vec<Tensor>,
 ) -> Result<step::Pairs> {
-    let (_, tokenizer) = pipeline.dual()?;
     let tokens = tokenizer.encode(&rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>())?;
     Ok(step::Pairs { views, ids: tokens.ids, mask: tokens.mask, groups: tables.groups(rows, numbers) })
 }

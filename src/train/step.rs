@@ -3,6 +3,7 @@
 use crate::loss::{self, TierOptions};
 use crate::models::DualEncoder;
 use crate::models::dual_encoder::Embeddings;
+use crate::nn::Noted;
 use crate::tape::{Grads, backward_with};
 use crate::tensor::Tensor;
 
@@ -76,14 +77,17 @@ impl Pairs {
         }
     }
 
-    fn encode(&self, model: &DualEncoder) -> (Vec<Embeddings>, Embeddings) {
-        (self.views.iter().map(|v| model.encode_image(v)).collect(), model.encode_text(&self.ids, &self.mask))
+    /// Embeddings with batch norms by the statistics of these pairs' own views, one by one, and those statistics.
+    fn encode(&self, model: &DualEncoder) -> (Vec<Embeddings>, Embeddings, Vec<Noted>) {
+        let (views, noted) = self.views.iter().map(|v| model.encode_image_train(v)).unzip();
+        (views, model.encode_text(&self.ids, &self.mask), noted)
     }
 }
 
-/// The objective's values alone.
+/// The objective's values alone, with batch norms by their running statistics.
 pub fn value(model: &DualEncoder, pairs: &Pairs, options: &TierOptions) -> Parts {
-    let (views, texts) = pairs.encode(model);
+    let views: Vec<Embeddings> = pairs.views.iter().map(|v| model.encode_image(v)).collect();
+    let texts = model.encode_text(&pairs.ids, &pairs.mask);
     parts(&loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options))
 }
 
@@ -96,10 +100,15 @@ fn parts(loss: &loss::Loss) -> Parts {
     }
 }
 
-/// Loss and gradients of a batch, `micro_batch` pairs at a time (0: all at once).
-pub fn step(model: &DualEncoder, pairs: &Pairs, options: &TierOptions, micro_batch: usize) -> Step {
+/// Loss and gradients of a batch, `micro_batch` pairs at a time (0: all at once). Moves the running statistics of batch norms, once for each
+/// view of each part.
+///
+/// A batch norm sees one part at a time: with micro batches its statistics are theirs, and loss and gradient are those of a model that
+/// normalises so. Without batch norms they are the whole batch's whatever the parts.
+pub fn step(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro_batch: usize) -> Step {
     if micro_batch == 0 || micro_batch >= pairs.len() {
-        let (views, texts) = pairs.encode(model);
+        let (views, texts, noted) = pairs.encode(model);
+        noted.into_iter().for_each(|noted| noted.apply(model));
         let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options);
         drop((views, texts));
         return Step { parts: parts(&loss), grads: loss.total.backward() };
@@ -109,13 +118,14 @@ pub fn step(model: &DualEncoder, pairs: &Pairs, options: &TierOptions, micro_bat
 
 /// GradCache (Gao et al. 2021): embeddings of all parts first, without a graph; the contrastive loss and its gradient on those; then each
 /// part once more with a graph, into which its rows of that gradient are sent. The penalty concerns single pairs, so each part has its own.
-fn in_parts(model: &DualEncoder, pairs: &Pairs, options: &TierOptions, micro_batch: usize) -> Step {
+/// Running statistics move in the second pass alone; batch norms of both go by the part's own, so that both give the same embeddings.
+fn in_parts(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro_batch: usize) -> Step {
     let n = pairs.len();
     let chunks: Vec<(usize, usize)> =
         (0..n).step_by(micro_batch).map(|start| (start, micro_batch.min(n - start))).collect();
     let mut wholes: Vec<Vec<Tensor>> = vec![Vec::new(); pairs.views.len() + 1];
     for &(start, len) in &chunks {
-        let (views, texts) = pairs.narrow(start, len).encode(model);
+        let (views, texts, _) = pairs.narrow(start, len).encode(model);
         for (all, one) in wholes.iter_mut().zip(views.iter().chain([&texts])) {
             all.push(one.whole.detach());
         }
@@ -133,7 +143,8 @@ fn in_parts(model: &DualEncoder, pairs: &Pairs, options: &TierOptions, micro_bat
     let all_tokens = tokens(&pairs.mask).max(1.0);
     for &(start, len) in &chunks {
         let part = pairs.narrow(start, len);
-        let (views, texts) = part.encode(model);
+        let (views, texts, noted) = part.encode(model);
+        noted.into_iter().for_each(|noted| noted.apply(model));
         let patches: Vec<&Tensor> = views.iter().map(|v| &v.parts).collect();
         let [patch_entropy, token_entropy] = loss::entropies(&patches, &texts.parts, &part.mask, options);
         // The mean over tokens weighs parts by tokens, the mean over patches by pairs.
@@ -160,22 +171,23 @@ mod tests {
     use super::*;
     use crate::dtype::DType;
     use crate::gradcheck::assert_close;
-    use crate::models::DualEncoderConfig;
     use crate::models::clip_text::TextConfig;
+    use crate::models::resnet::{BlockKind, ResnetConfig};
+    use crate::models::vit::VitConfig;
+    use crate::models::{DualEncoderConfig, ImageProjectionKind};
     use crate::nn::Module;
     use crate::rng::Rng;
 
     #[test]
     fn parts_of_a_batch_give_the_gradient_of_the_whole() {
-        let mut config = DualEncoderConfig::default();
-        (config.vision.image_size, config.vision.patch_size, config.vision.width) = (8, 4, 12);
-        (config.vision.depth, config.vision.heads, config.joint) = (1, 2, 6);
-        let text = TextConfig { vocabulary: 9, max_length: 5, width: 8, depth: 1, heads: 2, quick_gelu: false };
+        let vision = VitConfig { image_size: 8, patch_size: 4, width: 12, depth: 1, heads: 2, ..VitConfig::default() };
+        let mut config = DualEncoderConfig { vision: vision.into(), joint: 6, ..DualEncoderConfig::default() };
+        let text = TextConfig { vocabulary: 9, max_length: 5, width: 8, depth: 1, heads: 2, ..TextConfig::default() };
         config.text = text.into();
         let mut model = DualEncoder::init(&config, 5, DType::F64).unwrap();
         model.visit("", &mut |_, p| *p = p.trainable());
         let mut rng = Rng::new(2, 0);
-        let mut draw = || Tensor::randn([7, config.vision.channels, 8, 8], DType::F64, &mut rng);
+        let mut draw = || Tensor::randn([7, config.vision.channels(), 8, 8], DType::F64, &mut rng);
         let pairs = Pairs {
             views: vec![draw(), draw()],
             ids: Tensor::from_slice(&(0..35).map(|i| i * 5 % 9).collect::<Vec<i64>>(), [7, 5]),
@@ -184,9 +196,9 @@ mod tests {
         };
         for swap_lambdas in [false, true] {
             let options = TierOptions { lambda_p: 0.7, lambda_t: 0.4, swap_lambdas, ..TierOptions::default() };
-            let whole = step(&model, &pairs, &options, 0);
+            let whole = step(&mut model, &pairs, &options, 0);
             for micro_batch in [1, 3, 6] {
-                let split = step(&model, &pairs, &options, micro_batch);
+                let split = step(&mut model, &pairs, &options, micro_batch);
                 for (a, b) in [
                     (whole.parts.total, split.parts.total),
                     (whole.parts.clip, split.parts.clip),
@@ -198,6 +210,67 @@ mod tests {
                 model.visit("", &mut |name, p| {
                     assert_close(name, split.grads.get(p).unwrap(), whole.grads.get(p).unwrap(), 1e-11);
                 });
+            }
+        }
+    }
+
+    #[test]
+    fn batch_norms_see_parts_and_move_once_for_each() {
+        let block = BlockKind::Basic;
+        let vision = ResnetConfig { channels: 1, block, depths: vec![1, 1], base: 3, ..ResnetConfig::default() };
+        let text = TextConfig { vocabulary: 9, max_length: 4, width: 8, depth: 1, heads: 2, ..TextConfig::default() };
+        let config = DualEncoderConfig {
+            vision: vision.into(),
+            text: text.into(),
+            joint: 6,
+            visual_projection: ImageProjectionKind::Projector,
+            ..DualEncoderConfig::default()
+        };
+        let mut rng = Rng::new(2, 0);
+        let mut draw = || Tensor::randn([5, 1, 16, 12], DType::F64, &mut rng);
+        let pairs = Pairs {
+            views: vec![draw(), draw()],
+            ids: Tensor::from_slice(&(0..20).map(|i| i * 5 % 9).collect::<Vec<i64>>(), [5, 4]),
+            mask: Tensor::full([5, 4], 1.0, DType::U8),
+            groups: Tensor::from_slice(&[0i64, 1, 2, 3, 4], [5]),
+        };
+        let options = TierOptions { lambda_p: 0.7, lambda_t: 0.4, ..TierOptions::default() };
+        let model = || {
+            let mut model = DualEncoder::init(&config, 5, DType::F64).unwrap();
+            model.visit("", &mut |_, p| *p = p.trainable());
+            model
+        };
+        for micro_batch in [0, 2] {
+            let mut ours = model();
+            let step = step(&mut ours, &pairs, &options, micro_batch);
+            // The same with one graph: parts are encoded by their own statistics, their embeddings contrasted together.
+            let mut plain = model();
+            let chunks: &[(usize, usize)] = if micro_batch == 0 { &[(0, 5)] } else { &[(0, 2), (2, 2), (4, 1)] };
+            let mut encoded = vec![Vec::new(); 2];
+            for &(start, len) in chunks {
+                for (view, all) in pairs.views.iter().zip(&mut encoded) {
+                    let (embeddings, noted) = plain.encode_image_train(&view.narrow(0, start, len));
+                    noted.apply(&mut plain);
+                    all.push([embeddings.whole, embeddings.parts]);
+                }
+            }
+            let joined =
+                |all: &Vec<[Tensor; 2]>, i: usize| Tensor::concat(&all.iter().map(|e| &e[i]).collect::<Vec<_>>(), 0);
+            let views: Vec<Embeddings> =
+                encoded.iter().map(|all| Embeddings { whole: joined(all, 0), parts: joined(all, 1) }).collect();
+            let texts = plain.encode_text(&pairs.ids, &pairs.mask);
+            let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &plain.logit_scale, &options);
+            assert!((step.parts.total - loss.total.item()).abs() < 1e-12);
+            let grads = loss.total.backward();
+            let tensors = |model: &mut DualEncoder, grads: &Grads| {
+                let mut all = Vec::new();
+                model.visit("", &mut |name, p| all.push((name.to_owned(), grads.get(p).unwrap().clone())));
+                model.visit_buffers("", &mut |name, t| all.push((name.to_owned(), t.clone())));
+                all
+            };
+            let pairs_of = tensors(&mut ours, &step.grads).into_iter().zip(tensors(&mut plain, &grads));
+            for ((name, ours), (_, plain)) in pairs_of {
+                assert_close(&name, &ours, &plain, 1e-9);
             }
         }
     }

@@ -110,12 +110,13 @@ impl Validator {
 
     /// The objective's mean over rows that have a text, in batches as large as in training.
     fn loss(&self, pipeline: &Pipeline, tables: &Tables, config: &Config) -> Result<Option<Parts>> {
-        let Network::Dual(model) = &pipeline.network else { return Ok(None) };
+        let Network::Dual(_) = &pipeline.network else { return Ok(None) };
+        let (model, tokenizer) = pipeline.dual()?;
         let (mut sum, mut count) = (Parts::default(), 0);
         for batch in self.loaders[0].epoch(0, 0) {
             let batch = batch?;
             let rows: Vec<&Row> = batch.rows.iter().map(|&i| &self.written[i]).collect();
-            let pairs = pairs(pipeline, tables, &rows, &batch.rows, batch.views)?;
+            let pairs = pairs(tokenizer, tables, &rows, &batch.rows, batch.views)?;
             sum = sum.plus(&step::value(model, &pairs, &config.tier).times(rows.len() as f64));
             count += rows.len();
         }

@@ -1,0 +1,89 @@
+//! The families of checkpoints, one file each: how a family is recognised, its names, and what its config says.
+
+mod bert;
+mod hf_clip;
+mod hf_vit;
+mod open_clip;
+mod own;
+mod resnet;
+mod tier;
+mod timm;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::keys::Keys;
+use super::sizes::Shapes;
+use crate::error::Result;
+use crate::models::NetworkConfig;
+
+/// One family of checkpoints.
+pub struct Layout {
+    /// In words.
+    pub name: &'static str,
+    /// How its pictures are usually prepared.
+    pub pixels: Pixels,
+    pub(super) fits: fn(&Evidence) -> bool,
+    pub(super) names: fn() -> String,
+    pub(super) config: fn(&Shapes, &Evidence) -> Result<NetworkConfig>,
+}
+
+/// Where a family says how its pictures are prepared, and what is usual where nothing does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pixels {
+    /// preprocessor_config.json, which must be there.
+    Own,
+    /// preprocessor_config.json; usually as CLIP.
+    Clip,
+    /// open_clip_config.json; usually as CLIP.
+    OpenClip,
+    /// As the TIER paper's training.
+    Tier,
+    /// As BioViL's, values 0 to 1.
+    Biovil,
+    /// preprocessor_config.json; usually 224 x 224 whatever the shape, and values -1 to 1.
+    HfVit,
+    /// As torchvision's classifiers: timm's config.json, else 256 bilinear, 224 and ImageNet's statistics.
+    Imagenet,
+    /// It knows no pictures.
+    Nothing,
+}
+
+/// What a layout is recognised by and configured from.
+pub struct Evidence {
+    /// Names of the tensors.
+    pub names: BTreeSet<String>,
+    /// config.json beside them.
+    pub config: Keys,
+    /// open_clip_config.json beside them.
+    pub open_clip: Keys,
+}
+
+impl Evidence {
+    /// Tensors of these names, with the configs of a folder, if they have one.
+    pub(super) fn new(names: BTreeSet<String>, folder: Option<&Path>) -> Result<Self> {
+        let open = |name: &str| folder.map_or_else(|| Ok(Keys::default()), |folder| Keys::open(&folder.join(name)));
+        Ok(Self { names, config: open("config.json")?, open_clip: open("open_clip_config.json")? })
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+}
+
+/// Every layout; the first that fits counts.
+pub(super) const LAYOUTS: [&Layout; 12] = [
+    &own::LAYOUT,
+    &hf_clip::BOTH,
+    &tier::TIER,
+    &tier::BIOVIL,
+    &open_clip::OPENAI,
+    &open_clip::OPEN_CLIP,
+    &bert::LAYOUT,
+    &hf_clip::VISION,
+    &hf_clip::TEXT,
+    &hf_vit::LAYOUT,
+    &timm::LAYOUT,
+    &resnet::LAYOUT,
+];

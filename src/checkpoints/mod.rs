@@ -1,0 +1,334 @@
+//! Checkpoints of other programs: recognised by their tensors' names, read as the models here, and written back.
+//!
+//! A family of checkpoints is one file in `layouts`: how it is recognised, its name table (see [`names`]), and what its config says.
+//! Sizes come from the tensors; configs say what tensors do not show, and must agree with them.
+
+mod keys;
+pub mod layouts;
+pub mod names;
+mod sizes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::dtype::DType;
+use crate::error::{At, Error, Result};
+use crate::formats::Weights;
+use crate::models::single::{ImageOutput, TextOutput};
+use crate::models::{DualEncoderConfig, GlobalText, ImageModelConfig, Network, NetworkConfig, TextModelConfig};
+use crate::nn::Source;
+use crate::op::Meta;
+use crate::tensor::Tensor;
+
+pub use keys::Keys;
+use layouts::{Evidence, LAYOUTS, Layout};
+use names::{Names, Read, Table};
+use sizes::Shapes;
+
+/// An opened checkpoint: what it is, and its tensors as the parameters of a model here, none of them read yet.
+pub struct Checkpoint {
+    /// The file or folder that was named.
+    pub path: PathBuf,
+    /// Which family it belongs to.
+    pub layout: &'static Layout,
+    /// What model it is.
+    pub config: NetworkConfig,
+    /// What was passed over or assumed, one line each.
+    pub notes: Vec<String>,
+    /// The configs beside the weights.
+    pub evidence: Evidence,
+    /// The files of weights, with what their tensors are.
+    parts: Vec<Part>,
+}
+
+/// A file of weights, and what its tensors are.
+struct Part {
+    path: PathBuf,
+    weights: Weights,
+    /// Before every name, and left off.
+    prefix: &'static str,
+    read: Read,
+}
+
+/// What training on several devices puts before every name.
+const WRAPPER: &str = "module.";
+
+/// Parameters that files may have and a model may not want, and why.
+const SPARE: [(&str, &str); 1] = [("text_model.pooler.", "the pooler, which the projection does not use")];
+
+impl Part {
+    /// Forgets every parameter whose name begins otherwise.
+    fn keep(&mut self, starts: &[&str]) {
+        let kept = |name: &str| starts.iter().any(|start| name.starts_with(start));
+        self.read.metas.retain(|name, _| kept(name));
+        self.read.names.0.retain(|entry| kept(&entry.canonical));
+        self.read.aliases.retain(|entry| kept(&entry.canonical));
+    }
+
+    fn foreign(&self, name: &str) -> Option<&Tensor> {
+        self.weights.get(&format!("{}{name}", self.prefix))
+    }
+}
+
+impl Checkpoint {
+    /// Opens a folder (config.json and weights) or a file of weights (.safetensors, .pt, .bin). With `map` tensors are views of the mapped
+    /// file. Reads names and configs only.
+    ///
+    /// # Errors
+    /// If no layout fits, config and tensors contradict each other, or tensors are missing, have other dims or are not part of the model:
+    /// the message lists them.
+    pub fn open(path: &Path, map: bool) -> Result<Self> {
+        Self::of(path, Self::weights_of(path, map)?)
+    }
+
+    /// The weights of a folder or file, whatever they are.
+    ///
+    /// # Errors
+    /// If there are none, or the file is damaged.
+    pub fn weights_of(path: &Path, map: bool) -> Result<Weights> {
+        if path.is_dir() { Weights::open_folder(path, map) } else { Weights::open(path, map) }
+    }
+
+    /// What [`Checkpoint::open`] makes of the weights that lie at `path`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of(path: &Path, weights: Weights) -> Result<Self> {
+        let file = weights.path().to_path_buf();
+        Self::recognised(path, weights).at(file)
+    }
+
+    /// How many numbers the model has.
+    pub fn parameter_count(&self) -> usize {
+        self.parts.iter().flat_map(|part| part.read.metas.values()).map(|meta| meta.dims.numel()).sum()
+    }
+
+    fn recognised(path: &Path, weights: Weights) -> Result<Self> {
+        let all = || weights.metas();
+        let wrapped = all().next().is_some() && all().all(|(name, _)| name.starts_with(WRAPPER));
+        let prefix = if wrapped { WRAPPER } else { "" };
+        let metas: Vec<(&str, Meta)> = all().map(|(name, meta)| (&name[prefix.len()..], meta)).collect();
+        let names: BTreeSet<String> = metas.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let evidence = Evidence::new(names, configs_of(path, weights.path()).as_deref())?;
+        let Some(layout) = LAYOUTS.into_iter().find(|layout| (layout.fits)(&evidence)) else {
+            let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
+            let first: Vec<&str> = metas.iter().take(3).map(|(name, _)| *name).collect();
+            return Err(Error::new(format!(
+                "tensors of no known model ({}, ...); known are {}",
+                first.join(", "),
+                known.join(", ")
+            )));
+        };
+        let table = Table::new(&(layout.names)());
+        let mut read = table.read(metas)?;
+        let config = (layout.config)(&Shapes { read: &read, table: &table }, &evidence)?;
+        let mut notes = weights.notes().to_vec();
+        if wrapped {
+            notes.push(format!("{WRAPPER} left off every name"));
+        }
+        let expected = expected(&config)?;
+        for (start, why) in SPARE {
+            if !expected.keys().any(|name| name.starts_with(start)) {
+                let spare: Vec<String> = read.metas.keys().filter(|name| name.starts_with(start)).cloned().collect();
+                for name in spare {
+                    read.ignored.push((names::own_name(&name, &read, &table), why.to_owned()));
+                    read.metas.remove(&name);
+                    read.names.0.retain(|entry| entry.canonical != name);
+                }
+            }
+        }
+        names::check(&expected, &read, &table)?;
+        let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, why) in &read.ignored {
+            by_reason.entry(why).or_default().push(name);
+        }
+        notes.extend(by_reason.iter().map(|(why, names)| format!("not used: {} ({why})", names::listed(names))));
+        if !read.aliases.is_empty() {
+            let aliases: Vec<&str> = read.aliases.iter().map(|entry| entry.foreign.as_str()).collect();
+            notes.push(format!("second names of tensors: {}", names::listed(&aliases)));
+        }
+        let parts = vec![Part { path: path.to_path_buf(), weights, prefix, read }];
+        Ok(Self { path: path.to_path_buf(), layout, config, notes, evidence, parts })
+    }
+
+    /// Joins the image side of one checkpoint and the text side of another, with a fresh logit scale of ln(1 / 0.07).
+    ///
+    /// # Errors
+    /// If a side is missing or has no projection, their joint spaces differ, or either cannot be opened.
+    pub fn join(image: &Path, text: &Path, map: bool) -> Result<Self> {
+        let (mut images, mut texts) = (Self::open(image, map)?, Self::open(text, map)?);
+        let side = |of: &Self, path: &Path, found: bool, what: &str| match found {
+            true => Ok(()),
+            false => {
+                Err(Error::new(format!("{}: no {what} with a projection into a joint space", of.layout.name)).at(path))
+            }
+        };
+        let (mut config, mut joints) = (DualEncoderConfig::default(), [0, 0]);
+        match &images.config {
+            NetworkConfig::TiergradDualEncoder(c) => {
+                (config.vision, config.global_image) = (c.vision.clone(), c.global_image);
+                (config.visual_projection, joints[0]) = (c.visual_projection, c.joint);
+            }
+            NetworkConfig::TiergradImageModel(ImageModelConfig {
+                vision,
+                global_image,
+                output: ImageOutput::Joint { joint, projection },
+            }) => {
+                (config.vision, config.global_image) = (vision.clone(), *global_image);
+                (config.visual_projection, joints[0]) = (*projection, *joint);
+            }
+            _ => side(&images, image, false, "image side")?,
+        }
+        match &texts.config {
+            NetworkConfig::TiergradDualEncoder(c) => {
+                (config.text, config.global_text) = (c.text.clone(), c.global_text);
+                (config.text_projection, joints[1]) = (c.text_projection, c.joint);
+            }
+            NetworkConfig::TiergradTextModel(TextModelConfig {
+                text: tower,
+                output: TextOutput::Joint { joint, projection },
+            }) => {
+                (config.text, config.global_text) = (tower.clone(), Some(GlobalText::Token));
+                (config.text_projection, joints[1]) = (*projection, *joint);
+            }
+            _ => side(&texts, text, false, "text side")?,
+        }
+        if joints[0] != joints[1] {
+            return Err(Error::new(format!(
+                "a joint space of {}, but that of the images has {}",
+                joints[1], joints[0]
+            ))
+            .at(text));
+        }
+        config.joint = joints[0];
+        for (of, starts) in
+            [(&mut images, ["vision_model.", "visual_projection."]), (&mut texts, ["text_model.", "text_projection."])]
+        {
+            for part in &mut of.parts {
+                part.keep(&starts);
+            }
+        }
+        let mut notes = images.notes;
+        notes.extend(texts.notes);
+        notes.push("logit_scale is ln(1 / 0.07): the parts have none in common".to_owned());
+        Ok(Self {
+            path: image.to_path_buf(),
+            layout: images.layout,
+            config: NetworkConfig::TiergradDualEncoder(config),
+            notes,
+            evidence: images.evidence,
+            parts: images.parts.into_iter().chain(texts.parts).collect(),
+        })
+    }
+
+    /// The folder where the files that say how pictures are prepared may lie; none beside a lone file.
+    pub fn image_folder(&self) -> Option<PathBuf> {
+        let first = self.parts.first()?;
+        configs_of(&first.path, first.weights.path())
+    }
+
+    /// The folder where a tokenizer may lie.
+    pub fn text_folder(&self) -> Option<PathBuf> {
+        let last = self.parts.last()?;
+        Some(last.weights.path().parent()?.to_path_buf())
+    }
+
+    /// Longest text that the config has, where it says.
+    pub fn context_length(&self) -> Option<usize> {
+        self.evidence.open_clip.part("model_cfg").part("text_cfg").count("context_length").ok()?
+    }
+
+    /// The files of weights.
+    pub fn weights(&self) -> impl Iterator<Item = &Weights> {
+        self.parts.iter().map(|part| &part.weights)
+    }
+
+    /// What the checkpoint calls each parameter, for naming gradients and for writing it back: see [`Names::foreign`].
+    pub fn names(&self) -> Names {
+        Names(self.parts.iter().flat_map(|part| part.read.names.0.iter().cloned()).collect())
+    }
+
+    /// The parameters, by canonical name, as views of the checkpoint's tensors in their own types.
+    ///
+    /// # Errors
+    /// If two names of one parameter have different values.
+    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut out = BTreeMap::new();
+        for part in &self.parts {
+            let of = |entry: &names::Entry| part.foreign(&entry.foreign).and_then(|tensor| entry.view.of(tensor));
+            for entry in &part.read.names.0 {
+                out.extend(of(entry).map(|tensor| (entry.canonical.clone(), tensor)));
+            }
+            for alias in &part.read.aliases {
+                if let (Some(kept), Some(second)) = (out.get(&alias.canonical), of(alias)) {
+                    if !equal(kept, &second) {
+                        let first = part.read.names.foreign_name(&alias.canonical).unwrap_or_default();
+                        return Err(Error::new(format!(
+                            "{first} and {} should be the same, but differ",
+                            alias.foreign
+                        ))
+                        .at(part.weights.path()));
+                    }
+                }
+            }
+        }
+        if self.parts.len() > 1 {
+            out.insert("logit_scale".to_owned(), Tensor::scalar((1.0f64 / 0.07).ln() as f32));
+        }
+        Ok(out)
+    }
+
+    /// The model. Matrices and embeddings stay views of the file in their own type, f32 or half; all else is f32.
+    ///
+    /// # Errors
+    /// If a tensor is not of a floating type, or see [`Checkpoint::tensors`].
+    pub fn network(&self) -> Result<Network> {
+        let mut tensors = self.tensors()?;
+        for (name, tensor) in &mut tensors {
+            match tensor.dtype() {
+                DType::F32 => {}
+                DType::F16 | DType::BF16 if keeps_half(name, tensor) => {}
+                DType::F16 | DType::BF16 | DType::F64 => *tensor = tensor.to_dtype(DType::F32),
+                other => return Err(Error::new(format!("{name} is {other}, not a floating type")).at(&self.path)),
+            }
+        }
+        Network::new(&Source::tensors(&tensors).params(), &self.config).at(&self.path)
+    }
+}
+
+/// Where the configs of a file lie: beside it, if its name is one that folders have, so that a file among others is not taken for theirs.
+fn configs_of(path: &Path, file: &Path) -> Option<PathBuf> {
+    const IN_FOLDERS: [&str; 3] = ["model.", "pytorch_model.", "open_clip_"];
+    let folder = file.parent().unwrap_or(Path::new("")).to_path_buf();
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    (path.is_dir() || IN_FOLDERS.iter().any(|start| name.starts_with(start))).then_some(folder)
+}
+
+/// What a model asks for.
+fn expected(config: &NetworkConfig) -> Result<BTreeMap<String, crate::layout::Dims>> {
+    let source = Source::shapes();
+    Network::new(&source.params(), config)?;
+    Ok(source.asked())
+}
+
+/// Whether a parameter is used by matrix products and look-ups alone, which read half types as they are.
+fn keeps_half(name: &str, tensor: &Tensor) -> bool {
+    tensor.rank() == 2
+        && name.ends_with(".weight")
+        && !name.contains("position_embedding")
+        && !name.contains("token_type_embeddings")
+}
+
+/// Whether two tensors have the same bits.
+fn equal(a: &Tensor, b: &Tensor) -> bool {
+    let bytes = |t: &Tensor| {
+        let t = t.packed();
+        let size = t.dtype().size();
+        t.buffer().bytes()[t.layout().offset() * size..][..t.numel() * size].to_vec()
+    };
+    let same_view = a.buffer().same(b.buffer()) && a.layout() == b.layout();
+    a.meta() == b.meta() && (same_view || bytes(a) == bytes(b))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,274 @@
+//! Named tensors of a file, whatever its format: listed at once, their bytes mapped or copied when first asked for.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use super::{safetensors, torch};
+use crate::buffer::{Buffer, MappedFile};
+use crate::dtype::DType;
+use crate::error::{At, Error, Result};
+use crate::layout::{Dims, Layout, MAX_RANK};
+use crate::op::Meta;
+use crate::tensor::Tensor;
+
+/// Most tensors a file may have: ten times what the largest model here has.
+pub(super) const MAX_TENSORS: usize = 16_384;
+/// Longest name of a tensor, in bytes.
+pub(super) const MAX_NAME: usize = 1024;
+
+/// Names to tensors, and the file they came from.
+pub struct Weights {
+    path: PathBuf,
+    format: &'static str,
+    tensors: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+    notes: Vec<String>,
+}
+
+/// A tensor that is made when first asked for.
+struct Entry {
+    layout: Layout,
+    dtype: DType,
+    storage: Arc<Storage>,
+    tensor: OnceLock<Tensor>,
+}
+
+/// Bytes that one tensor or several share.
+pub(super) struct Storage {
+    source: Source,
+    buffer: OnceLock<Buffer>,
+}
+
+enum Source {
+    /// A part of the file that lies inside it, wanted as elements of `alignment` bytes.
+    File { file: Arc<MappedFile>, start: usize, len: usize, map: bool, alignment: usize },
+    /// Bytes that had to be unpacked.
+    Memory(Buffer),
+}
+
+impl Storage {
+    /// Bytes `start..start + len` of a file. With `map` they are seen in place where their alignment allows, else copied when
+    /// first asked for.
+    ///
+    /// # Errors
+    /// If they are not inside the file.
+    pub fn in_file(file: &Arc<MappedFile>, start: usize, len: usize, alignment: usize, map: bool) -> Result<Arc<Self>> {
+        if start.checked_add(len).is_none_or(|end| end > file.bytes().len()) {
+            let size = file.bytes().len();
+            return Err(Error::new(format!(
+                "cut short: bytes {start} to {start} + {len} are wanted of a file of {size}; fetch it again"
+            )));
+        }
+        let source = Source::File { file: file.clone(), start, len, map, alignment };
+        Ok(Arc::new(Self { source, buffer: OnceLock::new() }))
+    }
+
+    /// Bytes in memory.
+    pub fn in_memory(bytes: &[u8]) -> Arc<Self> {
+        Arc::new(Self { source: Source::Memory(Buffer::copied(bytes)), buffer: OnceLock::new() })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        match &self.source {
+            Source::File { len, .. } => *len,
+            Source::Memory(buffer) => buffer.bytes().len(),
+        }
+    }
+
+    fn buffer(&self) -> Buffer {
+        let make = || match &self.source {
+            Source::File { file, start, len, map, alignment } => map
+                .then(|| Buffer::mapped(file, *start, *len, *alignment).ok())
+                .flatten()
+                .unwrap_or_else(|| Buffer::copied(&file.bytes()[*start..*start + *len])),
+            Source::Memory(buffer) => buffer.clone(),
+        };
+        self.buffer.get_or_init(make).clone()
+    }
+}
+
+impl Weights {
+    /// Opens a safetensors file or one of torch.save (zip or the format before 1.6; state dicts, checkpoints around them,
+    /// TorchScript archives), recognised by its first bytes. No tensor's bytes are read. With `map` tensors are views of the mapped
+    /// file (a misaligned one is copied when first asked for), else copies, made when first asked for.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is damaged, is of another format, or holds what tensors need but this program does not
+    /// read: element types, more than 6 dimensions, callables outside the allow-list of `formats::torch`.
+    pub fn open(path: impl AsRef<Path>, map: bool) -> Result<Self> {
+        let path = path.as_ref();
+        let file = MappedFile::open(path)?;
+        let bytes = file.bytes();
+        let mut weights = match Format::of(bytes).at(path)? {
+            Format::Safetensors => safetensors::parse(&file, map),
+            Format::TorchZip => torch::parse_zip(&file, map),
+            Format::TorchLegacy => torch::parse_legacy(&file, map),
+        }
+        .at(path)?;
+        weights.path = path.to_path_buf();
+        Ok(weights)
+    }
+
+    /// Nothing yet, of a file whose path is filled in later.
+    pub(super) fn empty(format: &'static str) -> Self {
+        Self { path: PathBuf::new(), format, tensors: BTreeMap::new(), metadata: BTreeMap::new(), notes: Vec::new() }
+    }
+
+    /// Adds a view of a storage.
+    ///
+    /// # Errors
+    /// If the view reaches beyond the storage, the name is unreasonable or there are too many.
+    pub(super) fn insert(&mut self, name: String, layout: Layout, dtype: DType, storage: &Arc<Storage>) -> Result<()> {
+        if name.len() > MAX_NAME || self.tensors.len() >= MAX_TENSORS {
+            let (shown, cut) = (name.chars().take(40).collect::<String>(), MAX_NAME);
+            return Err(Error::new(format!(
+                "at {shown:?}: more than {MAX_TENSORS} tensors or a name of more than {cut} bytes; this is no model's file"
+            )));
+        }
+        if layout.end().checked_mul(dtype.size()).is_none_or(|end| end > storage.len()) {
+            return Err(Error::new(format!(
+                "tensor {name} ({dtype} {layout:?}) reaches beyond its {} bytes",
+                storage.len()
+            )));
+        }
+        self.tensors.insert(name, Entry { layout, dtype, storage: storage.clone(), tensor: OnceLock::new() });
+        Ok(())
+    }
+
+    /// Takes one tensor out of other weights; false if they have none of that name.
+    pub(super) fn take(&mut self, name: &str, other: &mut Self) -> bool {
+        let Some((name, entry)) = other.tensors.remove_entry(name) else { return false };
+        self.tensors.insert(name, entry);
+        true
+    }
+
+    pub(super) fn set_path(&mut self, path: &Path) {
+        self.path = path.to_path_buf();
+    }
+
+    pub(super) fn describe(&mut self, key: String, value: String) {
+        self.metadata.insert(key, value);
+    }
+
+    pub(super) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// The tensor of that name. Views of one torch storage share their bytes.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name).map(Entry::tensor)
+    }
+
+    /// Every name and tensor, in order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.tensor()))
+    }
+
+    /// Every name with the dims and type of its tensor, in order of names; touches no tensor's bytes.
+    pub fn metas(&self) -> impl Iterator<Item = (&str, Meta)> {
+        self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.meta()))
+    }
+
+    /// Dims and type of the tensor of that name; touches no tensor's bytes.
+    pub fn meta(&self, name: &str) -> Option<Meta> {
+        self.tensors.get(name).map(Entry::meta)
+    }
+
+    /// What the file says of itself; for torch files the plain numbers and texts that lie beside the tensors.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// What was skipped, stripped or chosen on the way, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What kind of file it is, in words.
+    pub fn format(&self) -> &'static str {
+        self.format
+    }
+
+    /// The file; of a model in several files their index.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Entry {
+    fn tensor(&self) -> &Tensor {
+        self.tensor.get_or_init(|| Tensor::from_buffer(self.storage.buffer(), self.layout, self.dtype))
+    }
+
+    fn meta(&self) -> Meta {
+        Meta { dims: *self.layout.dims(), dtype: self.dtype }
+    }
+}
+
+enum Format {
+    Safetensors,
+    TorchZip,
+    TorchLegacy,
+}
+
+impl Format {
+    /// Recognises a file by its bytes.
+    fn of(bytes: &[u8]) -> Result<Self> {
+        const OTHERS: [(&[u8], &str); 9] = [
+            (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
+            (b"<", "a web page, so the download went wrong; fetch the file again"),
+            (b"\x1f\x8b", "gzip-compressed; unpack it first"),
+            (b"\x89HDF", "HDF5 (Keras, TensorFlow); convert it to safetensors"),
+            (b"GGUF", "GGUF; convert it to safetensors"),
+            (b"\x93NUMPY", "a NumPy array; convert it to safetensors"),
+            (b"\x89PNG", "a picture, not weights"),
+            (b"\xff\xd8\xff", "a picture, not weights"),
+            (b"PK\x05\x06", "an empty zip archive; fetch or write it again"),
+        ];
+        // First, because the length that it begins with can look like any other format's first bytes.
+        let header = bytes.split_first_chunk::<8>().filter(|(_, rest)| rest.starts_with(b"{"));
+        if header.is_some_and(|(length, rest)| u64::from_le_bytes(*length) <= rest.len() as u64) {
+            return Ok(Self::Safetensors);
+        }
+        if let Some((_, what)) = OTHERS.iter().find(|(start, _)| bytes.starts_with(start)) {
+            return Err(Error::new(*what));
+        }
+        if bytes.starts_with(b"PK\x03\x04") {
+            return Ok(Self::TorchZip);
+        }
+        if bytes.first() == Some(&0x80) && bytes.get(1).is_some_and(|&protocol| (2..=5).contains(&protocol)) {
+            return Ok(Self::TorchLegacy);
+        }
+        if bytes.get(257..262) == Some(b"ustar") {
+            return Err(Error::new(
+                "torch.save's tar format of before 2017; load and save it again with a current torch",
+            ));
+        }
+        match bytes.split_first_chunk::<8>() {
+            Some((_, rest)) if rest.starts_with(b"{") => Ok(Self::Safetensors),
+            _ => Err(Error::new("neither safetensors nor a file of torch.save, or cut short; fetch or write it again")),
+        }
+    }
+}
+
+/// Dims from sizes that a file declares.
+///
+/// # Errors
+/// If there are more than 6, or more elements than memory has addresses.
+pub(super) fn dims(sizes: &[u64]) -> Result<Dims> {
+    if sizes.len() > MAX_RANK {
+        return Err(Error::new(format!("has {} dimensions, more than {MAX_RANK}", sizes.len())));
+    }
+    let mut out = [0; MAX_RANK];
+    let mut product = 1usize;
+    for (o, &size) in out.iter_mut().zip(sizes) {
+        let fits = usize::try_from(size).ok().and_then(|s| product.checked_mul(s.max(1)).map(|p| (s, p)));
+        let Some((size, p)) = fits.filter(|&(_, p)| p <= isize::MAX as usize / 16) else {
+            return Err(Error::new(format!("has dimensions {sizes:?}, more elements than any memory holds")));
+        };
+        (*o, product) = (size, p);
+    }
+    Ok(Dims::new(&out[..sizes.len()]))
+}

@@ -1,0 +1,204 @@
+//! A model with everything that it needs to be used: its network, tokenizer and preprocessing; a folder on disk.
+
+mod beside;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoints::Checkpoint;
+use crate::error::{At, Error, Result};
+use crate::files;
+use crate::formats::safetensors;
+use crate::image::{Preprocess, SixteenBit};
+use crate::models::DualEncoder;
+use crate::models::dual_encoder::Embeddings;
+pub use crate::models::{Network, NetworkConfig};
+use crate::nn::Module;
+use crate::tensor::Tensor;
+use crate::text::{Tokenizer, Tokens};
+
+/// A network with its tokenizer and preprocessing.
+pub struct Pipeline {
+    /// The folder it came from.
+    pub path: PathBuf,
+    /// What computes.
+    pub network: Network,
+    /// For a dual encoder.
+    pub tokenizer: Option<Tokenizer>,
+    /// How pictures become pixels.
+    pub preprocess: Preprocess,
+    /// How 16-bit grey becomes 8 bits.
+    pub sixteen_bit: SixteenBit,
+    /// Where all this was found.
+    pub origin: Origin,
+}
+
+/// Where the parts of a pipeline come from.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The layout of the checkpoint.
+    pub layout: String,
+    /// Who says how pictures are prepared.
+    pub preprocessing: String,
+    /// The tokenizer's file or folder.
+    pub tokenizer: Option<PathBuf>,
+    /// What was passed over or assumed, one line each.
+    pub notes: Vec<String>,
+}
+
+/// What is given instead of what lies beside a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// A tokenizer's file or folder.
+    pub tokenizer: Option<PathBuf>,
+    /// Longest text in tokens.
+    pub max_length: Option<usize>,
+    /// How pictures become pixels.
+    pub preprocess: Option<Preprocess>,
+}
+
+/// What is said where a text comes and there is no tokenizer.
+pub const NO_TOKENIZER: &str = "no tokenizer beside the model (tokenizer.json, vocab.json with merges.txt, vocab.txt or \
+    bpe_simple_vocab_16e6.txt.gz): give --tokenizer PATH";
+
+/// preprocessor_config.json: the pictures' way into the model.
+#[derive(Serialize, Deserialize)]
+struct Preprocessing {
+    #[serde(flatten)]
+    preprocess: Preprocess,
+    #[serde(default)]
+    sixteen_bit: SixteenBit,
+}
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::new(e.to_string()))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+impl Pipeline {
+    /// Opens a model of any layout (see [`Checkpoint::open`]) with the tokenizer and preprocessing that lie beside it.
+    /// With `map` weights are views of the mapped file.
+    ///
+    /// # Errors
+    /// Naming the file that is missing or damaged, or the tensors that do not fit.
+    pub fn open(path: &Path, map: bool) -> Result<Self> {
+        Self::load(&Checkpoint::open(path, map)?, Given::default())
+    }
+
+    /// The model of a checkpoint, with what is given instead of what lies beside it.
+    ///
+    /// # Errors
+    /// If tokenizer or preprocessing are damaged or do not fit the model. A tokenizer that is nowhere is none until a text comes.
+    pub fn load(checkpoint: &Checkpoint, given: Given) -> Result<Self> {
+        let network = checkpoint.network()?;
+        let (preprocess, sixteen_bit, preprocessing) = match given.preprocess {
+            Some(preprocess) => (preprocess, SixteenBit::default(), "as the flags say".to_owned()),
+            None => beside::preprocessing(checkpoint)?,
+        };
+        let mut notes = checkpoint.notes.clone();
+        let found = beside::tokenizer(checkpoint, given.tokenizer.as_deref(), given.max_length, &mut notes)?;
+        let (tokenizer, tokenizer_path) = found.map_or((None, None), |(tokenizer, path)| (Some(tokenizer), Some(path)));
+        let origin =
+            Origin { layout: checkpoint.layout.name.to_owned(), preprocessing, tokenizer: tokenizer_path, notes };
+        Ok(Self { path: checkpoint.path.clone(), network, tokenizer, preprocess, sixteen_bit, origin })
+    }
+
+    /// What it is, in a few lines: layout, pictures, tokenizer, and what was passed over.
+    pub fn describe(&self) -> Vec<String> {
+        let config = NetworkConfig::of(&self.network);
+        let mut lines = vec![format!("{}: {}; {}", self.path.display(), self.origin.layout, config.describe())];
+        if config.vision().is_some() {
+            lines.push(format!("pictures: {} ({})", self.preprocess.describe(), self.origin.preprocessing));
+        }
+        if config.text().is_some() {
+            lines.push(format!("texts: {}", self.tokenizer_line()));
+        }
+        lines.extend(self.origin.notes.iter().cloned());
+        lines
+    }
+
+    /// One line on the tokenizer.
+    pub fn tokenizer_line(&self) -> String {
+        match (&self.tokenizer, &self.origin.tokenizer) {
+            (Some(t), path) => {
+                let from = path.as_ref().map(|p| format!(" ({})", p.display())).unwrap_or_default();
+                format!("{} entries, at most {} tokens{from}", t.vocabulary(), t.max_length())
+            }
+            (None, _) => "no tokenizer".to_owned(),
+        }
+    }
+
+    /// Writes the folder's files, each whole or not at all, the weights last. `replaced` are weights that stand in for the network's own.
+    pub fn save(&mut self, folder: &Path, replaced: Option<&BTreeMap<String, Tensor>>) -> Result<()> {
+        std::fs::create_dir_all(folder).at(folder)?;
+        files::write_atomic(folder.join("config.json"), &to_json(&NetworkConfig::of(&self.network))?)?;
+        let preprocessing = Preprocessing { preprocess: self.preprocess.clone(), sixteen_bit: self.sixteen_bit };
+        files::write_atomic(folder.join("preprocessor_config.json"), &to_json(&preprocessing)?)?;
+        if let Some(tokenizer) = &self.tokenizer {
+            tokenizer.save(&folder.join("tokenizer.json"))?;
+        }
+        let tensors = tensors_with(&mut self.network, replaced);
+        let metadata = BTreeMap::from([("format".to_owned(), format!("tiergrad {}", env!("CARGO_PKG_VERSION")))]);
+        safetensors::save(folder.join("model.safetensors"), tensors.iter().map(|(n, t)| (n.clone(), t)), &metadata)
+    }
+
+    /// The dual encoder and its tokenizer.
+    ///
+    /// # Errors
+    /// If the model is none, or no tokenizer was found.
+    pub fn dual(&self) -> Result<(&DualEncoder, &Tokenizer)> {
+        match (&self.network, &self.tokenizer) {
+            (Network::Dual(model), Some(tokenizer)) => Ok((model, tokenizer)),
+            (Network::Dual(_), None) => Err(Error::new(NO_TOKENIZER).at(&self.path)),
+            _ => Err(Error::new("not a model of images and texts: give one, or --image-model and --text-model")
+                .at(&self.path)),
+        }
+    }
+
+    /// Embeddings of texts, a batch at a time, with the tokens they were read as.
+    pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<(Tokens, Embeddings)>> {
+        let (model, tokenizer) = self.dual()?;
+        texts
+            .chunks(TEXTS_AT_ONCE)
+            .map(|chunk| {
+                let tokens = tokenizer.encode(chunk)?;
+                let embeddings = model.encode_text(&tokens.ids, &tokens.mask);
+                Ok((tokens, embeddings))
+            })
+            .collect()
+    }
+
+    /// Embeddings of whole texts, row by row: n rows of the joint width.
+    pub fn embed_whole_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        Ok(self.embed_texts(texts)?.iter().flat_map(|(_, e)| rows(&e.whole)).collect())
+    }
+}
+
+const TEXTS_AT_ONCE: usize = 64;
+
+/// The rows of an f32 tensor [n, ..].
+pub fn rows(x: &Tensor) -> Vec<Vec<f32>> {
+    let width: usize = x.dims()[1..].iter().product();
+    x.to_vec::<f32>().chunks(width.max(1)).map(<[f32]>::to_vec).collect()
+}
+
+/// As [`tensors`], with those of `replaced` in the place of the module's own of that name.
+pub fn tensors_with(module: &mut dyn Module, replaced: Option<&BTreeMap<String, Tensor>>) -> Vec<(String, Tensor)> {
+    let mut out = tensors(module);
+    for (name, tensor) in &mut out {
+        if let Some(other) = replaced.and_then(|r| r.get(name)) {
+            *tensor = other.clone();
+        }
+    }
+    out
+}
+
+/// What a file of a module holds: names and tensors of its parameters and buffers, sharing their bytes.
+pub fn tensors(module: &mut dyn Module) -> Vec<(String, Tensor)> {
+    let mut out = Vec::new();
+    module.visit_all("", &mut |name, t| out.push((name.to_owned(), t.detach())));
+    out
+}
