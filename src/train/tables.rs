@@ -17,7 +17,7 @@ pub(super) struct Tables {
     pub prompts: Option<Prompts>,
     /// What was left out or drawn, for the person at the terminal.
     pub notes: Vec<String>,
-    /// Changes when a row's image, text, split or label does.
+    /// Changes when a row's image, text, split or label does, or a prompt.
     pub fingerprint: u64,
     /// Which texts are equal: a number per distinct training text.
     groups: BTreeMap<String, i64>,
@@ -70,16 +70,8 @@ impl Tables {
                 train.len()
             ));
         }
-        let mut print = Fingerprint::default();
-        for row in &pairs.rows {
-            print.add(&row.image);
-            print.add(&row.text);
-            print.add(&format!("{:?}", row.split));
-            if let Some(values) = labels.as_ref().and_then(|l| l.of.get(&row.image)) {
-                print.add(&format!("{values:?}"));
-            }
-        }
-        Ok(Self { train, val, labels, prompts, notes, fingerprint: print.0, groups, targets: config.train.targets })
+        let fingerprint = fingerprint(&pairs.rows, labels.as_ref(), prompts.as_ref());
+        Ok(Self { train, val, labels, prompts, notes, fingerprint, groups, targets: config.train.targets })
     }
 
     /// Which rows of a batch count as each other's texts: i64 `[n]`.
@@ -124,6 +116,20 @@ impl Tables {
     }
 }
 
+fn fingerprint(rows: &[Row], labels: Option<&Labels>, prompts: Option<&Prompts>) -> u64 {
+    let mut print = Fingerprint::default();
+    for row in rows {
+        print.add(&row.image);
+        print.add(&row.text);
+        print.add(&format!("{:?}", row.split));
+        if let Some(values) = labels.and_then(|l| l.of.get(&row.image)) {
+            print.add(&format!("{values:?}"));
+        }
+    }
+    print.add(&format!("{:?}", (labels.map(|l| &l.names), prompts)));
+    print.0
+}
+
 /// FNV-1a over strings with their ends.
 struct Fingerprint(u64);
 
@@ -138,5 +144,53 @@ impl Fingerprint {
         for byte in text.bytes().chain([0xff]) {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Prompt;
+
+    #[test]
+    fn every_table_is_in_the_fingerprint() {
+        let row = |image: &str, text: &str, split| Row {
+            image: image.to_owned(),
+            path: image.into(),
+            text: text.to_owned(),
+            split,
+            patient: None,
+            more: BTreeMap::new(),
+        };
+        let rows = [row("a", "x", Split::Train), row("b", "y", Split::Val)];
+        let labels = |name: &str, value| Labels {
+            names: vec![name.to_owned()],
+            of: BTreeMap::from([("a".to_owned(), vec![value])]),
+        };
+        let prompts = |label: &str, positive: &[&str], negative: &[&str]| {
+            let texts = |texts: &[&str]| texts.iter().map(|&t| t.to_owned()).collect();
+            Prompts(vec![Prompt { label: label.to_owned(), positive: texts(positive), negative: texts(negative) }])
+        };
+        let (known, asked) = (labels("l", Some(true)), prompts("l", &["p", "q"], &["n"]));
+        let of = |rows: &[Row], labels: &Labels, prompts: &Prompts| fingerprint(rows, Some(labels), Some(prompts));
+        let mut all = vec![of(&rows, &known, &asked), fingerprint(&rows, None, Some(&asked))];
+        all.extend([fingerprint(&rows, Some(&known), None), fingerprint(&rows, None, None)]);
+        let others = [("c", "x", Split::Train), ("a", "z", Split::Train), ("a", "x", Split::Test)];
+        all.extend(others.map(|(image, text, split)| of(&[row(image, text, split), rows[1].clone()], &known, &asked)));
+        all.extend(
+            [labels("m", Some(true)), labels("l", Some(false)), labels("l", None)].map(|l| of(&rows, &l, &asked)),
+        );
+        for (label, positive, negative) in [
+            ("m", &["p", "q"][..], &["n"][..]),
+            ("l", &["p"], &["q", "n"]),
+            ("l", &["q", "p"], &["n"]),
+            ("l", &["p", "q"], &[]),
+            ("l", &["p\", \"q"], &["n"]),
+        ] {
+            all.push(of(&rows, &known, &prompts(label, positive, negative)));
+        }
+        let distinct: std::collections::BTreeSet<u64> = all.iter().copied().collect();
+        assert_eq!(distinct.len(), all.len());
+        assert_eq!(of(&rows, &known, &asked), all[0]);
     }
 }
