@@ -88,7 +88,7 @@ fn model() -> &'static Path {
     let (_, path) = MODEL.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run");
-        run(&train(&out, &[]));
+        run(&train(&out, &["--boxes", text(&phantoms().join("boxes.json"))]));
         let model = out.join("model");
         (folder, model)
     });
@@ -137,6 +137,9 @@ fn a_run_has_its_files_and_its_model_can_be_used() {
     let last = records.last().unwrap();
     assert!(last["val_auc"].is_number() && last["val_loss"].is_number(), "{last}");
     assert!(last["loss"].as_f64().unwrap() < records[0]["loss"].as_f64().unwrap());
+
+    let report = std::fs::read_to_string(run_folder.join("report.html")).unwrap();
+    assert!(report.contains("validation rows it was chosen by") && report.contains("Heat maps"));
 
     let line = done(&["classify", "--model", model, "--prompts", text(&prompts), text(&image), "--json", "-q"]);
     let scored: serde_json::Value = serde_json::from_str(line.trim()).unwrap();

@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Continue the run of --out; everything else comes from its config.toml.
-    #[arg(long, conflicts_with_all = ["config", "pairs", "labels", "labels_from", "prompts", "init", "init_image", "init_text", "set", "objective"])]
+    #[arg(long, conflicts_with_all = ["config", "pairs", "labels", "labels_from", "prompts", "boxes", "init", "init_image", "init_text", "set", "objective"])]
     resume: bool,
     /// Table of labels: what a supervised run learns, or what zero-shot validation is judged by.
     #[arg(long)]
@@ -32,6 +32,9 @@ pub struct Args {
     /// Prompts for zero-shot validation.
     #[arg(long)]
     prompts: Option<PathBuf>,
+    /// Boxes of findings (COCO): at the end, heat maps of validation rows are judged by them.
+    #[arg(long)]
+    boxes: Option<PathBuf>,
     /// Model whose weights, sizes and tokenizer the run starts from.
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
@@ -84,6 +87,7 @@ fn configure(args: &Args) -> Result<Config> {
     for (value, flag) in [
         (&mut data.labels, &args.labels),
         (&mut data.prompts, &args.prompts),
+        (&mut data.boxes, &args.boxes),
         (&mut data.init, &args.init),
         (&mut data.init_image, &args.init_image),
         (&mut data.init_text, &args.init_text),

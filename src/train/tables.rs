@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Config, Objective, Targets};
-use crate::data::{Labels, Pairs, Prompts, Row, Split};
+use crate::data::{Boxes, Labels, Pairs, Prompts, Row, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::tensor::Tensor;
@@ -15,9 +15,10 @@ pub(super) struct Tables {
     pub val: Vec<Row>,
     pub labels: Option<Labels>,
     pub prompts: Option<Prompts>,
+    pub boxes: Option<Boxes>,
     /// What was left out or drawn, for the person at the terminal.
     pub notes: Vec<String>,
-    /// Changes when a row's image, text, split or label does, or a prompt.
+    /// Changes when a row's image, text, split or label does, or a prompt or box.
     pub fingerprint: u64,
     /// Which texts are equal: a number per distinct training text.
     groups: BTreeMap<String, i64>,
@@ -33,6 +34,7 @@ impl Tables {
             (None, None) => None,
         };
         let prompts = config.data.prompts.as_deref().map(Prompts::open).transpose()?;
+        let boxes = config.data.boxes.as_deref().map(Boxes::open).transpose()?;
         let mut notes = pairs.notes.clone();
         let usable = |row: &&Row| match config.objective {
             Objective::Clip => !row.text.trim().is_empty(),
@@ -70,8 +72,8 @@ impl Tables {
                 train.len()
             ));
         }
-        let fingerprint = fingerprint(&pairs.rows, labels.as_ref(), prompts.as_ref());
-        Ok(Self { train, val, labels, prompts, notes, fingerprint, groups, targets: config.train.targets })
+        let fingerprint = fingerprint(&pairs.rows, labels.as_ref(), prompts.as_ref(), boxes.as_ref());
+        Ok(Self { train, val, labels, prompts, boxes, notes, fingerprint, groups, targets: config.train.targets })
     }
 
     /// Which rows of a batch count as each other's texts: i64 `[n]`.
@@ -116,7 +118,7 @@ impl Tables {
     }
 }
 
-fn fingerprint(rows: &[Row], labels: Option<&Labels>, prompts: Option<&Prompts>) -> u64 {
+fn fingerprint(rows: &[Row], labels: Option<&Labels>, prompts: Option<&Prompts>, boxes: Option<&Boxes>) -> u64 {
     let mut print = Fingerprint::default();
     for row in rows {
         print.add(&row.image);
@@ -126,7 +128,7 @@ fn fingerprint(rows: &[Row], labels: Option<&Labels>, prompts: Option<&Prompts>)
             print.add(&format!("{values:?}"));
         }
     }
-    print.add(&format!("{:?}", (labels.map(|l| &l.names), prompts)));
+    print.add(&format!("{:?}", (labels.map(|l| &l.names), prompts, boxes)));
     print.0
 }
 
@@ -150,7 +152,7 @@ impl Fingerprint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Prompt;
+    use crate::data::{Annotation, Prompt};
 
     #[test]
     fn every_table_is_in_the_fingerprint() {
@@ -172,9 +174,10 @@ mod tests {
             Prompts(vec![Prompt { label: label.to_owned(), positive: texts(positive), negative: texts(negative) }])
         };
         let (known, asked) = (labels("l", Some(true)), prompts("l", &["p", "q"], &["n"]));
-        let of = |rows: &[Row], labels: &Labels, prompts: &Prompts| fingerprint(rows, Some(labels), Some(prompts));
-        let mut all = vec![of(&rows, &known, &asked), fingerprint(&rows, None, Some(&asked))];
-        all.extend([fingerprint(&rows, Some(&known), None), fingerprint(&rows, None, None)]);
+        let of =
+            |rows: &[Row], labels: &Labels, prompts: &Prompts| fingerprint(rows, Some(labels), Some(prompts), None);
+        let mut all = vec![of(&rows, &known, &asked), fingerprint(&rows, None, Some(&asked), None)];
+        all.extend([fingerprint(&rows, Some(&known), None, None), fingerprint(&rows, None, None, None)]);
         let others = [("c", "x", Split::Train), ("a", "z", Split::Train), ("a", "x", Split::Test)];
         all.extend(others.map(|(image, text, split)| of(&[row(image, text, split), rows[1].clone()], &known, &asked)));
         all.extend(
@@ -188,6 +191,10 @@ mod tests {
             ("l", &["p\", \"q"], &["n"]),
         ] {
             all.push(of(&rows, &known, &prompts(label, positive, negative)));
+        }
+        for bbox in [[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 5.0]] {
+            let boxes = Boxes { of: BTreeMap::from([("a".to_owned(), vec![Annotation { label: "l".into(), bbox }])]) };
+            all.push(fingerprint(&rows, Some(&known), Some(&asked), Some(&boxes)));
         }
         let distinct: std::collections::BTreeSet<u64> = all.iter().copied().collect();
         assert_eq!(distinct.len(), all.len());
