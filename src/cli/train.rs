@@ -26,8 +26,8 @@ pub struct Args {
     /// Table of labels: what a supervised run learns, or what zero-shot validation is judged by.
     #[arg(long)]
     labels: Option<PathBuf>,
-    /// A column of the pairs that serves as labels.
-    #[arg(long, value_name = "COLUMN", conflicts_with = "labels")]
+    /// A column of the pairs that serves as labels, one per value; with --labels, a table of these values' labels.
+    #[arg(long, value_name = "COLUMN")]
     labels_from: Option<String>,
     /// Prompts for zero-shot validation.
     #[arg(long)]
@@ -85,7 +85,6 @@ fn configure(args: &Args) -> Result<Config> {
         return Err(Error::usage("which pairs? Give --pairs TABLE.csv (or data.pairs in the configuration)"));
     }
     for (value, flag) in [
-        (&mut data.labels, &args.labels),
         (&mut data.prompts, &args.prompts),
         (&mut data.boxes, &args.boxes),
         (&mut data.init, &args.init),
@@ -96,8 +95,8 @@ fn configure(args: &Args) -> Result<Config> {
             value.clone_from(flag);
         }
     }
-    if args.labels_from.is_some() {
-        (data.labels, data.labels_from) = (None, args.labels_from.clone());
+    if args.labels.is_some() || args.labels_from.is_some() {
+        (data.labels, data.labels_from) = (args.labels.clone(), args.labels_from.clone());
     }
     if let Some(objective) = args.objective {
         config.objective = objective;

@@ -58,7 +58,7 @@ pub struct DataConfig {
     /// labels.csv: validation by zero-shot AUC, or what a supervised run learns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<PathBuf>,
-    /// A column of pairs.csv that serves as labels.
+    /// A column of pairs.csv that serves as labels, one per value; with `labels`, that is a table of these values' labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels_from: Option<String>,
     /// prompts.csv

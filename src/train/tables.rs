@@ -28,11 +28,7 @@ pub(super) struct Tables {
 impl Tables {
     pub fn open(config: &Config) -> Result<Self> {
         let pairs = Pairs::open(&config.data.pairs, config.seed)?;
-        let labels = match (&config.data.labels, &config.data.labels_from) {
-            (Some(path), _) => Some(Labels::open(path)?),
-            (None, Some(column)) => Some(Labels::from_column(&pairs, column)?),
-            (None, None) => None,
-        };
+        let labels = Labels::choose(&pairs, config.data.labels.as_deref(), config.data.labels_from.as_deref())?;
         let prompts = config.data.prompts.as_deref().map(Prompts::open).transpose()?;
         let boxes = config.data.boxes.as_deref().map(Boxes::open).transpose()?;
         let mut notes = pairs.notes.clone();
