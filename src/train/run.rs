@@ -337,6 +337,7 @@ impl<'a> Run<'a> {
             sixteen_bit: config.image.sixteen_bit,
             workers,
             cache_mib: config.image.cache_mib,
+            doubts: false,
         };
         let loader = Loader::new(self.tables.train.iter().map(|row| row.path.clone()).collect(), options)?;
         let validator = Validator::new(&self.pipeline, &self.tables, &config, workers)?;
