@@ -2,11 +2,13 @@
 
 mod augment;
 mod decode;
+#[cfg(feature = "dicom")]
+mod dicom;
 mod preprocess;
 mod resize;
 
 pub use augment::Augment;
-pub use decode::{MAX_ASPECT, MAX_PIXELS, SixteenBit, decode, open, size};
+pub use decode::{MAX_ASPECT, MAX_PIXELS, SixteenBit, decode, open, open_with_notes, size};
 pub use preprocess::{Preprocess, Preset};
 pub use resize::{Filter, resize};
 
