@@ -64,7 +64,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         };
         progress.suspend(|| {
             for (i, &row) in batch.rows.iter().enumerate() {
-                print(&scored, i, &args.images[row].display().to_string(), global.json);
+                let image = args.images[row].display().to_string();
+                batch.notes[i].iter().for_each(|note| global.say(format_args!("{image}: {note}")));
+                print(&scored, i, &image, &batch.notes[i], global.json);
             }
         });
         progress.inc(batch.rows.len() as u64);
@@ -73,12 +75,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     Ok(())
 }
 
-fn print(scored: &Scored, row: usize, image: &str, json: bool) {
+fn print(scored: &Scored, row: usize, image: &str, warnings: &[String], json: bool) {
     let of = |columns: &[Vec<f64>]| -> serde_json::Map<String, serde_json::Value> {
         scored.labels.iter().cloned().zip(columns.iter().map(|c| c[row].into())).collect()
     };
     if json {
-        let line = serde_json::json!({ "image": image, "scores": of(&scored.z), "probabilities": of(&scored.probabilities), "warnings": [] });
+        let line = serde_json::json!({ "image": image, "scores": of(&scored.z), "probabilities": of(&scored.probabilities), "warnings": warnings });
         println!("{line}");
     } else {
         let scores: Vec<String> = scored.z.iter().map(|c| format!("{:.4}", c[row])).collect();

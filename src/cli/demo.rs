@@ -124,7 +124,7 @@ fn phantoms(args: &Args, global: &Global) -> Result<PathBuf> {
     if !folder.join("boxes.json").exists() {
         global.say(format!("drawing {} phantoms", args.count));
         let bar = global.progress(args.count as u64, "phantoms");
-        phantom::write(&folder, args.count, DRAWN, 256, |n| bar.set_position(n))?;
+        phantom::write(&folder, args.count, DRAWN, 256, phantom::Format::Png, |n| bar.set_position(n))?;
         bar.finish_and_clear();
     }
     Ok(folder)

@@ -62,6 +62,8 @@ pub struct Batch {
     pub rows: Vec<usize>,
     /// Per view, f32 `[n, channels, crop, crop]`, normalised.
     pub views: Vec<Tensor>,
+    /// Per image, what a user should know of how its file was read, one line each; nothing of one that was kept from an earlier epoch.
+    pub notes: Vec<Vec<String>>,
 }
 
 /// Makes batches of a list of image files. Order and pixels depend on the options' seed, the epoch and the image alone.
@@ -168,13 +170,14 @@ impl Loader {
 }
 
 impl Shared {
-    /// What augmentation starts from, or what evaluation sees; from the cache where it is there.
-    fn with_picture<T>(&self, image: usize, then: impl FnOnce(&Picture) -> T) -> Result<T> {
+    /// What augmentation starts from, or what evaluation sees; from the cache where it is there. Also gives the notes on its file.
+    fn with_picture(&self, image: usize, then: impl FnOnce(&Picture)) -> Result<Vec<String>> {
         let slot = &self.cache[self.slots[image]];
         if let Some(picture) = slot.get() {
-            return Ok(then(picture));
+            then(picture);
+            return Ok(Vec::new());
         }
-        let source = image::open(&self.paths[image], self.options.sixteen_bit)?;
+        let (source, notes) = image::open_with_notes(&self.paths[image], self.options.sixteen_bit)?;
         let preprocess = &self.options.preprocess;
         let source = if preprocess.channels == 1 { source.grey().into_owned() } else { source };
         let picture = match self.options.augment {
@@ -185,22 +188,24 @@ impl Shared {
         let bytes = picture.pixels.len();
         if self.cached_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > limit {
             self.cached_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Ok(then(&picture));
+            then(&picture);
+            return Ok(notes);
         }
-        if let Err(twice) = slot.set(picture) {
+        then(&picture);
+        if slot.set(picture).is_err() {
             // Another worker was faster with the same file.
             self.cached_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Ok(then(&twice));
         }
-        slot.get().map(then).ok_or_else(|| Error::new("a kept picture is gone"))
+        Ok(notes)
     }
 
     fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch> {
         let LoaderOptions { preprocess, views, augment, seed, .. } = &self.options;
         let size = preprocess.numel();
         let mut planes: Vec<Vec<f32>> = (0..*views).map(|_| Vec::with_capacity(rows.len() * size)).collect();
+        let mut notes = Vec::with_capacity(rows.len());
         for &row in rows {
-            self.with_picture(row, |picture| {
+            notes.push(self.with_picture(row, |picture| {
                 for (view, values) in planes.iter_mut().enumerate() {
                     values.extend(match augment {
                         Some(augment) => {
@@ -209,10 +214,11 @@ impl Shared {
                         None => preprocess.normalise(picture),
                     });
                 }
-            })?;
+            })?);
         }
         let dims = [rows.len(), preprocess.channels, preprocess.crop, preprocess.crop];
-        Ok(Batch { rows: rows.to_vec(), views: planes.iter().map(|values| Tensor::from_slice(values, dims)).collect() })
+        let views = planes.iter().map(|values| Tensor::from_slice(values, dims)).collect();
+        Ok(Batch { rows: rows.to_vec(), views, notes })
     }
 }
 

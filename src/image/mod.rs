@@ -9,6 +9,8 @@ mod resize;
 
 pub use augment::Augment;
 pub use decode::{MAX_ASPECT, MAX_PIXELS, SixteenBit, decode, open, open_with_notes, size};
+#[cfg(feature = "dicom")]
+pub use dicom::write_dicom;
 pub use preprocess::{Preprocess, Preset};
 pub use resize::{Filter, resize};
 

@@ -9,6 +9,7 @@ mod display;
 mod rle;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use dicom_core::Tag;
 use dicom_dictionary_std::tags;
@@ -19,6 +20,7 @@ use super::decode::{check_size, damaged};
 use crate::error::{Error, Result};
 
 pub(super) use self::dataset::recognise;
+pub use self::write::write_dicom;
 
 /// How the samples of the one frame are laid out (PS3.3 section C.7.6.3).
 #[derive(Clone, Debug)]
