@@ -2,10 +2,10 @@
 
 use dicom_encoding::transfer_syntax::TransferSyntaxIndex;
 use dicom_transfer_syntax_registry::TransferSyntaxRegistry;
-use jpeg_decoder::{ColorTransform, PixelFormat};
+use jpeg_decoder::{ColorTransform, PixelFormat, UnsupportedFeature};
 
 use super::dataset::Pixels;
-use super::{Frame, Photometric, damaged, refused, rle};
+use super::{Frame, Photometric, damaged, extended, refused, rle};
 use crate::error::{Error, Result};
 use crate::image::decode::jpeg_is_whole;
 
@@ -37,7 +37,7 @@ pub(super) fn decode(syntax: &str, pixels: Pixels, big_endian: bool, frame: &Fra
 }
 
 /// What to do about a compression that is not read here.
-const REWRITE: &str =
+pub(super) const REWRITE: &str =
     "write it without compression first, for example with dcmtk's `dcmdjpeg` or gdcm's `gdcmconv --raw`";
 
 /// A transfer syntax by name and UID.
@@ -114,7 +114,7 @@ fn run_lengths(data: &[u8], frame: &Frame) -> Result<Vec<u8>> {
     Ok(store((0..frame.len()).map(sample), frame.stored, frame))
 }
 
-/// JPEG of 8 bits (processes 1 and 2) and lossless JPEG (process 14).
+/// JPEG of 8 bits (processes 1 and 2) or 12 (process 4, grey), and lossless JPEG (process 14).
 fn jpeg(data: &[u8], frame: &Frame) -> Result<Vec<u8>> {
     let refuse = |e: jpeg_decoder::Error| match e {
         jpeg_decoder::Error::Unsupported(feature) => {
@@ -123,7 +123,13 @@ fn jpeg(data: &[u8], frame: &Frame) -> Result<Vec<u8>> {
         other => damaged(other),
     };
     let mut decoder = jpeg_decoder::Decoder::new(data);
-    decoder.read_info().map_err(refuse)?;
+    match decoder.read_info() {
+        Err(jpeg_decoder::Error::Unsupported(UnsupportedFeature::SamplePrecision(12))) if frame.samples == 1 => {
+            let levels = extended::decode(data, (frame.columns, frame.rows))?;
+            return Ok(store(levels.iter().map(|&x| u32::from(x)), frame.stored.min(12), frame));
+        }
+        other => other.map_err(refuse)?,
+    }
     let info = decoder.info().ok_or_else(|| damaged("no JPEG frame"))?;
     let (channels, wide) = match info.pixel_format {
         PixelFormat::L8 => (1, 1),
@@ -178,11 +184,17 @@ fn jpeg_2000(data: &[u8], frame: &Frame) -> Result<Vec<u8>> {
     // The image and tile size marker (T.800 section A.5.1) says of each component how wide it is and whether it is signed,
     // which the decoder does not tell.
     let start = data.windows(4).position(|four| four == [0xFF, 0x4F, 0xFF, 0x51]);
-    let size = start.and_then(|at| data.get(at + 4..)).ok_or_else(|| damaged("no JPEG 2000 codestream"))?;
+    let data = start.and_then(|at| data.get(at..)).ok_or_else(|| damaged("no JPEG 2000 codestream"))?;
+    let size = &data[4..];
     let number = |at: usize| size.get(at..at + 4).and_then(|b| b.first_chunk()).map_or(0, |&b| u32::from_be_bytes(b));
     let (columns, rows) = (number(4).saturating_sub(number(12)), number(8).saturating_sub(number(16)));
     let components = usize::from(size.get(36..38).map_or(0, |b| u16::from_be_bytes([b[0], b[1]])));
     check(frame, (columns as usize, rows as usize, components))?;
+    // The decoder holds something for every tile, which is a lot for tiles of a few pixels.
+    let tiles = u64::from(number(4).div_ceil(number(20).max(1))) * u64::from(number(8).div_ceil(number(24).max(1)));
+    if tiles > 16 + (frame.rows * frame.columns / 1024) as u64 {
+        return Err(damaged(format!("{tiles} tiles in {columns} x {rows} pixels")));
+    }
     let depths: Vec<u8> = size.iter().skip(38).step_by(3).take(components).copied().collect();
     let settings = hayro_jpeg2000::DecodeSettings { resolve_palette_indices: false, ..Default::default() };
     let image = hayro_jpeg2000::Image::new(data, &settings).map_err(damaged)?;

@@ -6,6 +6,7 @@
 mod codec;
 mod dataset;
 mod display;
+mod extended;
 mod rle;
 #[cfg(test)]
 mod tests;

@@ -431,10 +431,9 @@ fn the_shared_files_are_decoded_to_their_hashes_or_refused_by_name() {
         ("gdcm-US-ALOKA-16.dcm", "PALETTE"),
         ("gdcm-US-ALOKA-16_big.dcm", "PALETTE"),
         ("examples_palette.dcm", "PALETTE"),
-        ("JPGExtended.dcm", "1.2.840.10008.1.2.4.51"),
     ] {
         let at = refused.iter().position(|(name, why)| name == file && why.contains(named));
         refused.remove(at.unwrap_or_else(|| panic!("{file} is not refused as {named}")));
     }
-    assert_eq!((exact, near, refused.len()), (30, 6, 0), "{refused:?}");
+    assert_eq!((exact, near, refused.len()), (30, 7, 0), "{refused:?}");
 }
