@@ -1,6 +1,6 @@
 //! Files to pictures: PNG (8 and 16 bit), JPEG and DICOM, told apart by their content.
 
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -63,6 +63,7 @@ pub fn size(path: impl AsRef<Path>) -> Result<(usize, usize)> {
     let path = path.as_ref();
     #[cfg(feature = "dicom")]
     {
+        use std::io::Read;
         let mut start = Vec::new();
         std::fs::File::open(path).and_then(|file| file.take(256).read_to_end(&mut start)).at(path)?;
         if super::dicom::recognise(&start) {

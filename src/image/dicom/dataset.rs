@@ -12,10 +12,11 @@ use dicom_parser::stateful::decode::StatefulDecode;
 use dicom_transfer_syntax_registry::{TransferSyntaxRegistry, entries};
 
 use super::damaged;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::image::decode::check_size;
 
-/// Most bytes that a deflated data set may inflate to: the pixels allowed, at 16 bits, and room for the rest.
-const MAX_INFLATED: u64 = 2 * crate::image::MAX_PIXELS + (16 << 20);
+/// Bytes of a deflated data set within which the size of its pixels is declared, and which it may inflate to beside them.
+const HEAD: u64 = 4 << 20;
 /// Most bytes of one element other than the pixels (a table of 65536 16-bit entries is the largest in use).
 const MAX_VALUE: u32 = 1 << 18;
 /// The preamble and the letters that follow it (PS3.10 section 7.1).
@@ -124,13 +125,19 @@ impl DataSet {
             overlays: false,
         };
         if set.syntax == entries::DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN.uid() {
-            let mut inflated = Vec::new();
-            let mut reader = flate2::read::DeflateDecoder::new(body).take(MAX_INFLATED + 1);
-            reader.read_to_end(&mut inflated).map_err(|e| damaged(format!("its deflated part: {e}")))?;
-            if inflated.len() as u64 > MAX_INFLATED {
-                return Err(Error::new(format!("inflates to more than {MAX_INFLATED} bytes; scale the picture down")));
+            // What it may inflate to is known once it has said how large its pixels are.
+            let head = inflate(body, HEAD)?;
+            let parsed = set.parse(&head, true);
+            if header || (head.len() as u64) < HEAD {
+                parsed?;
             }
-            set.parse(&inflated, header)?;
+            if !header {
+                let word = |tag: Tag| set.word(tag).map_or(1, u32::from);
+                let (columns, rows) = (word(tags::COLUMNS), word(tags::ROWS));
+                check_size(columns, rows)?;
+                let bytes = u64::from(word(tags::SAMPLES_PER_PIXEL).min(3) * word(tags::BITS_ALLOCATED).min(32) / 8);
+                set.parse(&inflate(body, HEAD + u64::from(columns) * u64::from(rows) * bytes)?, false)?;
+            }
         } else {
             set.parse(body, header)?;
         }
@@ -248,6 +255,14 @@ impl DataSet {
 /// Text of an element without the padding at its ends.
 fn trimmed(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned()
+}
+
+/// The beginning of what deflated bytes stand for.
+fn inflate(bytes: &[u8], most: u64) -> Result<Vec<u8>> {
+    let mut inflated = Vec::new();
+    let mut reader = flate2::read::DeflateDecoder::new(bytes).take(most);
+    reader.read_to_end(&mut inflated).map_err(|e| damaged(format!("its deflated part: {e}")))?;
+    Ok(inflated)
 }
 
 type Reader<'a> = LazyDataSetReader<dicom_parser::stateful::decode::DynStatefulDecoder<Cursor<&'a [u8]>>>;
