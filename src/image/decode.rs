@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn other_files_and_damaged_pictures_are_errors() {
         let error = |bytes: &[u8]| decode(bytes, SixteenBit::HighByte).unwrap_err().to_string();
-        assert!(error(b"GIF89a....").contains("neither PNG nor JPEG"));
+        assert!(error(b"GIF89a....").contains("neither PNG, JPEG nor DICOM"));
         assert!(error(b"").contains("empty"));
         let noise: Vec<u8> = (0..900u32).map(|i| (i * i % 251) as u8).collect();
         let whole = png(&noise, 30, 30, ExtendedColorType::L8);
