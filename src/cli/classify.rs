@@ -81,9 +81,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         progress.suspend(|| {
             let mut rows = batch.rows.iter().enumerate();
             rows.try_for_each(|(i, &row)| {
-                let (image, doubts) = (args.images[row].display().to_string(), loader.doubts(row));
-                doubts.iter().for_each(|line| global.say(format_args!("{image}: {line}")));
-                print(&scored, i, &image, &[doubts, &cut].concat(), global)
+                let (image, notes) = (args.images[row].display().to_string(), &batch.notes[i]);
+                notes.iter().for_each(|line| global.say(format_args!("{image}: {line}")));
+                print(&scored, i, &image, &[&notes[..], &cut].concat(), global)
             })
         })?;
         progress.inc(batch.rows.len() as u64);

@@ -126,7 +126,7 @@ fn phantoms(args: &Args, global: &Global) -> Result<PathBuf> {
     if !folder.join("boxes.json").exists() {
         global.say(format!("drawing {} phantoms", args.count));
         let bar = global.progress(args.count as u64, "phantoms");
-        phantom::write(&folder, args.count, DRAWN, SIZE, |n| bar.set_position(n))?;
+        phantom::write(&folder, args.count, DRAWN, SIZE, phantom::Format::Png, |n| bar.set_position(n))?;
         bar.finish_and_clear();
     }
     Ok(folder)

@@ -21,11 +21,15 @@ pub struct Args {
     /// Pixels per side.
     #[arg(long, value_name = "PIXELS", default_value_t = 256)]
     pub size: usize,
+    /// DICOM files instead of PNG.
+    #[arg(long)]
+    pub dicom: bool,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let bar = global.progress(args.count as u64, "drawing");
-    phantom::write(&args.out, args.count, args.seed, args.size, |done| bar.set_position(done))?;
+    let format = if args.dicom { phantom::Format::Dicom } else { phantom::Format::Png };
+    phantom::write(&args.out, args.count, args.seed, args.size, format, |done| bar.set_position(done))?;
     bar.finish_and_clear();
     if global.json {
         let (out, count, seed, size) = (args.out.display().to_string(), args.count, args.seed, args.size);

@@ -12,7 +12,7 @@ use crate::tensor::Tensor;
 /// Writes the values that a model gets of an image (`pixel_values`, f32 [1, channels, height, width]).
 #[derive(clap::Args)]
 pub struct Args {
-    /// PNG or JPEG.
+    /// PNG, JPEG or DICOM.
     image: PathBuf,
     /// The safetensors file to write.
     #[arg(short, long, value_name = "FILE")]
@@ -45,7 +45,7 @@ pub struct Pixels {
     /// Standard deviation per channel, of values 0 to 1.
     #[arg(long, value_delimiter = ',', value_name = "A,B,C")]
     pub std: Option<Vec<f64>>,
-    /// How 16-bit levels become 8-bit ones.
+    /// How 16-bit levels become 8-bit ones; a DICOM file says so itself.
     #[arg(long, value_enum)]
     pub sixteen_bit: Option<SixteenBit>,
 }
@@ -84,7 +84,8 @@ impl Pixels {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let preprocess = args.pixels.preprocess(None)?;
-    let picture = image::open(&args.image, args.pixels.sixteen_bit.unwrap_or_default())?;
+    let (picture, notes) = image::open_with_notes(&args.image, args.pixels.sixteen_bit.unwrap_or_default())?;
+    notes.iter().for_each(|note| global.say(format_args!("{}: {note}", args.image.display())));
     let seen = preprocess.seen(&picture);
     let values = preprocess.normalise(&seen);
     let dims = [1, preprocess.channels, preprocess.crop, preprocess.crop];
@@ -95,6 +96,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         "channels": picture.channels,
         "sixteen_bit": args.pixels.sixteen_bit.unwrap_or_default(),
         "preprocess": preprocess,
+        "warnings": notes,
     });
     let metadata = BTreeMap::from([("tiergrad".to_owned(), description.to_string())]);
     let pixels = Tensor::from_slice(&values, dims);

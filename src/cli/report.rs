@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let (dual, tokenizer) = pipeline.dual()?;
     let prompts = Prompts::open(&args.prompts)?;
     let queries = queries(&pipeline, &prompts)?;
-    let (picture, pixels) = model::pixels(&pipeline, &args.image)?;
+    let (picture, pixels) = model::pixels(&pipeline, &args.image, global)?;
     let image = dual.encode_image(&pixels);
     let (whole, patches) = (image.whole.to_vec::<f32>(), image.parts.at(0, 0));
     let z = scores(&whole, &queries, Rule::Difference);

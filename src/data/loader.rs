@@ -35,7 +35,7 @@ pub struct LoaderOptions {
     pub workers: usize,
     /// Memory for decoded and resized pictures, which later epochs then need not decode again, in MiB.
     pub cache_mib: usize,
-    /// Looks at each picture as it is decoded: see [`Loader::doubts`].
+    /// Notes on a picture say too what is doubtful about it: see [`image::doubts`].
     pub doubts: bool,
 }
 
@@ -65,6 +65,8 @@ pub struct Batch {
     pub rows: Vec<usize>,
     /// Per view, f32 `[n, channels, crop, crop]`, normalised.
     pub views: Vec<Tensor>,
+    /// Per image, what a user should know of its file and how it was read, one line each; nothing of one kept from an earlier epoch.
+    pub notes: Vec<Vec<String>>,
 }
 
 /// Makes batches of a list of image files. Order and pixels depend on the options' seed, the epoch and the image alone.
@@ -80,8 +82,6 @@ struct Shared {
     slots: Vec<usize>,
     cache: Vec<OnceLock<Picture>>,
     cached_bytes: AtomicUsize,
-    /// Beside the cache: what is doubtful about a picture, once it was decoded.
-    doubts: Vec<OnceLock<Vec<String>>>,
 }
 
 /// Keeps this room's random numbers apart from others with the same seed.
@@ -123,9 +123,9 @@ impl Loader {
                 *known.entry(path).or_insert(next)
             })
             .collect();
-        let (cache, doubts) = known.iter().map(|_| (OnceLock::new(), OnceLock::new())).unzip();
+        let cache = known.iter().map(|_| OnceLock::new()).collect();
         let cached_bytes = AtomicUsize::new(0);
-        Ok(Self { shared: Arc::new(Shared { paths, options, slots, cache, cached_bytes, doubts }) })
+        Ok(Self { shared: Arc::new(Shared { paths, options, slots, cache, cached_bytes }) })
     }
 
     /// Batches in an epoch.
@@ -142,11 +142,6 @@ impl Loader {
     /// Bytes of pictures that are kept.
     pub fn cached_bytes(&self) -> usize {
         self.shared.cached_bytes.load(Ordering::Relaxed)
-    }
-
-    /// What is doubtful about an image of a batch that was made ([`image::doubts`]); nothing unless the options ask for it.
-    pub fn doubts(&self, image: usize) -> &[String] {
-        self.shared.doubts[self.shared.slots[image]].get().map_or(&[], Vec::as_slice)
     }
 
     /// The batches of epoch `epoch` from number `from_batch` on: what a run that is resumed has not seen.
@@ -179,15 +174,16 @@ impl Loader {
 }
 
 impl Shared {
-    /// What augmentation starts from, or what evaluation sees; from the cache where it is there.
-    fn with_picture<T>(&self, image: usize, then: impl FnOnce(&Picture) -> T) -> Result<T> {
+    /// What augmentation starts from, or what evaluation sees; from the cache where it is there. Also gives the notes on its file.
+    fn with_picture(&self, image: usize, then: impl FnOnce(&Picture)) -> Result<Vec<String>> {
         let slot = &self.cache[self.slots[image]];
         if let Some(picture) = slot.get() {
-            return Ok(then(picture));
+            then(picture);
+            return Ok(Vec::new());
         }
-        let source = image::open(&self.paths[image], self.options.sixteen_bit)?;
+        let (source, mut notes) = image::open_with_notes(&self.paths[image], self.options.sixteen_bit)?;
         if self.options.doubts {
-            self.doubts[self.slots[image]].get_or_init(|| image::doubts(&source));
+            notes.extend(image::doubts(&source));
         }
         let preprocess = &self.options.preprocess;
         let source = if preprocess.channels == 1 { source.grey().into_owned() } else { source };
@@ -199,22 +195,24 @@ impl Shared {
         let bytes = picture.pixels.len();
         if self.cached_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > limit {
             self.cached_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Ok(then(&picture));
+            then(&picture);
+            return Ok(notes);
         }
-        if let Err(twice) = slot.set(picture) {
+        then(&picture);
+        if slot.set(picture).is_err() {
             // Another worker was faster with the same file.
             self.cached_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Ok(then(&twice));
         }
-        slot.get().map(then).ok_or_else(|| Error::new("a kept picture is gone"))
+        Ok(notes)
     }
 
     fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch> {
         let LoaderOptions { preprocess, views, augment, seed, .. } = &self.options;
         let size = preprocess.numel();
         let mut planes: Vec<Vec<f32>> = (0..*views).map(|_| Vec::with_capacity(rows.len() * size)).collect();
+        let mut notes = Vec::with_capacity(rows.len());
         for &row in rows {
-            self.with_picture(row, |picture| {
+            notes.push(self.with_picture(row, |picture| {
                 for (view, values) in planes.iter_mut().enumerate() {
                     values.extend(match augment {
                         Some(augment) => {
@@ -223,10 +221,11 @@ impl Shared {
                         None => preprocess.normalise(picture),
                     });
                 }
-            })?;
+            })?);
         }
         let dims = [rows.len(), preprocess.channels, preprocess.crop, preprocess.crop];
-        Ok(Batch { rows: rows.to_vec(), views: planes.iter().map(|values| Tensor::from_slice(values, dims)).collect() })
+        let views = planes.iter().map(|values| Tensor::from_slice(values, dims)).collect();
+        Ok(Batch { rows: rows.to_vec(), views, notes })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Files to pictures: PNG (8 and 16 bit) and JPEG, told apart by their content.
+//! Files to pictures: PNG (8 and 16 bit), JPEG and DICOM, told apart by their content.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,7 @@ pub const MAX_PIXELS: u64 = 100_000_000;
 /// Most that one side may be longer than the other: a strip cannot be resized by its shorter side.
 pub const MAX_ASPECT: u64 = 20;
 
-/// How 16-bit levels become 8-bit ones.
+/// How 16-bit levels of PNG files become 8-bit ones; a DICOM file says itself how it is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
@@ -43,11 +43,16 @@ impl std::fmt::Display for SixteenBit {
 /// Reads a picture. Transparency and a rotation in the file's metadata are ignored, as Pillow does.
 ///
 /// # Errors
-/// If the file cannot be read, is no PNG or JPEG, is damaged or cut short, or declares more than [`MAX_PIXELS`] pixels or sides that
-/// differ by more than [`MAX_ASPECT`].
+/// If the file cannot be read, is no PNG, JPEG or DICOM, is damaged or cut short, declares more than [`MAX_PIXELS`] pixels or sides
+/// that differ by more than [`MAX_ASPECT`], or is a DICOM file of another kind than a single radiograph.
 pub fn open(path: impl AsRef<Path>, sixteen: SixteenBit) -> Result<Picture> {
+    Ok(open_with_notes(path, sixteen)?.0)
+}
+
+/// As [`open`], with what a user should know of how a DICOM file was shown (its window, inversion, overlays), one line each.
+pub fn open_with_notes(path: impl AsRef<Path>, sixteen: SixteenBit) -> Result<(Picture, Vec<String>)> {
     let path = path.as_ref();
-    decode(&std::fs::read(path).at(path)?, sixteen).at(path)
+    guarded(|| read(&std::fs::read(path)?, sixteen)).at(path)
 }
 
 /// Width and height of a picture, from its header.
@@ -56,6 +61,15 @@ pub fn open(path: impl AsRef<Path>, sixteen: SixteenBit) -> Result<Picture> {
 /// As [`open`], as far as the header tells.
 pub fn size(path: impl AsRef<Path>) -> Result<(usize, usize)> {
     let path = path.as_ref();
+    #[cfg(feature = "dicom")]
+    {
+        use std::io::Read;
+        let mut start = Vec::new();
+        std::fs::File::open(path).and_then(|file| file.take(256).read_to_end(&mut start)).at(path)?;
+        if super::dicom::recognise(&start) {
+            return guarded(|| super::dicom::size(&std::fs::read(path)?)).at(path);
+        }
+    }
     let reader = ::image::ImageReader::open(path).at(path)?.with_guessed_format().at(path)?;
     let (width, height) = reader.into_dimensions().map_err(refused).at(path)?;
     Ok((width as usize, height as usize))
@@ -63,15 +77,19 @@ pub fn size(path: impl AsRef<Path>) -> Result<(usize, usize)> {
 
 /// As [`open`], of a file's bytes.
 pub fn decode(bytes: &[u8], sixteen: SixteenBit) -> Result<Picture> {
-    // A decoder must not panic on any bytes; if one does, that is an error about this file, not the end of the process.
-    catch_unwind(AssertUnwindSafe(|| read(bytes, sixteen))).unwrap_or_else(|_| Err(damaged("its decoder gave up")))
+    Ok(guarded(|| read(bytes, sixteen))?.0)
 }
 
-fn damaged(why: impl std::fmt::Display) -> Error {
+/// A decoder must not panic on any bytes; if one does, that is an error about this file, not the end of the process.
+fn guarded<T>(decode: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(damaged("its decoder gave up")))
+}
+
+pub(super) fn damaged(why: impl std::fmt::Display) -> Error {
     Error::new(format!("damaged picture ({why}); fetch or write it again"))
 }
 
-fn read(bytes: &[u8], sixteen: SixteenBit) -> Result<Picture> {
+fn read(bytes: &[u8], sixteen: SixteenBit) -> Result<(Picture, Vec<String>)> {
     let image = match ::image::guess_format(bytes).ok() {
         Some(ImageFormat::Png) => {
             let limits = Limits::default();
@@ -85,7 +103,9 @@ fn read(bytes: &[u8], sixteen: SixteenBit) -> Result<Picture> {
             pixels(decoder)?
         }
         _ if bytes.is_empty() => return Err(Error::new("an empty file; fetch or write it again")),
-        _ => return Err(Error::new("neither PNG nor JPEG by its first bytes; convert it to one of them")),
+        #[cfg(feature = "dicom")]
+        _ if super::dicom::recognise(bytes) => return super::dicom::decode(bytes),
+        _ => return Err(Error::new("neither PNG, JPEG nor DICOM by its first bytes; convert it to one of them")),
     };
     let (width, height) = (image.width() as usize, image.height() as usize);
     let (channels, pixels) = match image {
@@ -104,24 +124,33 @@ fn read(bytes: &[u8], sixteen: SixteenBit) -> Result<Picture> {
             )));
         }
     };
-    Ok(Picture::new(width, height, channels, pixels))
+    Ok((Picture::new(width, height, channels, pixels), Vec::new()))
 }
 
 /// Decodes what the header has promised, if that is a size we accept.
 fn pixels(mut decoder: impl ImageDecoder) -> Result<DynamicImage> {
     let (width, height) = decoder.dimensions();
+    check_size(width, height)?;
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(decoder.total_bytes().saturating_mul(2) + (64 << 20));
+    decoder.set_limits(limits).map_err(refused)?;
+    DynamicImage::from_decoder(decoder).map_err(refused)
+}
+
+/// Refuses sizes that no radiograph has.
+pub(super) fn check_size(width: u32, height: u32) -> Result<()> {
     let (short, long) = (u64::from(width.min(height)), u64::from(width.max(height)));
     let size = format!("{width} x {height} pixels");
+    if short == 0 {
+        return Err(damaged(format!("it declares {size}")));
+    }
     if short * long > MAX_PIXELS {
         return Err(Error::new(format!("declares {size}, more than {MAX_PIXELS} in all; scale it down first")));
     }
     if long > short * MAX_ASPECT {
         return Err(Error::new(format!("is {size}: a strip, not a radiograph; crop it to its content first")));
     }
-    let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(decoder.total_bytes().saturating_mul(2) + (64 << 20));
-    decoder.set_limits(limits).map_err(refused)?;
-    DynamicImage::from_decoder(decoder).map_err(refused)
+    Ok(())
 }
 
 fn refused(error: ImageError) -> Error {
@@ -132,7 +161,7 @@ fn refused(error: ImageError) -> Error {
 }
 
 /// Whether the end marker is reached: the decoder fills what a cut file lacks with grey and says nothing.
-fn jpeg_is_whole(bytes: &[u8]) -> bool {
+pub(super) fn jpeg_is_whole(bytes: &[u8]) -> bool {
     let mut at = 2;
     let byte = |at: usize| bytes.get(at).copied();
     // Segments carry their length; in the coded data after a scan header only FF 00 and the restart markers D0..D7 are no marker.
@@ -290,7 +319,7 @@ mod tests {
     #[test]
     fn other_files_and_damaged_pictures_are_errors() {
         let error = |bytes: &[u8]| decode(bytes, SixteenBit::HighByte).unwrap_err().to_string();
-        assert!(error(b"GIF89a....").contains("neither PNG nor JPEG"));
+        assert!(error(b"GIF89a....").contains("neither PNG, JPEG nor DICOM"));
         assert!(error(b"").contains("empty"));
         let noise: Vec<u8> = (0..900u32).map(|i| (i * i % 251) as u8).collect();
         let whole = png(&noise, 30, 30, ExtendedColorType::L8);

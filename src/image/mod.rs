@@ -2,12 +2,16 @@
 
 mod augment;
 mod decode;
+#[cfg(feature = "dicom")]
+mod dicom;
 mod plausible;
 mod preprocess;
 mod resize;
 
 pub use augment::Augment;
-pub use decode::{MAX_ASPECT, MAX_PIXELS, SixteenBit, decode, open, size};
+pub use decode::{MAX_ASPECT, MAX_PIXELS, SixteenBit, decode, open, open_with_notes, size};
+#[cfg(feature = "dicom")]
+pub use dicom::write_dicom;
 pub use plausible::doubts;
 pub use preprocess::{Preprocess, Preset};
 pub use resize::{Filter, resize};

@@ -12,9 +12,20 @@ use super::prompts::{ALL_CLEAR, NORMAL, PROMPTS};
 use super::{Finding, Label, Phantom};
 use crate::error::{At, Error, Result};
 use crate::files::write_atomic;
+use crate::image::write_dicom;
 
 /// Sides of a film, in pixels, that can be drawn.
 pub const SIZES: std::ops::RangeInclusive<usize> = 32..=4096;
+
+/// What films are written as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// 16-bit PNG.
+    #[default]
+    Png,
+    /// DICOM, as a digital radiography system writes it.
+    Dicom,
+}
 
 /// What a table needs of a film.
 #[derive(Default)]
@@ -26,13 +37,21 @@ struct Row {
     findings: Vec<Finding>,
 }
 
-/// Draws films `0..count` of `seed` with `size` pixels per side into `folder`; `progress` hears how many are written.
+/// Draws films `0..count` of `seed` with `size` pixels per side into `folder`, as files of `format`; `progress` hears how many are
+/// written.
 ///
 /// The same arguments give the same bytes, for any number of threads. The tables are written last: where they stand, every film does.
 ///
 /// # Errors
 /// A wrong size, and what the file system reports.
-pub fn write(folder: &Path, count: usize, seed: u64, size: usize, progress: impl Fn(u64) + Sync) -> Result<()> {
+pub fn write(
+    folder: &Path,
+    count: usize,
+    seed: u64,
+    size: usize,
+    format: Format,
+    progress: impl Fn(u64) + Sync,
+) -> Result<()> {
     if !SIZES.contains(&size) {
         return Err(Error::usage(format!(
             "--size {size}: phantoms have {} to {} pixels per side",
@@ -46,7 +65,7 @@ pub fn write(folder: &Path, count: usize, seed: u64, size: usize, progress: impl
     rows.resize_with(count, || None);
     let written = AtomicU64::new(0);
     kernels_cpu::par::chunks_mut(&mut rows, 1, size * size * 1000, |index, slot| {
-        slot[0] = Some(film(folder, seed, index as u64, size));
+        slot[0] = Some(film(folder, seed, index as u64, size, format));
         progress(written.fetch_add(1, Ordering::Relaxed) + 1);
     });
     let rows = rows.into_iter().flatten().collect::<Result<Vec<Row>>>()?;
@@ -58,18 +77,37 @@ pub fn write(folder: &Path, count: usize, seed: u64, size: usize, progress: impl
 }
 
 /// Draws and writes one film.
-fn film(folder: &Path, seed: u64, index: u64, size: usize) -> Result<Row> {
+fn film(folder: &Path, seed: u64, index: u64, size: usize, format: Format) -> Result<Row> {
     let phantom = Phantom::draw(seed, index, size);
-    let image = format!("images/{index:06}.png");
+    let (extension, bytes) = match format {
+        Format::Png => ("png", png(&phantom)),
+        Format::Dicom => ("dcm", dicom(&phantom, seed, index)),
+    };
+    let image = format!("images/{index:06}.{extension}");
     let path = folder.join(&image);
+    write_atomic(&path, &bytes.at(&path)?)?;
+    let Phantom { text, split, patient, findings, .. } = phantom;
+    Ok(Row { image, text, split, patient, findings })
+}
+
+fn png(phantom: &Phantom) -> Result<Vec<u8>> {
     let mut png = Cursor::new(Vec::new());
     let bytes: Vec<u8> = phantom.pixels.iter().flat_map(|v| v.to_ne_bytes()).collect();
     PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Sub)
-        .write_image(&bytes, size as u32, size as u32, ExtendedColorType::L16)
-        .map_err(|e| Error::new(e.to_string()).at(&path))?;
-    write_atomic(&path, &png.into_inner())?;
-    let Phantom { text, split, patient, findings, .. } = phantom;
-    Ok(Row { image, text, split, patient, findings })
+        .write_image(&bytes, phantom.size as u32, phantom.size as u32, ExtendedColorType::L16)
+        .map_err(|e| Error::new(e.to_string()))?;
+    Ok(png.into_inner())
+}
+
+fn dicom(phantom: &Phantom, seed: u64, index: u64) -> Result<Vec<u8>> {
+    // Seed and index make the UIDs: the same film has the same ones wherever it is drawn.
+    let instance = u128::from(seed) << 64 | u128::from(index) << 2;
+    write_dicom(&phantom.pixels, phantom.size, phantom.size, instance, &patient(phantom.patient))
+}
+
+/// The name of a patient.
+fn patient(number: u64) -> String {
+    format!("p{number:06}")
 }
 
 type Table = Vec<Vec<String>>;
@@ -87,13 +125,7 @@ fn pairs(rows: &[Row]) -> Table {
     let head = ["image", "text", "split", "patient_id", "details"].map(String::from).to_vec();
     let body = rows.iter().map(|row| {
         let details: Vec<String> = row.findings.iter().map(Finding::describe).collect();
-        vec![
-            row.image.clone(),
-            row.text.clone(),
-            row.split.to_string(),
-            format!("p{:06}", row.patient),
-            details.join("; "),
-        ]
+        vec![row.image.clone(), row.text.clone(), row.split.to_string(), patient(row.patient), details.join("; ")]
     });
     std::iter::once(head).chain(body).collect()
 }

@@ -19,7 +19,7 @@ mod shadow;
 mod tests;
 mod words;
 
-pub use folder::{SIZES, write};
+pub use folder::{Format, SIZES, write};
 pub use plan::{Label, Severity, Side};
 pub use prompts::{ALL_CLEAR, NORMAL, PROMPTS, Prompts};
 

@@ -141,7 +141,7 @@ fn tables_agree_for_any_thread_count() {
     let folders = [1, 3].map(|threads| {
         let folder = tempfile::tempdir().unwrap();
         let pool = kernels_cpu::par::Pool::new(threads);
-        pool.install(|| write(folder.path(), 24, 11, 32, |_| {})).unwrap();
+        pool.install(|| write(folder.path(), 24, 11, 32, Format::Png, |_| {})).unwrap();
         folder
     });
     let read = |name: &str| folders.each_ref().map(|folder| fs::read(folder.path().join(name)).unwrap());
@@ -178,6 +178,20 @@ fn tables_agree_for_any_thread_count() {
 #[test]
 fn a_wrong_size_is_a_usage_error() {
     let folder = tempfile::tempdir().unwrap();
-    let error = write(folder.path(), 1, 0, 8, |_| {}).unwrap_err();
+    let error = write(folder.path(), 1, 0, 8, Format::Png, |_| {}).unwrap_err();
     assert_eq!(error.kind(), crate::error::Kind::Usage);
+}
+
+#[test]
+fn a_film_in_dicom_shows_what_was_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), 2, 3, 32, Format::Dicom, |_| {}).unwrap();
+    let pairs = std::fs::read_to_string(folder.path().join("pairs.csv")).unwrap();
+    assert!(pairs.lines().nth(1).unwrap().starts_with("images/000000.dcm,"), "{pairs}");
+    let path = folder.path().join("images/000001.dcm");
+    let (picture, notes) = crate::image::open_with_notes(path, crate::image::SixteenBit::HighByte).unwrap();
+    // The whole range of 16 bits is spread over the 8.
+    let levels =
+        Phantom::draw(3, 1, 32).pixels.iter().map(|&x| ((u32::from(x) + 128) / 257) as u8).collect::<Vec<u8>>();
+    assert_eq!((picture.pixels, notes), (levels, Vec::<String>::new()));
 }
