@@ -118,3 +118,65 @@ fn a_case_of_another_model_is_refused_in_words() {
             || error("open-clip", "tier.eval").contains("tokens")
     );
 }
+
+/// A copy of a case's file with another header.
+fn changed(name: &str, folder: &Path, change: &dyn Fn(&mut serde_json::Value)) -> PathBuf {
+    let bytes = std::fs::read(self::folder().join(format!("{name}.case.safetensors"))).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    change(&mut header);
+    let header = serde_json::to_vec(&header).unwrap();
+    let path = folder.join("changed.case.safetensors");
+    let parts = [&(header.len() as u64).to_le_bytes(), &header[..], &bytes[8 + length..]];
+    std::fs::write(&path, parts.concat()).unwrap();
+    path
+}
+
+#[test]
+fn a_malformed_case_is_refused_by_what_is_wrong_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |change: &dyn Fn(&mut serde_json::Value)| {
+        let path = changed("own", folder.path(), change);
+        let opened = Case::open(&path, true).and_then(|case| verify(&self::case("own").0, &case));
+        opened.map(|checks| failed(&checks).len()).unwrap_err().to_string()
+    };
+    let without = |key: &'static str| {
+        move |header: &mut serde_json::Value| {
+            header["__metadata__"].as_object_mut().unwrap().remove(key);
+        }
+    };
+    let with = |key: &'static str, value: &'static str| {
+        move |header: &mut serde_json::Value| header["__metadata__"][key] = value.into()
+    };
+    let renamed = |from: &'static str, to: &'static str| {
+        move |header: &mut serde_json::Value| {
+            let tensor = header.as_object_mut().unwrap().remove(from).unwrap();
+            header[to] = tensor;
+        }
+    };
+    for key in ["rtol", "lambda_t", "eps", "mask_padding", "train_mode", "adam_steps", "lr", "weight_decay"] {
+        assert!(error(&without(key)).contains(key), "{key}");
+    }
+    assert!(error(&without("format")).contains("not a parity case"));
+    for (key, value) in
+        [("lambda_p", "nan"), ("eps", "-1"), ("rtol", "small"), ("train_mode", "maybe"), ("adam_steps", "2.5")]
+    {
+        assert!(error(&with(key, value)).contains(key), "{key}");
+    }
+    assert!(error(&with("adam_steps", "7")).contains("adam.losses has 3"));
+    assert!(error(&renamed("pixel_values", "pixels")).contains("needs pixel_values"));
+    assert!(error(&renamed("input_ids", "ids")).contains("attention_mask without input_ids"));
+    let swapped = |header: &mut serde_json::Value| {
+        let tensors = header.as_object_mut().unwrap();
+        let [ids, embeds] = ["input_ids", "expect.text_embeds"].map(|name| tensors.remove(name).unwrap());
+        tensors.insert("input_ids".to_owned(), embeds);
+        tensors.insert("expect.text_embeds".to_owned(), ids);
+    };
+    assert!(error(&swapped).contains("text_embeds is i64"), "{}", error(&swapped));
+    let longer = |header: &mut serde_json::Value| header["input_ids"]["shape"] = serde_json::json!([1, 30]);
+    assert!(error(&longer).contains("input_ids"), "{}", error(&longer));
+    // A tensor of a name that this model cannot give fails by itself, the others still pass.
+    let path = changed("own", folder.path(), &renamed("expect.loss_clip", "expect.loss_klip"));
+    let checks = verify(&case("own").0, &Case::open(&path, true).unwrap()).unwrap();
+    assert_eq!(failed(&checks).iter().map(|check| check.name.as_str()).collect::<Vec<_>>(), ["loss_klip"]);
+}

@@ -90,8 +90,8 @@ impl Case {
         let objective = match metadata.0.get("lambda_p") {
             None => None,
             Some(_) => Some(TierOptions {
-                lambda_p: metadata.number("lambda_p")?,
-                lambda_t: metadata.number("lambda_t")?,
+                lambda_p: metadata.finite("lambda_p")?,
+                lambda_t: metadata.finite("lambda_t")?,
                 eps: metadata.number("eps")?,
                 mask_padding: metadata.choice("mask_padding", ["false", "true"])? == 1,
                 ..TierOptions::default()
@@ -215,12 +215,16 @@ impl Metadata<'_> {
         Ok(text.trim())
     }
 
-    fn number<T: FromStr>(&self, key: &str) -> Result<T> {
+    fn finite(&self, key: &str) -> Result<f64> {
         let text = self.text(key)?;
-        let wrong = || Error::new(format!("metadata {key}: {text:?} is not a number that it can be"));
-        let value: T = text.parse().map_err(|_| wrong())?;
-        let finite = text.parse::<f64>().is_ok_and(|x| x.is_finite() && x >= 0.0);
-        if finite { Ok(value) } else { Err(wrong()) }
+        let value = text.parse().ok().filter(|x: &f64| x.is_finite());
+        value.ok_or_else(|| Error::new(format!("metadata {key}: {text:?} is not a number")))
+    }
+
+    /// A number that is not below 0.
+    fn number<T: FromStr>(&self, key: &str) -> Result<T> {
+        let value = if self.finite(key)? >= 0.0 { self.text(key)?.parse().ok() } else { None };
+        value.ok_or_else(|| Error::new(format!("metadata {key}: {:?} is not what it can be", self.0[key])))
     }
 
     fn choice(&self, key: &str, choices: [&str; 2]) -> Result<usize> {
