@@ -499,7 +499,7 @@ mod tests {
             return eprintln!("skipped: TIER_SHARED does not name the shared folder");
         };
         let folder = Path::new(&shared).join("parity");
-        let file = crate::formats::safetensors::Weights::open(folder.join("preprocess.safetensors"), false).unwrap();
+        let file = crate::formats::Weights::open(folder.join("preprocess.safetensors"), false).unwrap();
         let json = |key: &str| serde_json::from_str::<Value>(&file.metadata()[key]).unwrap();
         let (pipelines, statistics) = (json("pipelines"), json("stats"));
         let limits = |jpeg: bool| {
