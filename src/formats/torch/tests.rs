@@ -290,7 +290,7 @@ fn cut_files_and_flipped_bits_are_no_panics() {
             let error = folder.open(&whole[..cut]).err().unwrap_or_else(|| panic!("a file cut at {cut} was read"));
             assert!(error.contains("w.pt"), "{error}");
         }
-        for byte in 0..whole.len() {
+        for byte in (0..whole.len()).step_by(3) {
             let mut flipped = whole.clone();
             flipped[byte] ^= 1 << (byte % 8);
             if let Ok(weights) = folder.open(&flipped) {
