@@ -404,7 +404,7 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     std::fs::write(&ragged, "image,text\na.png\n").unwrap();
     refused(&["train", "--out", text(&out), "--pairs", text(&ragged)], 1, &["ragged.csv"]);
     refused(&["inspect", text(&ragged)], 1, &["ragged.csv", "safetensors"]);
-    refused(&["classify", "--model", text(folder.path()), "--prompts", "p.csv", "x.png"], 1, &["config.json"]);
+    refused(&["classify", "--model", text(folder.path()), "--prompts", "p.csv", "x.png"], 1, &["model.safetensors"]);
     let garbage = folder.path().join("garbage.png");
     std::fs::write(&garbage, b"\x89PNG\r\n\x1a\nnot a picture").unwrap();
     let prompts = phantoms().join("prompts.csv");
