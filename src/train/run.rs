@@ -13,12 +13,14 @@ use super::step::{self, Parts};
 use super::tables::Tables;
 use super::validate::{Validation, Validator};
 use super::{Config, Objective};
+use crate::checkpoints;
 use crate::data::{Loader, LoaderOptions, Row};
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::files;
 use crate::formats::{Weights, safetensors};
-use crate::models::{Classifier, ClassifierConfig, DualEncoder};
+use crate::models::single::{ImageOutput, TextOutput};
+use crate::models::{Classifier, ClassifierConfig, DualEncoder, GlobalText, TextTowerConfig};
 use crate::nn::Module;
 use crate::op::apply;
 use crate::ops::loss::BceWithLogits;
@@ -187,28 +189,53 @@ fn adopt(config: &mut Config) -> Result<()> {
     ] {
         let Some(path) = path else { continue };
         let model = Pipeline::open(&path, true)?;
-        let sizes = match NetworkConfig::of(&model.network) {
-            NetworkConfig::TiergradDualEncoder(sizes) => sizes,
-            NetworkConfig::TiergradClassifier(sizes) if !text => {
-                config.model.vision = sizes.vision;
-                continue;
-            }
-            _ => {
-                return Err(Error::usage("training cannot start from this side of this model").at(path));
-            }
-        };
+        let sizes = NetworkConfig::of(&model.network);
+        let none = |side: &str| Error::usage(format!("no {side} side to start from")).at(&path);
+        let (mut joints, adopted) = ([None, None], &mut config.model);
         if image {
-            config.model.vision = sizes.vision;
+            adopted.vision = sizes.vision().ok_or_else(|| none("image"))?.clone();
             (config.image.resize, config.image.filter) = (model.preprocess.resize, model.preprocess.filter);
             (config.image.mean, config.image.std) = (model.preprocess.mean, model.preprocess.std);
             config.image.sixteen_bit = model.sixteen_bit;
         }
         if text {
-            config.model.text = sizes.text;
-            config.tokenizer.path = Some(path.join("tokenizer.json"));
+            adopted.text = sizes.text().ok_or_else(|| none("text"))?.clone();
+            if let TextTowerConfig::Bert(bert) = &mut adopted.text {
+                bert.pooler = false;
+            }
+            let own = config.tokenizer.path.take().or(model.origin.tokenizer);
+            config.tokenizer.path = Some(own.ok_or_else(|| {
+                Error::new("no tokenizer beside the model: give --set tokenizer.path=PATH").at(&path)
+            })?);
         }
-        if image && text {
-            config.model.joint = sizes.joint;
+        match sizes {
+            NetworkConfig::TiergradDualEncoder(sizes) => {
+                if image {
+                    (adopted.visual_projection, adopted.global_image) = (sizes.visual_projection, sizes.global_image);
+                }
+                if text {
+                    (adopted.text_projection, adopted.global_text) = (sizes.text_projection, sizes.global_text);
+                }
+                joints = [image.then_some(sizes.joint), text.then_some(sizes.joint)];
+            }
+            NetworkConfig::TiergradImageModel(sizes) => {
+                adopted.global_image = sizes.global_image;
+                if let ImageOutput::Joint { joint, projection } = sizes.output {
+                    (adopted.visual_projection, joints[0]) = (projection, Some(joint));
+                }
+            }
+            NetworkConfig::TiergradTextModel(sizes) => {
+                adopted.global_text = Some(GlobalText::Token);
+                if let TextOutput::Joint { joint, projection } = sizes.output {
+                    (adopted.text_projection, joints[1]) = (projection, Some(joint));
+                }
+            }
+            NetworkConfig::TiergradClassifier(_) => {}
+        }
+        // A text side that was made for another joint space gets a new projection into that of the images.
+        let kept = config.data.init_image.is_some() && text;
+        if let Some(joint) = joints[0].or(joints[1].filter(|_| !kept)) {
+            adopted.joint = joint;
         }
     }
     Ok(())
@@ -248,12 +275,12 @@ fn network(config: &Config, tables: &Tables) -> Result<Network> {
         (&config.data.init_text, &["text_model.", "text_projection."]),
     ] {
         let Some(path) = path else { continue };
-        let weights = Weights::open(path.join("model.safetensors"), true)?;
+        let tensors = checkpoints::Checkpoint::open(path, true)?.tensors()?;
         let mut wrong = None;
         network.visit_all("", &mut |name, p| {
             if prefixes.iter().any(|prefix| name.starts_with(prefix)) {
-                match weights.get(name) {
-                    Some(t) if t.meta() == p.meta() => *p = t.clone(),
+                match tensors.get(name) {
+                    Some(t) if t.dims() == p.dims() => *p = t.to_dtype(p.dtype()),
                     // A new joint width or head starts fresh.
                     _ if name.contains("projection") || name.starts_with("head.") => {}
                     _ => wrong = Some(name.to_owned()),

@@ -4,6 +4,7 @@ use super::{Evidence, Layout, Pixels, bert};
 use crate::checkpoints::sizes::Shapes;
 use crate::error::{Error, Result};
 use crate::models::image_tower::ImageProjectionKind;
+use crate::models::resnet::ResnetConfig;
 use crate::models::single::ImageOutput;
 use crate::models::{DualEncoderConfig, GlobalImage, GlobalText, ImageModelConfig, NetworkConfig};
 
@@ -51,7 +52,7 @@ pub(super) const BIOVIL: Layout = Layout {
     config: |shapes: &Shapes, _: &Evidence| -> Result<NetworkConfig> {
         let [joint, ..] = shapes.of::<4>("visual_projection.model.3.weight")?;
         Ok(NetworkConfig::TiergradImageModel(ImageModelConfig {
-            vision: shapes.resnet()?.into(),
+            vision: ResnetConfig { image_size: 480, ..shapes.resnet()? }.into(),
             global_image: Some(GlobalImage::MeanPatches),
             output: ImageOutput::Joint { joint, projection: ImageProjectionKind::Projector },
         }))
