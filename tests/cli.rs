@@ -88,7 +88,7 @@ fn model() -> &'static Path {
     let (_, path) = MODEL.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run");
-        run(&train(&out, &[]));
+        run(&train(&out, &["--boxes", text(&phantoms().join("boxes.json"))]));
         let model = out.join("model");
         (folder, model)
     });
@@ -138,11 +138,32 @@ fn a_run_has_its_files_and_its_model_can_be_used() {
     assert!(last["val_auc"].is_number() && last["val_loss"].is_number(), "{last}");
     assert!(last["loss"].as_f64().unwrap() < records[0]["loss"].as_f64().unwrap());
 
+    let report = std::fs::read_to_string(run_folder.join("report.html")).unwrap();
+    assert!(report.contains("validation rows it was chosen by") && report.contains("Heat maps"));
+
     let line = done(&["classify", "--model", model, "--prompts", text(&prompts), text(&image), "--json", "-q"]);
     let scored: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
     let scores = scored["scores"].as_object().unwrap();
     assert!(scores.len() >= 8 && scores.values().all(|z| z.as_f64().unwrap().abs() <= 2.0), "{line}");
     assert_eq!(scores.len(), scored["probabilities"].as_object().unwrap().len());
+
+    assert_eq!(scored["warnings"], serde_json::json!([]), "{line}");
+
+    // An inverted film; a picture of the wrong shape; a prompt that is cut.
+    let (inverted, wide, long) = (at("inverted.png"), at("wide.png"), at("long.csv"));
+    let mut film = image::open(&image).unwrap();
+    film.invert();
+    film.save(&inverted).unwrap();
+    film.crop_imm(0, 0, 64, 20).save(&wide).unwrap();
+    let prompt = "a long prompt ".repeat(48);
+    std::fs::write(&long, format!("label,polarity,text\nx,positive,{prompt}\nx,negative,short\n")).unwrap();
+    let lines = done(&["classify", "--model", model, "--prompts", &long, &inverted, &wide, "--json", "-q"]);
+    for (line, words) in lines.lines().zip(["looks inverted", "64 x 20 pixels"]) {
+        let scored: serde_json::Value = serde_json::from_str(line).unwrap();
+        let warnings: Vec<&str> = scored["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+        assert!(warnings.iter().any(|w| w.contains(words)), "{warnings:?}");
+        assert!(warnings.iter().any(|w| w.contains("cut after 48 tokens")), "{warnings:?}");
+    }
 
     let (png, grid) = (at("heat.png"), at("grid.json"));
     let boxes = phantoms().join("boxes.json");

@@ -58,12 +58,15 @@ pub struct DataConfig {
     /// labels.csv: validation by zero-shot AUC, or what a supervised run learns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<PathBuf>,
-    /// A column of pairs.csv that serves as labels.
+    /// A column of pairs.csv that serves as labels, one per value; with `labels`, that is a table of these values' labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels_from: Option<String>,
     /// prompts.csv
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompts: Option<PathBuf>,
+    /// boxes.json: the finished model's heat maps are judged by those of validation rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boxes: Option<PathBuf>,
     /// A model directory whose weights, sizes and tokenizer the run starts from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
@@ -275,6 +278,12 @@ impl Config {
         if self.objective == Objective::Supervised && self.data.labels.is_none() && self.data.labels_from.is_none() {
             return wrong("objective", "supervised training needs --labels (or --labels-from COLUMN)".into());
         }
+        if self.data.boxes.is_some() && (self.objective == Objective::Supervised || self.data.prompts.is_none()) {
+            return wrong(
+                "data.boxes",
+                "boxes judge the heat maps of prompts: give --prompts, or leave --boxes out".into(),
+            );
+        }
         Ok(())
     }
 }
@@ -356,6 +365,7 @@ mod tests {
         assert!(error("train.micro_batch=64").contains("train.batch = 32"));
         assert!(error("seed.x=1").contains("seed"));
         assert!(error("model.vision.patch_size=7").contains("patch_size"));
+        assert!(error("data.boxes=\"boxes.json\"").contains("--prompts"));
         assert!(error("image.std=0").contains("image.std"));
     }
 }
