@@ -42,7 +42,11 @@ const FLOOR: f64 = 1e-3;
 pub fn verify(checkpoint: &Checkpoint, case: &Case) -> Result<Vec<Check>> {
     case.fits(&checkpoint.config).at(&case.path)?;
     let mut network = trainable(checkpoint)?;
-    let found = compute(&mut network, &checkpoint.names(), case).at(&case.path)?;
+    let mut found = compute(&mut network, &checkpoint.names(), case).at(&case.path)?;
+    if checkpoint.weights().count() > 1 {
+        let joined = case.expected.keys().filter_map(|name| Some((name.clone(), found.get(&unjoined(name)?)?.clone())));
+        found.extend(joined.collect::<Vec<_>>());
+    }
     let check = |(name, expected): (&String, &Tensor)| {
         let floor = if name.starts_with("grad.") { FLOOR * case.grad_norm.unwrap_or(0.0) } else { 0.0 };
         compare(name, expected, found.get(name), case.tolerance(name), floor)
@@ -53,6 +57,12 @@ pub fn verify(checkpoint: &Checkpoint, case: &Case) -> Result<Vec<Check>> {
         checks.push(compare(GRAD_NORM, &expected, Some(found), case.tolerance(GRAD_NORM), 0.0));
     }
     Ok(checks)
+}
+
+/// The name in its own checkpoint of a tensor of a model that is joined from two, which TIER's class calls `cnn` and `transformer`.
+fn unjoined(name: &str) -> Option<String> {
+    let (kind, name) = name.split_once('.')?;
+    Some(format!("{kind}.{}", name.strip_prefix("cnn.").or_else(|| name.strip_prefix("transformer."))?))
 }
 
 /// Where the model and what the case says of it differ, in words.
@@ -125,6 +135,9 @@ fn compute(network: &mut Network, names: &Names, case: &Case) -> Result<BTreeMap
     let squares = |g: &Tensor| g.to_f64_vec().iter().map(|x| x * x).sum::<f64>();
     values.insert(GRAD_NORM.to_owned(), Tensor::scalar(gradients.values().map(squares).sum::<f64>().sqrt()));
     values.extend(names.foreign(&gradients)?.into_iter().map(|(name, g)| (format!("grad.{name}"), g)));
+    // That of a joined model is in neither checkpoint.
+    let scale = gradients.remove("logit_scale").map(|g| ("grad.logit_scale".to_owned(), g));
+    values.extend(scale.filter(|_| names.foreign_name("logit_scale").is_none()));
     if let Some(adam) = case.adam {
         let config = OptimiserConfig {
             rule: Rule::Adam,

@@ -153,14 +153,14 @@ fn found(plan: &Plan, rng: &mut Rng) -> Vec<String> {
 fn deny(absent: &[Label], rng: &mut Rng) -> Option<String> {
     let mut names: Vec<&str> = absent
         .iter()
-        .filter_map(|label| match label {
-            Label::Cardiomegaly => Some(["cardiomegaly", "cardiac enlargement"]),
-            Label::Effusion => Some(["pleural effusion", "effusion"]),
-            Label::Consolidation => Some(["focal consolidation", "airspace opacity"]),
-            Label::Pneumothorax => Some(["pneumothorax", "pneumothorax"]),
-            Label::Nodule => Some(["pulmonary nodule", "suspicious nodule"]),
-            Label::Atelectasis => Some(["lobar collapse", "atelectasis"]),
-            Label::Device => Some(["support device", "tube or catheter"]),
+        .map(|label| match label {
+            Label::Cardiomegaly => ["cardiomegaly", "cardiac enlargement"],
+            Label::Effusion => ["pleural effusion", "effusion"],
+            Label::Consolidation => ["focal consolidation", "airspace opacity"],
+            Label::Pneumothorax => ["pneumothorax", "pneumothorax"],
+            Label::Nodule => ["pulmonary nodule", "suspicious nodule"],
+            Label::Atelectasis => ["lobar collapse", "atelectasis"],
+            Label::Device => ["support device", "tube or catheter"],
         })
         .map(|names| names[rng.below(2)])
         .collect();

@@ -327,7 +327,7 @@ class Parts(Family):
     metadata = {"global_image": "mean_patches", "text_uses_attention_mask": "true"}
 
     def __init__(self):
-        self.model = Tree(image=BioVil().model, text=CxrBert().model)
+        self.model = Tree(cnn=BioVil().model, transformer=CxrBert().model)
         self.model.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def write(self):
@@ -337,8 +337,8 @@ class Parts(Family):
         return {"pixel_values": images(self.seed, 2, (40, 48)), **words(self.seed, [10, 4], 50, 2, 3)}
 
     def compute(self, m, x):
-        texts = read(m.text, x["input_ids"], x["attention_mask"])
-        return {**seen(m.image.encoder.encoder, m.image.projector, x["pixel_values"]), **texts, "logit_scale": m.logit_scale}
+        texts = read(m.transformer, x["input_ids"], x["attention_mask"])
+        return {**seen(m.cnn.encoder.encoder, m.cnn.projector, x["pixel_values"]), **texts, "logit_scale": m.logit_scale}
 
 
 class Tier(Family):
@@ -518,7 +518,7 @@ FAMILIES = {
     Biomed: lambda f, model: case(f, model, rows=2, **HEAVY),
     BioVil: lambda f, model: (case(f, model), case(f, model, ".train", train=True, buffers=True)),
     CxrBert: lambda f, model: case(f, model),
-    Parts: lambda f, model: case(f, model, train=True, adam=3, lr=1e-3, weight_decay=1e-6, **LIGHT),
+    Parts: lambda f, model: case(f, model, train=True, buffers=True, rows=1, adam=3, lr=1e-3, weight_decay=1e-6, **LIGHT),
     Tier: tier,
     Own: lambda f, model: case(f, model, train=True, buffers=True, rows=2, **ADAM, **HEAVY),
 }
