@@ -61,8 +61,9 @@ fn names() -> String {
         blocks("visual.transformer.", "vision_model"),
         blocks("transformer.", "text_model"),
         blocks("text.transformer.", "text_model"),
-        TEXT.replace('@', "text."),
+        // OpenAI's own names first: they are the ones that are written.
         TEXT.replace('@', ""),
+        TEXT.replace('@', "text."),
         timm::names("visual.trunk."),
         bert::names("text.transformer."),
         OTHERS.to_owned(),
