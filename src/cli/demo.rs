@@ -11,7 +11,7 @@ use super::train::Screen;
 use crate::data::{Boxes, Labels, Pairs, Prompts, Split};
 use crate::error::{At, Error, Result};
 use crate::eval::compare::{Evaluated, How, Tables, evaluate};
-use crate::eval::scores::{Difference, ScoreOptions};
+use crate::eval::scores::{Difference, ScoreInput, ScoreOptions, score_table};
 use crate::files;
 use crate::loss::TierOptions;
 use crate::phantom;
@@ -190,22 +190,33 @@ fn mean(all: &[Summary]) -> Summary {
 
 type Found = (u64, Evaluated, Vec<Vec<Record>>, Pairs);
 
-/// The difference of the mean AUC over seeds. Films are resampled together for all seeds: the seeds share them, so the seeds' own
-/// intervals are averaged end by end, which is wide rather than narrow.
-fn auc_difference(found: &[Found]) -> Option<Difference> {
-    let all: Vec<Difference> =
-        found.iter().map(|(_, all, _, _)| all.evaluation.auc_mean_difference).collect::<Option<_>>()?;
-    let mean = |f: &dyn Fn(&Difference) -> f64| all.iter().map(f).sum::<f64>() / all.len() as f64;
-    Some(Difference {
-        observed: mean(&|d| d.observed),
-        mean: mean(&|d| d.mean),
-        ci95: [mean(&|d| d.ci95[0]), mean(&|d| d.ci95[1])],
-    })
+/// The difference of the mean AUC over labels and seeds. The seeds share their films, which are resampled together for all of them.
+fn auc_difference(found: &[Found]) -> Result<Option<Difference>> {
+    let Some((_, first, ..)) = found.first() else { return Ok(None) };
+    let (mut names, mut truth, mut scores, mut against) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (seed, all, ..) in found {
+        let Some(other) = &all.against else { return Ok(None) };
+        names.extend(all.labels.iter().map(|label| format!("{label}, seed {seed}")));
+        truth.extend(all.truth.iter().cloned());
+        scores.extend(all.model.scores.iter().cloned());
+        against.extend(other.scores.iter().cloned());
+    }
+    let patients: Vec<String> =
+        first.rows.iter().map(|row| row.patient.clone().unwrap_or_else(|| row.image.clone())).collect();
+    let input = ScoreInput {
+        names: &names,
+        truth: &truth,
+        scores: &scores,
+        against: Some(&against),
+        validation: None,
+        groups: Some(&patients),
+    };
+    Ok(score_table(&input, &ScoreOptions::default())?.auc_mean_difference)
 }
 
 fn write(args: &Args, global: &Global, config: &Config, found: &[Found], start: Instant) -> Result<()> {
     let [plain, tier] = [false, true].map(|t| found.iter().map(|(_, all, _, _)| summary(all, t)).collect::<Vec<_>>());
-    let difference = auc_difference(found);
+    let difference = auc_difference(found)?;
     let runs: Vec<_> = found
         .iter()
         .zip(plain.iter().zip(&tier))
