@@ -445,3 +445,41 @@ fn verify_tells_tensor_by_tensor_and_fails_where_one_does() {
     refused(&["verify", "--model", &model, "--case", text(&half)], 1, &["half.case.safetensors"]);
     refused(&["verify", "--model", &at("cxr-bert"), "--case", &case], 1, &["own.case.safetensors", "no images"]);
 }
+
+#[test]
+fn the_demo_sums_up_its_seeds_and_goes_on_from_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("demo");
+    let mut arguments = vec!["demo", "-q", "--seeds", "2", "--count", "100", "--out", text(&out)];
+    let quick = [
+        "schedule.warmup=1",
+        "tier.lambda_p=50",
+        "image.resize=32",
+        "model.vision.image_size=32",
+        "model.vision.stem=[]",
+        "train.epochs=3",
+        "train.batch=16",
+    ];
+    arguments.extend(quick.iter().flat_map(|setting| ["--set", *setting]));
+    done(&arguments);
+    let read =
+        || -> serde_json::Value { serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap() };
+    let first = read();
+    let auc = |side: &str| first[side]["auc_mean"].as_f64().unwrap();
+    let runs = first["runs"].as_array().unwrap();
+    let of_runs: f64 = runs.iter().map(|run| run["tier"]["auc_mean"].as_f64().unwrap()).sum::<f64>() / 2.0;
+    assert!((auc("tier") - of_runs).abs() < 1e-12);
+    let difference = &first["auc_difference"];
+    assert!((difference["observed"].as_f64().unwrap() - (auc("tier") - auc("unregularised"))).abs() < 1e-9);
+    let ends = [0, 1].map(|k| difference["ci95"][k].as_f64().unwrap());
+    assert!(ends[0] < ends[1], "{ends:?}");
+    assert!(std::fs::read_to_string(out.join("report.html")).unwrap().contains("Over several seeds"));
+    // Nothing is trained again.
+    let model = out.join("tier-1/model/model.safetensors");
+    let written = || std::fs::metadata(&model).unwrap().modified().unwrap();
+    let before = written();
+    done(&arguments);
+    let mut second = read();
+    second["seconds"] = first["seconds"].clone();
+    assert_eq!((second, written()), (first, before));
+}
