@@ -260,15 +260,12 @@ impl Checkpoint {
                 out.extend(of(entry).map(|tensor| (entry.canonical.clone(), tensor)));
             }
             for alias in &part.read.aliases {
-                if let (Some(kept), Some(second)) = (out.get(&alias.canonical), of(alias)) {
-                    if !equal(kept, &second) {
-                        let first = part.read.names.foreign_name(&alias.canonical).unwrap_or_default();
-                        return Err(Error::new(format!(
-                            "{first} and {} should be the same, but differ",
-                            alias.foreign
-                        ))
-                        .at(part.weights.path()));
-                    }
+                if let (Some(kept), Some(second)) = (out.get(&alias.canonical), of(alias))
+                    && !equal(kept, &second)
+                {
+                    let first = part.read.names.foreign_name(&alias.canonical).unwrap_or_default();
+                    let differ = format!("{first} and {} should be the same, but differ", alias.foreign);
+                    return Err(Error::new(differ).at(part.weights.path()));
                 }
             }
         }

@@ -105,8 +105,11 @@ fn resnet(image_size: usize) -> ResnetConfig {
     ResnetConfig { image_size, block: BlockKind::Basic, depths: vec![1, 1], base: 4, ..ResnetConfig::default() }
 }
 
-/// One model of every layout, with the configs that lie beside it.
-fn examples() -> Vec<(&'static str, NetworkConfig, Vec<(&'static str, serde_json::Value)>)> {
+/// A layout's name, a model of it, and the configs that lie beside it.
+type Example = (&'static str, NetworkConfig, Vec<(&'static str, serde_json::Value)>);
+
+/// One model of every layout.
+fn examples() -> Vec<Example> {
     use serde_json::json;
     let clip = |vision: VitConfig, text: TextConfig| {
         let config = DualEncoderConfig {

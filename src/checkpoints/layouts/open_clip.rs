@@ -214,10 +214,8 @@ fn bert_texts(shapes: &Shapes, keys: &Keys, projection: ProjectionKind) -> Resul
         _ => return Err(keys.wrong("hf_pooler_type", "not supported here with these tensors")),
     };
     text.pooler = false;
-    if let Some(length) = keys.count("context_length")? {
-        if length > text.max_length {
-            return Err(keys.wrong("context_length", &format!("there are only {} positions", text.max_length)));
-        }
+    if keys.count("context_length")?.is_some_and(|length| length > text.max_length) {
+        return Err(keys.wrong("context_length", &format!("there are only {} positions", text.max_length)));
     }
     Ok((text, global))
 }
