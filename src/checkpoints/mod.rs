@@ -264,8 +264,8 @@ impl Checkpoint {
                     && !equal(kept, &second)
                 {
                     let first = part.read.names.foreign_name(&alias.canonical).unwrap_or_default();
-                    return Err(Error::new(format!("{first} and {} should be the same, but differ", alias.foreign))
-                        .at(part.weights.path()));
+                    let differ = format!("{first} and {} should be the same, but differ", alias.foreign);
+                    return Err(Error::new(differ).at(part.weights.path()));
                 }
             }
         }

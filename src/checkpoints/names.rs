@@ -7,9 +7,10 @@
 //! visual.proj                      -> visual_projection.weight, transposed
 //! trunk.cls_token                  -> vision_model.embeddings.class_embedding, leading 2
 //! *position_ids                    -> ignored: the numbers of the positions
+//! bert.*.LayerNorm.gamma           ~> text_model.*.LayerNorm.weight
 //! ```
 //! `#` is a number and `*` the rest of a name, the same on both sides; `{q,k,v}` are equal parts of the rows, in this order;
-//! `leading 2` are two more dimensions of size 1 in front.
+//! `leading 2` are two more dimensions of size 1 in front; a rule with `~>` is for reading alone. Writing, too, takes the first that matches.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -134,6 +135,7 @@ impl Pattern {
 
 struct Rule {
     foreign: Pattern,
+    written: bool,
     meaning: Meaning,
 }
 
@@ -147,10 +149,12 @@ enum Meaning {
 impl Rule {
     fn new(line: &str) -> Self {
         let malformed = || -> ! { panic!("name table: {line:?} is not FOREIGN -> CANONICAL") };
-        let (foreign, meaning) = line.split_once("->").unwrap_or_else(|| malformed());
+        let written = !line.contains("~>");
+        let arrow = if written { "->" } else { "~>" };
+        let (foreign, meaning) = line.split_once(arrow).unwrap_or_else(|| malformed());
         let (foreign, meaning) = (Pattern::new(foreign.trim()), meaning.trim());
         if let Some(reason) = meaning.strip_prefix("ignored:") {
-            return Self { foreign, meaning: Meaning::Ignored(reason.trim().to_owned()) };
+            return Self { foreign, written, meaning: Meaning::Ignored(reason.trim().to_owned()) };
         }
         if let (Some(open), Some(close)) = (meaning.find('{'), meaning.find('}')) {
             let names: Vec<&str> = meaning[open + 1..close].split(',').collect();
@@ -159,7 +163,11 @@ impl Rule {
                 let canonical = format!("{}{name}{}", &meaning[..open], &meaning[close + 1..]);
                 (Pattern::new(&canonical), View::Rows { part, of })
             };
-            return Self { foreign, meaning: Meaning::Parameters(names.iter().enumerate().map(part).collect()) };
+            return Self {
+                foreign,
+                written,
+                meaning: Meaning::Parameters(names.iter().enumerate().map(part).collect()),
+            };
         }
         let (canonical, view) = match meaning.split_once(',') {
             None => (meaning, View::Whole),
@@ -169,7 +177,7 @@ impl Rule {
                 _ => malformed(),
             },
         };
-        Self { foreign, meaning: Meaning::Parameters(vec![(Pattern::new(canonical), view)]) }
+        Self { foreign, written, meaning: Meaning::Parameters(vec![(Pattern::new(canonical), view)]) }
     }
 }
 
@@ -249,7 +257,7 @@ impl Table {
 
     /// What this family calls a canonical parameter.
     pub(super) fn entry(&self, canonical: &str) -> Option<Entry> {
-        self.0.iter().find_map(|rule| {
+        self.0.iter().filter(|rule| rule.written).find_map(|rule| {
             let Meaning::Parameters(parameters) = &rule.meaning else { return None };
             parameters.iter().find_map(|(pattern, view)| {
                 let foreign = rule.foreign.filled(&pattern.places(canonical)?);

@@ -170,7 +170,7 @@ fn examples() -> Vec<Example> {
                 json!({ "model_cfg": { "embed_dim": 7, "vision_cfg": { "head_width": 32 }, "text_cfg": { "heads": 4 } } }),
             )],
         ),
-        ("open_clip", NetworkConfig::TiergradDualEncoder(biomed), vec![]),
+        ("open_clip CustomTextCLIP", NetworkConfig::TiergradDualEncoder(biomed), vec![]),
         ("TIER", NetworkConfig::TiergradDualEncoder(tier), vec![]),
         ("BioViL image model", image(resnet(480).into(), mean, biovil), vec![]),
         ("BERT", text_model(bert(true).into(), TextOutput::Features), vec![]),

@@ -15,24 +15,30 @@ pub(super) const LAYOUT: Layout = Layout {
     name: "BERT",
     pixels: Pixels::Nothing,
     fits: |e| ["bert.", ""].iter().any(|at| e.has(&format!("{at}embeddings.word_embeddings.weight"))),
-    names: || names(""),
+    names: || [model(""), encoder("")].concat(),
     config,
 };
 
-/// BERT's names below `at`; `gamma` and `beta` are what TensorFlow's checkpoints left.
-pub(super) fn names(at: &str) -> String {
+/// A BertModel's names below `at`; `gamma` and `beta` are what TensorFlow's checkpoints left.
+pub(super) fn encoder(at: &str) -> String {
     "
-    *position_ids -> ignored: the numbers of the positions
-    @cls.* -> ignored: the head of the masked language model
-    @cls_projection_head.* -> text_projection.*
-    @bert.*.LayerNorm.gamma -> text_model.*.LayerNorm.weight
-    @bert.*.LayerNorm.beta -> text_model.*.LayerNorm.bias
-    @bert.* -> text_model.*
+    @embeddings.position_ids -> ignored: the numbers of the positions
+    @*.LayerNorm.gamma ~> text_model.*.LayerNorm.weight
+    @*.LayerNorm.beta ~> text_model.*.LayerNorm.bias
     @embeddings.* -> text_model.embeddings.*
     @encoder.layer.* -> text_model.encoder.layer.*
     @pooler.* -> text_model.pooler.*
     "
     .replace('@', at)
+}
+
+/// The names of a model around a BertModel, below `at`.
+pub(super) fn model(at: &str) -> String {
+    let heads = "
+    @cls.* -> ignored: the head of the masked language model
+    @cls_projection_head.* -> text_projection.*
+    ";
+    [heads.replace('@', at), encoder(&format!("{at}bert."))].concat()
 }
 
 /// BERT by the keys of its config.json, where there is one.

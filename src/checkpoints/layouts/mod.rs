@@ -73,12 +73,13 @@ impl Evidence {
 }
 
 /// Every layout; the first that fits counts.
-pub(super) const LAYOUTS: [&Layout; 12] = [
+pub(super) const LAYOUTS: [&Layout; 13] = [
     &own::LAYOUT,
     &hf_clip::BOTH,
     &tier::TIER,
     &tier::BIOVIL,
     &open_clip::OPENAI,
+    &open_clip::CUSTOM,
     &open_clip::OPEN_CLIP,
     &bert::LAYOUT,
     &hf_clip::VISION,

@@ -54,7 +54,8 @@ const OTHERS: &str = "
     text.proj.2.* -> text_projection.fc2.*
 ";
 
-fn names() -> String {
+/// The names of own towers.
+fn own_names() -> String {
     let blocks = |at: &str, here: &str| BLOCKS.replace('@', at).replace('$', here);
     [
         OWN.to_owned(),
@@ -64,11 +65,13 @@ fn names() -> String {
         // OpenAI's own names first: they are the ones that are written.
         TEXT.replace('@', ""),
         TEXT.replace('@', "text."),
-        timm::names("visual.trunk."),
-        bert::names("text.transformer."),
-        OTHERS.to_owned(),
     ]
     .concat()
+}
+
+/// Those of other libraries' towers, then those of own ones, of which there may be one.
+fn custom_names() -> String {
+    [timm::names("visual.trunk."), bert::encoder("text.transformer."), OTHERS.to_owned(), own_names()].concat()
 }
 
 const OWN_IMAGES: &str = "visual.class_embedding";
@@ -83,15 +86,23 @@ pub(super) const OPENAI: Layout = Layout {
     name: "OpenAI CLIP",
     pixels: Pixels::Clip,
     fits: |e| !e.open_clip.is_some() && e.has("token_embedding.weight") && (e.has(OWN_IMAGES) || is_resnet(e)),
-    names,
+    names: own_names,
     config,
 };
 
 pub(super) const OPEN_CLIP: Layout = Layout {
     name: "open_clip",
     pixels: Pixels::OpenClip,
-    fits: |e| e.has(OWN_IMAGES) || e.has(TIMM_IMAGES) || e.has(BERT_TEXTS) || is_resnet(e),
-    names,
+    fits: |e| e.has(OWN_IMAGES) || is_resnet(e),
+    names: own_names,
+    config,
+};
+
+pub(super) const CUSTOM: Layout = Layout {
+    name: "open_clip CustomTextCLIP",
+    pixels: Pixels::OpenClip,
+    fits: |e| e.has(TIMM_IMAGES) || e.has(BERT_TEXTS),
+    names: custom_names,
     config,
 };
 
@@ -203,9 +214,7 @@ fn bert_texts(shapes: &Shapes, keys: &Keys, projection: ProjectionKind) -> Resul
         _ => return Err(keys.wrong("hf_pooler_type", "not supported here with these tensors")),
     };
     text.pooler = false;
-    if let Some(length) = keys.count("context_length")?
-        && length > text.max_length
-    {
+    if keys.count("context_length")?.is_some_and(|length| length > text.max_length) {
         return Err(keys.wrong("context_length", &format!("there are only {} positions", text.max_length)));
     }
     Ok((text, global))

@@ -25,7 +25,7 @@ pub(super) const TIER: Layout = Layout {
     name: "TIER",
     pixels: Pixels::Tier,
     fits: |e| e.has("cnn.encoder.encoder.conv1.weight") && e.has("transformer.bert.embeddings.word_embeddings.weight"),
-    names: || [IMAGES.replace('@', "cnn."), bert::names("transformer."), JOINT.to_owned()].concat(),
+    names: || [IMAGES.replace('@', "cnn."), bert::model("transformer."), JOINT.to_owned()].concat(),
     config: |shapes, evidence| {
         let mut text = bert::bert(shapes, &evidence.config)?;
         text.pooler = false;
