@@ -1,14 +1,17 @@
-//! What surrounds the matrix products of a step: GELU, layer norm, softmax, residual sums, AdamW.
+//! What surrounds the matrix products of a step: GELU, layer norm, softmax, TIER's entropies, residual sums, AdamW.
 
 mod common;
 
 use criterion::{Criterion, Throughput};
 use kernels_cpu::optim::{Adam, adam};
+use tiergrad::Tensor;
+use tiergrad::loss::similarities;
 
 fn main() {
     let mut c = common::short();
     elementwise(&mut c);
     norms(&mut c);
+    tier(&mut c);
     adamw(&mut c);
     c.final_summary();
 }
@@ -34,6 +37,17 @@ fn norms(c: &mut Criterion) {
     group.bench_function("layer_norm_forward_backward", |bencher| {
         bencher.iter(|| x.layer_norm(&weight, &bias, 1e-5).sum_all().backward())
     });
+}
+
+fn tier(c: &mut Criterion) {
+    let mut group = c.benchmark_group("tier");
+    let (n, tokens, patches, joint) = (64, 40, 196, 128);
+    let [texts, images] = [common::normal(&[n, tokens, joint]), common::normal(&[n, patches, joint])];
+    let mask = Tensor::from_slice(&vec![1u8; n * tokens], [n, tokens]);
+    let s = similarities(&texts, &images).trainable();
+    group.throughput(Throughput::Elements(s.numel() as u64));
+    group.bench_function("forward", |bencher| bencher.iter(|| s.detach().tier(&mask, 1e-7, 1.0)));
+    group.bench_function("forward_backward", |bencher| bencher.iter(|| s.tier(&mask, 1e-7, 1.0).sum_all().backward()));
 }
 
 fn adamw(c: &mut Criterion) {

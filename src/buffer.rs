@@ -130,6 +130,17 @@ impl MappedFile {
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
+
+    /// Runs `read` telling the system that it reads a few bytes here and there: it then fetches those alone from the disk.
+    pub fn scattered<T>(&self, read: impl FnOnce() -> T) -> T {
+        // Advice only: nothing depends on it being taken.
+        #[cfg(unix)]
+        let _ = self.0.advise(memmap2::Advice::Random);
+        let out = read();
+        #[cfg(unix)]
+        let _ = self.0.advise(memmap2::Advice::Normal);
+        out
+    }
 }
 
 /// An owned heap block of `capacity` bytes, of which `len` are used. Given back to the pool when dropped.

@@ -4,6 +4,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod buffer;
+pub mod check;
 pub mod checkpoints;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -88,7 +88,7 @@ fn model() -> &'static Path {
     let (_, path) = MODEL.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run");
-        run(&train(&out, &[]));
+        run(&train(&out, &["--boxes", text(&phantoms().join("boxes.json"))]));
         let model = out.join("model");
         (folder, model)
     });
@@ -138,11 +138,32 @@ fn a_run_has_its_files_and_its_model_can_be_used() {
     assert!(last["val_auc"].is_number() && last["val_loss"].is_number(), "{last}");
     assert!(last["loss"].as_f64().unwrap() < records[0]["loss"].as_f64().unwrap());
 
+    let report = std::fs::read_to_string(run_folder.join("report.html")).unwrap();
+    assert!(report.contains("validation rows it was chosen by") && report.contains("Heat maps"));
+
     let line = done(&["classify", "--model", model, "--prompts", text(&prompts), text(&image), "--json", "-q"]);
     let scored: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
     let scores = scored["scores"].as_object().unwrap();
     assert!(scores.len() >= 8 && scores.values().all(|z| z.as_f64().unwrap().abs() <= 2.0), "{line}");
     assert_eq!(scores.len(), scored["probabilities"].as_object().unwrap().len());
+
+    assert_eq!(scored["warnings"], serde_json::json!([]), "{line}");
+
+    // An inverted film; a picture of the wrong shape; a prompt that is cut.
+    let (inverted, wide, long) = (at("inverted.png"), at("wide.png"), at("long.csv"));
+    let mut film = image::open(&image).unwrap();
+    film.invert();
+    film.save(&inverted).unwrap();
+    film.crop_imm(0, 0, 64, 20).save(&wide).unwrap();
+    let prompt = "a long prompt ".repeat(48);
+    std::fs::write(&long, format!("label,polarity,text\nx,positive,{prompt}\nx,negative,short\n")).unwrap();
+    let lines = done(&["classify", "--model", model, "--prompts", &long, &inverted, &wide, "--json", "-q"]);
+    for (line, words) in lines.lines().zip(["looks inverted", "64 x 20 pixels"]) {
+        let scored: serde_json::Value = serde_json::from_str(line).unwrap();
+        let warnings: Vec<&str> = scored["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+        assert!(warnings.iter().any(|w| w.contains(words)), "{warnings:?}");
+        assert!(warnings.iter().any(|w| w.contains("cut after 48 tokens")), "{warnings:?}");
+    }
 
     let (png, grid) = (at("heat.png"), at("grid.json"));
     let boxes = phantoms().join("boxes.json");
@@ -244,17 +265,47 @@ fn threads_and_workers_do_not_change_a_bit() {
     assert!(log(&outs[0]) == log(&outs[1]) && log(&outs[0]) == log(&outs[2]));
 }
 
+/// A residual network in the place of the vision transformer.
+const RESNET: &[&str] = &[
+    "--set",
+    "model.vision={ kind = \"resnet\", image_size = 32, channels = 1, block = \"basic\", depths = [1, 1], base = 4 }",
+    "--set",
+    "model.visual_projection=projector",
+];
+
+#[test]
+fn a_residual_network_trains_and_resumes_running_statistics_included() {
+    let whole = killed_and_resumed(&[RESNET, &["--set", "train.checkpoint_steps=1"]].concat(), 2);
+    let records = log(&whole.path().join("whole"));
+    let loss = |i: usize| records[i]["loss"].as_f64().unwrap();
+    assert!(loss(records.len() - 1) < loss(0), "from {} to {}", loss(0), loss(records.len() - 1));
+    assert!(records.last().unwrap()["val_loss"].is_number());
+    let path = whole.path().join("whole/model/model.safetensors");
+    let weights = tiergrad::formats::Weights::open(path, true).unwrap();
+    let running: Vec<(&str, &tiergrad::Tensor)> = weights.iter().filter(|(n, _)| n.contains(".running_")).collect();
+    assert_eq!(running.len(), 2 * (1 + 2 + 3 + 1), "stem, two stages, one with a projected shortcut, projector");
+    for (name, t) in running {
+        let start = if name.ends_with("mean") { 0.0 } else { 1.0 };
+        assert!(t.to_f64_vec().iter().all(|&x| x != start), "{name}");
+    }
+}
+
 #[test]
 fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
-    let folder = tempfile::tempdir().unwrap();
     let more = ["--set", "train.checkpoint_steps=1", "--set", "train.accumulate=2", "--set", "train.ema=0.9"];
+    killed_and_resumed(&more, 6);
+}
+
+/// Trains into `whole`, and into `killed` with as many kills on the way; both end in the same bits.
+fn killed_and_resumed(more: &[&str], kills: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
-    run(&train(&whole, &more));
+    run(&train(&whole, more));
     let out = folder.path().join("killed");
-    let start = train(&out, &more);
+    let start = train(&out, more);
     let resume = ["train", "--resume", "--out", text(&out), "-q"].map(String::from).to_vec();
-    let (mut kills, mut wait) = (0, 150);
-    loop {
+    let mut wait = 150;
+    for kill in 0..=kills {
         let begun = out.join("config.toml").exists();
         let arguments = if begun { &resume } else { &start };
         if !begun {
@@ -262,13 +313,12 @@ fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
         }
         let mut child = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(wait));
-        if kills == 6 {
+        if kill == kills {
             assert!(child.wait().unwrap().success());
             break;
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        kills += 1;
         wait += 37;
         let parts = std::fs::read_dir(&out).into_iter().flatten();
         let partial = parts.filter_map(Result::ok).any(|e| e.file_name().to_string_lossy() == "model.safetensors.part");
@@ -276,6 +326,7 @@ fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
     }
     assert!(bytes(&out) == bytes(&whole), "other bits after {kills} kills");
     assert_eq!(log(&out), log(&whole));
+    folder
 }
 
 #[test]
@@ -358,4 +409,39 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     std::fs::write(&garbage, b"\x89PNG\r\n\x1a\nnot a picture").unwrap();
     let prompts = phantoms().join("prompts.csv");
     refused(&["classify", "--model", text(model()), "--prompts", text(&prompts), text(&garbage)], 1, &["garbage.png"]);
+}
+
+#[test]
+fn verify_tells_tensor_by_tensor_and_fails_where_one_does() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let at = |name: &str| text(&golden.join(name)).to_owned();
+    let [model, case] = [at("own"), at("own.case.safetensors")];
+    let lines = done(&["verify", "--model", &model, "--case", &case, "--json", "-q"]);
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.len() > 100 && lines.iter().all(|line| line["pass"] == true && line["rel_l2"].is_number()));
+    let parts = ["--image-model", &at("biovil.pt"), "--text-model", &at("cxr-bert")].map(str::to_owned);
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    done(&[&["verify", "--case", &at("parts.case.safetensors")], &parts[..]].concat());
+
+    // The same model with one value changed.
+    let folder = tempfile::tempdir().unwrap();
+    let changed = folder.path().join("model");
+    std::fs::create_dir(&changed).unwrap();
+    std::fs::copy(golden.join("own/config.json"), changed.join("config.json")).unwrap();
+    let mut bytes = std::fs::read(golden.join("own/model.safetensors")).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x40;
+    std::fs::write(changed.join("model.safetensors"), &bytes).unwrap();
+    let output = tier(&["verify", "--model", text(&changed), "--case", &case]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("FAIL"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("differ by more than the case allows"));
+
+    // No case, half a case, another model's case.
+    refused(&["verify", "--model", &model, "--case", &at("own/model.safetensors")], 1, &["not a parity case"]);
+    let half = folder.path().join("half.case.safetensors");
+    let whole = std::fs::read(&case).unwrap();
+    std::fs::write(&half, &whole[..whole.len() / 2]).unwrap();
+    refused(&["verify", "--model", &model, "--case", text(&half)], 1, &["half.case.safetensors"]);
+    refused(&["verify", "--model", &at("cxr-bert"), "--case", &case], 1, &["own.case.safetensors", "no images"]);
 }

@@ -47,6 +47,7 @@ fn bert_config() -> DualEncoderConfig {
         pooler: false,
         eps: 1e-12,
         activation: Activation::Gelu,
+        padding: 0,
     };
     DualEncoderConfig {
         text: text.into(),

@@ -112,8 +112,9 @@ fn sgemm<'a>(
 }
 
 fn main() {
-    // `cargo test --benches` and `cargo bench -- --list` run this too; only a plain `cargo bench` measures.
-    if !std::env::args().any(|arg| arg == "--bench") {
+    // `cargo test --bench` and `cargo bench -- --test` or `-- --list` run this too; only a plain `cargo bench` measures.
+    let given = |flag: &str| std::env::args().any(|arg| arg == flag);
+    if !given("--bench") || given("--test") || given("--list") {
         return;
     }
     let pools = [Pool::new(1), Pool::new(2)];

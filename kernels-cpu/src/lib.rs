@@ -6,6 +6,7 @@ extern crate alloc;
 pub mod attention;
 pub mod batch_norm;
 pub mod conv;
+pub mod entropy;
 pub mod float;
 pub mod gather;
 pub mod gemm;

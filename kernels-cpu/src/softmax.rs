@@ -18,7 +18,8 @@ pub fn softmax_row_def<F: Float>(x: &mut [F]) -> F {
     top + sum.ln()
 }
 
-struct Row<'a>(&'a mut [f32]);
+/// A row of [`softmax_row`].
+pub(crate) struct Row<'a>(pub &'a mut [f32]);
 
 impl SimdOp for Row<'_> {
     type Output = f32;

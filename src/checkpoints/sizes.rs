@@ -122,6 +122,7 @@ impl Shapes<'_> {
             pooler: self.has_any("text_model.pooler."),
             eps: 1e-12,
             activation: Activation::Gelu,
+            padding: 0,
         })
     }
 

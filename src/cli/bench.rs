@@ -9,11 +9,12 @@ use super::Global;
 use crate::error::{Error, Result};
 use crate::formats::Weights;
 use crate::loss::TierOptions;
+use crate::models::bert::BertConfig;
 use crate::models::clip_text::TextConfig;
+use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
-use crate::models::{DualEncoder, DualEncoderConfig};
-use crate::nn::Activation;
-use crate::nn::Module;
+use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind};
+use crate::nn::{Activation, Module, ProjectionKind};
 use crate::optim::{Optimiser, OptimiserConfig, Rule};
 use crate::pipeline::Pipeline;
 use crate::rng::Rng;
@@ -25,23 +26,23 @@ use crate::{DType, Dims};
 #[derive(clap::Args)]
 pub struct Args {
     /// Model folder.
-    #[arg(long, value_name = "PATH", required_if_eq_any([("what", "image"), ("what", "text")]))]
+    #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// File with `input_b<N>` and `output_b<N>` to run on and compare with.
     #[arg(long, value_name = "FILE")]
     golden: Option<PathBuf>,
-    /// Items at once (default: 1; of a training step 16).
+    /// Items at once (default: 1; of a training step 8 or, of --config small, 16).
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// At least this long.
     #[arg(long, default_value_t = 3.0, value_name = "S")]
     seconds: f64,
-    /// What is timed.
-    #[arg(long, default_value = "image")]
-    what: What,
-    /// Sizes of the training step.
-    #[arg(long, default_value = "small")]
-    config: Sizes,
+    /// What is timed (default: with --config a training step, else the image side).
+    #[arg(long)]
+    what: Option<What>,
+    /// Sizes of the training step (default: small).
+    #[arg(long)]
+    config: Option<Sizes>,
     /// One run only.
     #[arg(long)]
     once: bool,
@@ -59,6 +60,8 @@ enum What {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Sizes {
+    /// The TIER paper's: ResNet-50 with BioViL's projector and BERT-base with its embeddings and first 8 layers frozen, 64 tokens.
+    Paper,
     /// ViT-B/32 and a text transformer of width 512, 12 layers, 77 tokens.
     Clip,
     /// ViT-S/16 and a text transformer of width 384, 6 layers, 64 tokens.
@@ -67,30 +70,95 @@ enum Sizes {
 
 impl Sizes {
     fn model(self) -> DualEncoderConfig {
-        let mut c = DualEncoderConfig::default();
-        let (mut v, mut t) = (VitConfig::default(), TextConfig::default());
-        (v.image_size, v.channels, v.class_token) = (224, 3, true);
+        let vit = |patch_size, width, heads, activation| VitConfig {
+            image_size: 224,
+            channels: 3,
+            class_token: true,
+            depth: 12,
+            patch_size,
+            width,
+            heads,
+            activation,
+            ..VitConfig::default()
+        };
+        let text = |vocabulary, width, depth, heads, activation| TextConfig {
+            vocabulary,
+            max_length: self.tokens(),
+            width,
+            depth,
+            heads,
+            activation,
+            ..TextConfig::default()
+        };
+        let (quick, exact) = (Activation::QuickGelu, Activation::Gelu);
+        let whole = DualEncoderConfig::default();
         match self {
-            Self::Clip => {
-                (v.patch_size, v.width, v.depth, v.heads) = (32, 768, 12, 12);
-                (t.vocabulary, t.max_length, t.width, t.depth, t.heads) = (49408, 77, 512, 12, 8);
-                (v.activation, t.activation) = (Activation::QuickGelu, Activation::QuickGelu);
-                c.joint = 512;
-            }
-            Self::Small => {
-                (v.patch_size, v.width, v.depth, v.heads) = (16, 384, 12, 6);
-                (t.vocabulary, t.max_length, t.width, t.depth, t.heads) = (30522, 64, 384, 6, 6);
-                c.joint = 256;
-            }
+            Self::Paper => DualEncoderConfig {
+                vision: ResnetConfig::default().into(),
+                text: BertConfig {
+                    vocabulary: 30522,
+                    max_length: 512,
+                    width: 768,
+                    depth: 12,
+                    heads: 12,
+                    mlp: 3072,
+                    token_types: 2,
+                    pooler: false,
+                    eps: 1e-12,
+                    activation: Activation::Gelu,
+                    padding: 0,
+                }
+                .into(),
+                joint: 128,
+                global_text: Some(GlobalText::Token),
+                visual_projection: ImageProjectionKind::Projector,
+                text_projection: ProjectionKind::Head,
+                ..whole
+            },
+            Self::Clip => DualEncoderConfig {
+                vision: vit(32, 768, 12, quick).into(),
+                text: text(49408, 512, 12, 8, quick).into(),
+                joint: 512,
+                ..whole
+            },
+            Self::Small => DualEncoderConfig {
+                vision: vit(16, 384, 6, exact).into(),
+                text: text(30522, 384, 6, 6, exact).into(),
+                joint: 256,
+                ..whole
+            },
         }
-        DualEncoderConfig { vision: v.into(), text: t.into(), ..c }
     }
 
     fn name(self) -> &'static str {
         match self {
+            Self::Paper => "paper",
             Self::Clip => "clip",
             Self::Small => "small",
         }
+    }
+
+    /// Tokens of each text.
+    fn tokens(self) -> usize {
+        match self {
+            Self::Clip => 77,
+            Self::Paper | Self::Small => 64,
+        }
+    }
+
+    /// Pairs at once where the command does not say.
+    fn batch(self) -> usize {
+        match self {
+            Self::Paper | Self::Clip => 8,
+            Self::Small => 16,
+        }
+    }
+
+    /// Whether a parameter stays as it is.
+    fn frozen(self, name: &str) -> bool {
+        let layers = (0..8).map(|i| format!("text_model.encoder.layer.{i}."));
+        matches!(self, Self::Paper)
+            && (name.starts_with("text_model.embeddings.") || layers.into_iter().any(|l| name.starts_with(&l)))
     }
 }
 
@@ -98,7 +166,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if !args.seconds.is_finite() || args.seconds < 0.0 || args.batch == Some(0) {
         return Err(Error::usage("--seconds must not be negative, --batch must not be 0"));
     }
-    let line = if args.what == What::Train { train(args, global)? } else { infer(args, global)? };
+    let what = args.what.unwrap_or(if args.config.is_some() { What::Train } else { What::Image });
+    let line = if what == What::Train { train(args, global)? } else { infer(args, what, global)? };
     if global.json {
         global.print(line)?;
     } else {
@@ -128,7 +197,7 @@ fn times(args: &Args, mut run: impl FnMut() -> Result<()>) -> Result<(f64, Vec<f
     Ok((first, more))
 }
 
-fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
+fn infer(args: &Args, what: What, global: &Global) -> Result<serde_json::Value> {
     let path = args.model.as_ref().ok_or_else(|| Error::usage("which model? Give --model PATH"))?;
     let pipeline = Pipeline::open(path, !global.no_mmap)?;
     let (dual, tokenizer) = pipeline.dual()?;
@@ -140,7 +209,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         let tensor = golden.get(&name).ok_or_else(|| Error::new(format!("no {name}")).at(golden.path()))?;
         Ok(Some(tensor.clone()))
     };
-    let input = match (of("input")?, args.what) {
+    let input = match (of("input")?, what) {
         (Some(input), _) => input,
         (None, What::Text) => {
             let (n, t) = (batch, tokenizer.max_length());
@@ -154,7 +223,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         }
     };
     let mask = Tensor::full(if input.rank() == 2 { *input.dims() } else { Dims::new(&[0]) }, 1.0, DType::U8);
-    let forward = || match args.what {
+    let forward = || match what {
         What::Text => dual.encode_text(&input, &mask).whole,
         _ => dual.encode_image(&input).whole,
     };
@@ -179,7 +248,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         _ => None,
     };
     let median = times[times.len() / 2];
-    let what = if args.what == What::Text { "text" } else { "image" };
+    let what = if what == What::Text { "text" } else { "image" };
     Ok(
         serde_json::json!({ "bench": "infer", "what": what, "model": path, "dtype": "f32", "batch": batch, "threads": global.thread_count(),
         "ms": round(median * 1e3), "best_ms": round(times[0] * 1e3), "per_s": round(batch as f64 / median), "runs": times.len(),
@@ -188,10 +257,17 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
 }
 
 fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
-    let config = args.config.model();
-    let (n, t) = (args.batch.unwrap_or(16), config.text.max_length());
+    let sizes = args.config.unwrap_or(Sizes::Small);
+    let config = sizes.model();
+    let (n, t) = (args.batch.unwrap_or(sizes.batch()), sizes.tokens());
     let mut model = DualEncoder::init(&config, 0, DType::F32)?;
-    model.visit("", &mut |_, p| *p = p.trainable());
+    let mut trainable = 0;
+    model.visit("", &mut |name, p| {
+        if !sizes.frozen(name) {
+            *p = p.trainable();
+            trainable += p.numel();
+        }
+    });
     let mut rng = Rng::new(1, 0);
     let side = config.vision.image_size();
     let view = Tensor::randn([n, config.vision.channels(), side, side], DType::F32, &mut rng);
@@ -212,9 +288,10 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
         optimiser.step(&mut model, one.grads, 1e-4).map(|_| ())
     })?;
     Ok(
-        serde_json::json!({ "bench": "train", "config": args.config.name(), "dtype": "f32", "batch": n, "threads": global.thread_count(),
+        serde_json::json!({ "bench": "train", "config": sizes.name(), "dtype": "f32", "batch": n, "threads": global.thread_count(),
         "s_per_step": round(times[times.len() / 2]), "best": round(times[0]), "steps": times.len(), "first_step_s": round(first),
-        "rss_mib": peak_mib(), "loss_first": losses.first(), "loss_last": losses.last() }),
+        "rss_mib": peak_mib(), "loss_first": losses.first(), "loss_last": losses.last(),
+        "trainable_m": round(trainable as f64 / 1e6) }),
     )
 }
 

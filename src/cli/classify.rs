@@ -1,5 +1,6 @@
 //! `tier classify`: zero-shot scores of images.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{Global, model};
@@ -7,7 +8,7 @@ use crate::data::Prompts;
 use crate::error::{Error, Result};
 use crate::eval::measure::queries;
 use crate::eval::zero_shot::{Rule, scores};
-use crate::pipeline::Network;
+use crate::pipeline::{Network, Pipeline};
 
 /// Scores images for the labels of a table of prompts: Z, and the softmax over positive and negative prompts.
 #[derive(clap::Args)]
@@ -29,23 +30,36 @@ pub(super) struct Scored {
     pub probabilities: Vec<Vec<f64>>,
 }
 
+/// Prompts that are longer than the model reads, one line each.
+fn cut(pipeline: &Pipeline, prompts: &Prompts) -> Result<Vec<String>> {
+    let (_, tokenizer) = pipeline.dual()?;
+    let texts: Vec<&String> = prompts.0.iter().flat_map(|p| p.positive.iter().chain(&p.negative)).collect();
+    let tokens = tokenizer.encode(&texts.iter().map(|text| text.as_str()).collect::<Vec<_>>())?;
+    let longest = tokenizer.max_length();
+    let lines: BTreeSet<String> =
+        tokens.cut.iter().map(|&at| format!("prompt cut after {longest} tokens: {:?}", texts[at])).collect();
+    Ok(lines.into_iter().collect())
+}
+
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let pipeline = args.model.open(global)?;
-    let (labels, queries, scale) = match &pipeline.network {
-        Network::Classifier(model) => (model.config().labels.clone(), Vec::new(), 1.0),
+    let (labels, queries, scale, cut) = match &pipeline.network {
+        Network::Classifier(model) => (model.config().labels.clone(), Vec::new(), 1.0, Vec::new()),
         Network::Dual(model) => {
             let path = args.prompts.as_deref().ok_or_else(|| Error::usage("which labels? Give --prompts TABLE.csv"))?;
             let prompts = Prompts::open(path)?;
             let labels = prompts.0.iter().map(|p| p.label.clone()).collect();
-            (labels, queries(&pipeline, &prompts)?, model.logit_scale.item().exp())
+            (labels, queries(&pipeline, &prompts)?, model.logit_scale.item().exp(), cut(&pipeline, &prompts)?)
         }
         Network::Image(_) | Network::Text(_) => return pipeline.dual().map(drop),
     };
+    cut.iter().for_each(|line| global.say(line));
     let progress = global.progress(args.images.len() as u64, "images");
     if !global.json {
         global.print(format_args!("image,{}", labels.join(",")))?;
     }
-    for batch in model::batches(&pipeline, &args.images, global.worker_count())?.epoch(0, 0) {
+    let loader = model::batches(&pipeline, &args.images, global.worker_count())?;
+    for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let pixels = &batch.views[0];
         let scored = match &pipeline.network {
@@ -66,7 +80,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         };
         progress.suspend(|| {
             let mut rows = batch.rows.iter().enumerate();
-            rows.try_for_each(|(i, &row)| print(&scored, i, &args.images[row].display().to_string(), global))
+            rows.try_for_each(|(i, &row)| {
+                let (image, doubts) = (args.images[row].display().to_string(), loader.doubts(row));
+                doubts.iter().for_each(|line| global.say(format_args!("{image}: {line}")));
+                print(&scored, i, &image, &[doubts, &cut].concat(), global)
+            })
         })?;
         progress.inc(batch.rows.len() as u64);
     }
@@ -74,12 +92,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     Ok(())
 }
 
-fn print(scored: &Scored, row: usize, image: &str, global: &Global) -> Result<()> {
+fn print(scored: &Scored, row: usize, image: &str, warnings: &[String], global: &Global) -> Result<()> {
     let of = |columns: &[Vec<f64>]| -> serde_json::Map<String, serde_json::Value> {
         scored.labels.iter().cloned().zip(columns.iter().map(|c| c[row].into())).collect()
     };
     if global.json {
-        let line = serde_json::json!({ "image": image, "scores": of(&scored.z), "probabilities": of(&scored.probabilities), "warnings": [] });
+        let line = serde_json::json!({ "image": image, "scores": of(&scored.z), "probabilities": of(&scored.probabilities), "warnings": warnings });
         global.print(line)
     } else {
         let scores: Vec<String> = scored.z.iter().map(|c| format!("{:.4}", c[row])).collect();

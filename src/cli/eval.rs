@@ -34,8 +34,8 @@ pub struct Args {
     /// Table of labels.
     #[arg(long)]
     labels: Option<PathBuf>,
-    /// A column of the pairs that serves as labels.
-    #[arg(long, value_name = "COLUMN", conflicts_with = "labels")]
+    /// A column of the pairs that serves as labels, one per value; with --labels, a table of these values' labels.
+    #[arg(long, value_name = "COLUMN")]
     labels_from: Option<String>,
     /// Table of prompts.
     #[arg(long)]
@@ -70,11 +70,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let pairs = Pairs::open(&args.pairs, args.seed)?;
     pairs.notes.iter().for_each(|note| global.say(note));
-    let labels = match (&args.labels, &args.labels_from) {
-        (Some(path), _) => Some(Labels::open(path)?),
-        (None, Some(column)) => Some(Labels::from_column(&pairs, column)?),
-        (None, None) => None,
-    };
+    let labels = Labels::choose(&pairs, args.labels.as_deref(), args.labels_from.as_deref())?;
     let tables = Tables {
         pairs,
         split: (!args.all).then_some(args.split),

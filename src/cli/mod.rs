@@ -18,6 +18,7 @@ mod preprocess;
 mod report;
 mod tokenize;
 mod train;
+mod verify;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -137,6 +138,8 @@ enum Command {
     Bench(bench::Args),
     /// Train a model on pairs of images and texts, or continue a run.
     Train(Box<train::Args>),
+    /// A model against what PyTorch computed with it.
+    Verify(Box<verify::Args>),
     /// The ids that texts become.
     Tokenize(tokenize::Args),
     /// Scores, decisions and readers against a table of labels.
@@ -188,6 +191,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Inspect(args) => inspect::run(args, global),
             Command::Bench(args) => bench::run(args, global),
             Command::Train(args) => train::run(args, global),
+            Command::Verify(args) => verify::run(args, global),
             Command::Tokenize(args) => tokenize::run(args, global),
             Command::Metrics(args) => metrics::run(args, global),
             Command::Phantom(args) => phantom::run(args, global),

@@ -77,10 +77,10 @@ pub(super) fn describe(pipeline: &Pipeline) -> String {
     pipeline.describe().join("\n  ")
 }
 
-/// Pixels of image files, a batch at a time, with their positions in `paths`.
+/// Pixels of image files, a batch at a time, with their positions in `paths`; with what is doubtful about the pictures.
 pub(super) fn batches(pipeline: &Pipeline, paths: &[PathBuf], workers: usize) -> Result<Loader> {
     let options = LoaderOptions::evaluation(pipeline.preprocess.clone(), 16, workers.min(paths.len()));
-    Loader::new(paths.to_vec(), LoaderOptions { sixteen_bit: pipeline.sixteen_bit, ..options })
+    Loader::new(paths.to_vec(), LoaderOptions { sixteen_bit: pipeline.sixteen_bit, doubts: true, ..options })
 }
 
 /// Pixels of one image file, [1, c, h, w].

@@ -21,17 +21,20 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Continue the run of --out; everything else comes from its config.toml.
-    #[arg(long, conflicts_with_all = ["config", "pairs", "labels", "labels_from", "prompts", "init", "init_image", "init_text", "set", "objective"])]
+    #[arg(long, conflicts_with_all = ["config", "pairs", "labels", "labels_from", "prompts", "boxes", "init", "init_image", "init_text", "set", "objective"])]
     resume: bool,
     /// Table of labels: what a supervised run learns, or what zero-shot validation is judged by.
     #[arg(long)]
     labels: Option<PathBuf>,
-    /// A column of the pairs that serves as labels.
-    #[arg(long, value_name = "COLUMN", conflicts_with = "labels")]
+    /// A column of the pairs that serves as labels, one per value; with --labels, a table of these values' labels.
+    #[arg(long, value_name = "COLUMN")]
     labels_from: Option<String>,
     /// Prompts for zero-shot validation.
     #[arg(long)]
     prompts: Option<PathBuf>,
+    /// Boxes of findings (COCO): at the end, heat maps of validation rows are judged by them.
+    #[arg(long)]
+    boxes: Option<PathBuf>,
     /// Model whose weights, sizes and tokenizer the run starts from.
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
@@ -82,8 +85,8 @@ fn configure(args: &Args) -> Result<Config> {
         return Err(Error::usage("which pairs? Give --pairs TABLE.csv (or data.pairs in the configuration)"));
     }
     for (value, flag) in [
-        (&mut data.labels, &args.labels),
         (&mut data.prompts, &args.prompts),
+        (&mut data.boxes, &args.boxes),
         (&mut data.init, &args.init),
         (&mut data.init_image, &args.init_image),
         (&mut data.init_text, &args.init_text),
@@ -92,8 +95,8 @@ fn configure(args: &Args) -> Result<Config> {
             value.clone_from(flag);
         }
     }
-    if args.labels_from.is_some() {
-        (data.labels, data.labels_from) = (None, args.labels_from.clone());
+    if args.labels.is_some() || args.labels_from.is_some() {
+        (data.labels, data.labels_from) = (args.labels.clone(), args.labels_from.clone());
     }
     if let Some(objective) = args.objective {
         config.objective = objective;

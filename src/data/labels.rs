@@ -22,11 +22,30 @@ impl Labels {
     /// # Errors
     /// If an image stands there twice or a value is something else; the message names line and column.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::by(path.as_ref(), "image")
+    }
+
+    /// The labels that `--labels TABLE` and `--labels-from COLUMN` ask for, if either does: those of images; those of the column's
+    /// values, where both do; or one per value, where there is no table.
+    ///
+    /// # Errors
+    /// As [`Labels::open`], [`Labels::from_values`] and [`Labels::from_column`].
+    pub fn choose(pairs: &Pairs, table: Option<&Path>, column: Option<&str>) -> Result<Option<Self>> {
+        match (table, column) {
+            (Some(table), Some(column)) => Self::from_values(pairs, column, table).map(Some),
+            (Some(table), None) => Self::open(table).map(Some),
+            (None, Some(column)) => Self::from_column(pairs, column).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// A table whose rows are named by the column `key`.
+    fn by(path: &Path, key: &str) -> Result<Self> {
         let table = Table::open(path)?;
-        let image = table.column("image")?;
+        let image = table.column(key)?;
         let columns: Vec<usize> = (0..table.columns().len()).filter(|&column| column != image).collect();
         if columns.is_empty() {
-            return Err(Error::new("no labels; add one column per label beside \"image\"").at(table.path()));
+            return Err(Error::new(format!("no labels; add one column per label beside {key:?}")).at(table.path()));
         }
         let names = columns.iter().map(|&column| table.columns()[column].clone()).collect();
         table.index(image)?;
@@ -41,29 +60,58 @@ impl Labels {
     /// # Errors
     /// If there is no such column, it is blank everywhere, or an image has two values.
     pub fn from_column(pairs: &Pairs, column: &str) -> Result<Self> {
-        let wrong = |message: String| Error::new(message).at(&pairs.path);
-        let columns: BTreeSet<&str> = pairs.rows.iter().flat_map(|row| row.more.keys()).map(String::as_str).collect();
-        if !columns.contains(column) {
-            let all = || columns.iter().copied().collect::<Vec<_>>().join(", ");
-            let remedy =
-                nearest(column, columns.iter().copied()).map_or_else(all, |near| format!("is {near:?} meant?"));
-            return Err(wrong(format!("no column {column:?} to take labels from; {remedy}")));
-        }
-        let values: BTreeMap<&str, &str> =
-            pairs.rows.iter().map(|row| (row.image.as_str(), row.more[column].as_str())).collect();
-        if let Some(row) = pairs.rows.iter().find(|row| values[row.image.as_str()] != row.more[column]) {
-            return Err(wrong(format!("image {:?} has two values in column {column:?}; keep one", row.image)));
-        }
+        let values = values(pairs, column)?;
         let names: BTreeSet<&str> = values.values().copied().filter(|value| !value.is_empty()).collect();
-        if names.is_empty() {
-            return Err(wrong(format!("column {column:?} is blank everywhere, so it gives no labels")));
-        }
         let known = |value: &str| names.iter().map(|&name| (!value.is_empty()).then_some(name == value)).collect();
         Ok(Self {
             of: values.iter().map(|(&image, &value)| (image.to_owned(), known(value))).collect(),
             names: names.into_iter().map(str::to_owned).collect(),
         })
     }
+
+    /// Takes the labels of each value of a column of the pairs from a table of values: a column of the same name, then one per label, as
+    /// in [`Labels::open`]. So several values can share a label, and a value can be left out of one.
+    ///
+    /// # Errors
+    /// As [`Labels::from_column`] and [`Labels::open`], or if a value has no row.
+    pub fn from_values(pairs: &Pairs, column: &str, path: impl AsRef<Path>) -> Result<Self> {
+        let (path, values) = (path.as_ref(), values(pairs, column)?);
+        let table = Self::by(path, column)?;
+        let mut of = BTreeMap::new();
+        for (&image, &value) in &values {
+            let labels = match table.of.get(value) {
+                Some(labels) => labels.clone(),
+                None if value.is_empty() => vec![None; table.names.len()],
+                None => {
+                    let message =
+                        format!("no row of {column} {value:?}, which {image:?} has; add one, blank for unknown");
+                    return Err(Error::new(message).at(path));
+                }
+            };
+            of.insert(image.to_owned(), labels);
+        }
+        Ok(Self { names: table.names, of })
+    }
+}
+
+/// The value of each image in a column of the pairs.
+fn values<'a>(pairs: &'a Pairs, column: &str) -> Result<BTreeMap<&'a str, &'a str>> {
+    let wrong = |message: String| Error::new(message).at(&pairs.path);
+    let columns: BTreeSet<&str> = pairs.rows.iter().flat_map(|row| row.more.keys()).map(String::as_str).collect();
+    if !columns.contains(column) {
+        let all = || columns.iter().copied().collect::<Vec<_>>().join(", ");
+        let remedy = nearest(column, columns.iter().copied()).map_or_else(all, |near| format!("is {near:?} meant?"));
+        return Err(wrong(format!("no column {column:?} to take labels from; {remedy}")));
+    }
+    let values: BTreeMap<&str, &str> =
+        pairs.rows.iter().map(|row| (row.image.as_str(), row.more[column].as_str())).collect();
+    if let Some(row) = pairs.rows.iter().find(|row| values[row.image.as_str()] != row.more[column]) {
+        return Err(wrong(format!("image {:?} has two values in column {column:?}; keep one", row.image)));
+    }
+    if values.values().all(|value| value.is_empty()) {
+        return Err(wrong(format!("column {column:?} is blank everywhere, so it gives no labels")));
+    }
+    Ok(values)
 }
 
 #[cfg(test)]
@@ -107,5 +155,20 @@ mod tests {
         assert!(error("a,t,x\n", "Findings").contains("is \"finding\" meant?"));
         assert!(error("a,t,x\na,u,y\n", "finding").contains("image \"a\" has two values"));
         assert!(error("a,t,\n", "finding").contains("blank everywhere"));
+
+        // A table of values: two share a label, one is left out of the other.
+        let pairs = pairs("a,t,viral\nb,t,\nc,t,normal\n");
+        let table = |rows: &str| {
+            let folder = folder(&[("values.csv", &format!("finding,pneumonia,viral pneumonia\n{rows}"))]);
+            Labels::choose(&pairs, Some(&folder.path().join("values.csv")), Some("finding"))
+        };
+        let labels = table("viral,1,1\nbacterial,1,0\nnormal,0,\n").unwrap().unwrap();
+        assert_eq!(labels.names, ["pneumonia", "viral pneumonia"]);
+        let of = |image: &str| [labels.of[image][0], labels.of[image][1]];
+        assert_eq!([of("a"), of("b"), of("c")], [[Some(true); 2], [None; 2], [Some(false), None]]);
+        let error = table("viral,1,1\n").unwrap_err().to_string();
+        assert!(
+            error.ends_with("values.csv: no row of finding \"normal\", which \"c\" has; add one, blank for unknown")
+        );
     }
 }

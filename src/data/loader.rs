@@ -35,6 +35,8 @@ pub struct LoaderOptions {
     pub workers: usize,
     /// Memory for decoded and resized pictures, which later epochs then need not decode again, in MiB.
     pub cache_mib: usize,
+    /// Looks at each picture as it is decoded: see [`Loader::doubts`].
+    pub doubts: bool,
 }
 
 impl LoaderOptions {
@@ -51,6 +53,7 @@ impl LoaderOptions {
             sixteen_bit: SixteenBit::default(),
             workers,
             cache_mib: 0,
+            doubts: false,
         }
     }
 }
@@ -77,6 +80,8 @@ struct Shared {
     slots: Vec<usize>,
     cache: Vec<OnceLock<Picture>>,
     cached_bytes: AtomicUsize,
+    /// Beside the cache: what is doubtful about a picture, once it was decoded.
+    doubts: Vec<OnceLock<Vec<String>>>,
 }
 
 /// Keeps this room's random numbers apart from others with the same seed.
@@ -118,8 +123,9 @@ impl Loader {
                 *known.entry(path).or_insert(next)
             })
             .collect();
-        let cache = (0..known.len()).map(|_| OnceLock::new()).collect();
-        Ok(Self { shared: Arc::new(Shared { paths, options, slots, cache, cached_bytes: AtomicUsize::new(0) }) })
+        let (cache, doubts) = known.iter().map(|_| (OnceLock::new(), OnceLock::new())).unzip();
+        let cached_bytes = AtomicUsize::new(0);
+        Ok(Self { shared: Arc::new(Shared { paths, options, slots, cache, cached_bytes, doubts }) })
     }
 
     /// Batches in an epoch.
@@ -136,6 +142,11 @@ impl Loader {
     /// Bytes of pictures that are kept.
     pub fn cached_bytes(&self) -> usize {
         self.shared.cached_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What is doubtful about an image of a batch that was made ([`image::doubts`]); nothing unless the options ask for it.
+    pub fn doubts(&self, image: usize) -> &[String] {
+        self.shared.doubts[self.shared.slots[image]].get().map_or(&[], Vec::as_slice)
     }
 
     /// The batches of epoch `epoch` from number `from_batch` on: what a run that is resumed has not seen.
@@ -175,6 +186,9 @@ impl Shared {
             return Ok(then(picture));
         }
         let source = image::open(&self.paths[image], self.options.sixteen_bit)?;
+        if self.options.doubts {
+            self.doubts[self.slots[image]].get_or_init(|| image::doubts(&source));
+        }
         let preprocess = &self.options.preprocess;
         let source = if preprocess.channels == 1 { source.grey().into_owned() } else { source };
         let picture = match self.options.augment {

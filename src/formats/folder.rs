@@ -18,7 +18,7 @@ const FILES: [&str; 6] = [
     "open_clip_pytorch_model.bin",
 ];
 /// Longest index, in bytes.
-const MAX_INDEX: u64 = 4 << 20;
+const MAX_INDEX: u64 = 2 << 20;
 
 /// Which file has which tensor, as Hugging Face writes it.
 #[derive(Deserialize)]
@@ -94,5 +94,62 @@ impl Weights {
         }
         out.set_path(path);
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::safetensors;
+    use crate::tensor::Tensor;
+
+    fn write(path: &Path, tensors: &[(&str, f32)]) {
+        let tensors: Vec<_> =
+            tensors.iter().map(|&(name, x)| (name.to_owned(), Tensor::from_slice(&[x], [1]))).collect();
+        safetensors::save(path, tensors.iter().map(|(n, t)| (n.clone(), t)), &BTreeMap::new()).unwrap();
+    }
+
+    #[test]
+    fn an_index_joins_its_files_and_stays_in_its_folder() {
+        let outside = tempfile::tempdir().unwrap();
+        let folder = outside.path().join("model");
+        std::fs::create_dir(&folder).unwrap();
+        let index = |text: &str| {
+            std::fs::write(folder.join("model.safetensors.index.json"), text).unwrap();
+            Weights::open_folder(&folder, true).map_err(|e| e.to_string())
+        };
+        write(&folder.join("a.safetensors"), &[("one", 1.0), ("two", 2.0)]);
+        write(&folder.join("b.safetensors"), &[("three", 3.0), ("four", 4.0)]);
+        write(&outside.path().join("c.safetensors"), &[("one", 1.0)]);
+
+        let weights =
+            index(r#"{"weight_map": {"one": "a.safetensors", "two": "a.safetensors", "three": "b.safetensors"}}"#)
+                .unwrap();
+        assert_eq!(weights.iter().map(|(_, t)| t.to_vec::<f32>()[0]).collect::<Vec<_>>(), [1.0, 3.0, 2.0]);
+        assert!(weights.notes()[0].contains("four") && weights.path().ends_with("model.safetensors.index.json"));
+
+        let error = |text: &str| index(text).err().unwrap();
+        let absolute = outside.path().join("c.safetensors").display().to_string();
+        for escaping in ["../c.safetensors", &absolute, "a/../../c.safetensors", ".", "", "..\\c.safetensors"] {
+            let text = serde_json::json!({ "weight_map": { "one": escaping } }).to_string();
+            assert!(error(&text).contains("not a file inside its folder"), "{escaping}");
+        }
+        assert!(
+            error(r#"{"weight_map": {"five": "a.safetensors"}}"#).contains("five is in a.safetensors, where it is not")
+        );
+        assert!(error(r#"{"weight_map": {"one": "gone.safetensors"}}"#).contains("gone.safetensors"));
+        assert!(error(r#"{"weight_map": {}}"#).contains("0 tensors"));
+        assert!(error("[]").contains("not an index"));
+    }
+
+    #[test]
+    fn a_folder_has_one_file_of_weights_that_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Weights::open_folder(folder.path(), true).err().unwrap().to_string();
+        assert!(error.contains("pytorch_model.bin"), "{error}");
+        write(&folder.path().join("open_clip_model.safetensors"), &[("w", 1.0)]);
+        std::fs::write(folder.path().join("pytorch_model.bin"), b"").unwrap();
+        let weights = Weights::open_folder(folder.path(), true).unwrap();
+        assert!(weights.get("w").is_some() && weights.notes()[0].contains("pytorch_model.bin"));
     }
 }

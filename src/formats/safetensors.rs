@@ -20,7 +20,7 @@ pub(super) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Weights> {
     let bytes = file.bytes();
     // Parsing takes some ten times the header's size in memory, so a header is not allowed to be the file.
     let length = bytes.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
-    let limit = (1 << 20) + bytes.len() / 16;
+    let limit = (1 << 19) + bytes.len() / 16;
     if length > limit as u64 {
         return Err(Error::new(format!(
             "not a whole safetensors file (a header of {length} bytes where {limit} would be much); fetch or write it again"

@@ -100,13 +100,12 @@ impl Weights {
     pub fn open(path: impl AsRef<Path>, map: bool) -> Result<Self> {
         let path = path.as_ref();
         let file = MappedFile::open(path)?;
-        let bytes = file.bytes();
-        let mut weights = match Format::of(bytes).at(path)? {
+        let parse = || match Format::of(file.bytes())? {
             Format::Safetensors => safetensors::parse(&file, map),
             Format::TorchZip => torch::parse_zip(&file, map),
             Format::TorchLegacy => torch::parse_legacy(&file, map),
-        }
-        .at(path)?;
+        };
+        let mut weights = file.scattered(parse).at(path)?;
         weights.path = path.to_path_buf();
         Ok(weights)
     }
@@ -271,4 +270,32 @@ pub(super) fn dims(sizes: &[u64]) -> Result<Dims> {
         (*o, product) = (size, p);
     }
     Ok(Dims::new(&out[..sizes.len()]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn declared_dims_never_overflow() {
+        assert_eq!(dims(&[2, 0, 3]).unwrap(), Dims::new(&[2, 0, 3]));
+        assert!(dims(&[0, u64::MAX, u64::MAX]).is_err());
+        assert!(dims(&[1 << 40, 1 << 40, 0]).is_err());
+        assert!(dims(&[1; 7]).is_err());
+    }
+
+    #[test]
+    fn a_storage_is_inside_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, [1, 2, 3, 4]).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        assert!(Storage::in_file(&file, 1, 4, 1, true).is_err());
+        assert!(Storage::in_file(&file, usize::MAX, 2, 1, true).is_err());
+        let storage = Storage::in_file(&file, 1, 2, 2, true).unwrap();
+        let mut weights = Weights::empty("test");
+        assert!(weights.insert("far".into(), Layout::contiguous(Dims::new(&[3]), 0), DType::U8, &storage).is_err());
+        weights.insert("w".into(), Layout::contiguous(Dims::new(&[2]), 0), DType::U8, &storage).unwrap();
+        assert_eq!(weights.get("w").unwrap().to_vec::<u8>(), [2, 3]);
+    }
 }

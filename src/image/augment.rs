@@ -16,8 +16,8 @@ use crate::rng::Rng;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
-    /// Share of the picture's area that the random crop takes, from and to (torchvision's RandomResizedCrop). `[1, 1]`: the centre crop
-    /// of evaluation.
+    /// Share of the picture's area that the random crop takes, from and to. The paper names RandomResizedCrop without a scale, so this is
+    /// torchvision's; a small crop may not show what its text speaks of. `[1, 1]`: the centre crop of evaluation.
     pub crop_scale: [f64; 2],
     /// Width over height of the random crop, from and to.
     pub crop_ratio: [f64; 2],
@@ -44,7 +44,7 @@ pub struct Augment {
 impl Default for Augment {
     fn default() -> Self {
         Self {
-            crop_scale: [0.6, 1.0],
+            crop_scale: [0.08, 1.0],
             crop_ratio: [0.9, 1.0],
             degrees: 10.0,
             translate: 0.05,

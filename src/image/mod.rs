@@ -1,12 +1,14 @@
-//! Pictures: decoding, resizing, preprocessing and augmentation.
+//! Pictures: decoding, checking, resizing, preprocessing and augmentation.
 
 mod augment;
 mod decode;
+mod plausible;
 mod preprocess;
 mod resize;
 
 pub use augment::Augment;
 pub use decode::{MAX_ASPECT, MAX_PIXELS, SixteenBit, decode, open, size};
+pub use plausible::doubts;
 pub use preprocess::{Preprocess, Preset};
 pub use resize::{Filter, resize};
 

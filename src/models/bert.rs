@@ -35,6 +35,9 @@ pub struct BertConfig {
     /// Inside the layers' perceptrons.
     #[serde(default)]
     pub activation: Activation,
+    /// The id of padding, whose row of the word embeddings gets no gradient (padding_idx in PyTorch); -1: there is none.
+    #[serde(default)]
+    pub padding: i64,
 }
 
 fn two() -> usize {
@@ -119,6 +122,7 @@ impl Module for Layer {
 
 /// A BERT encoder.
 pub struct Bert {
+    padding: i64,
     word_embeddings: Tensor,
     position_embeddings: Tensor,
     token_type_embeddings: Tensor,
@@ -139,6 +143,7 @@ impl Bert {
         let layer = |i| Layer::new(&params.at(&format!("encoder.layer.{i}")), config);
         let pooler = || Linear::new(&params.at("pooler"), "dense", [d, d], true, INIT);
         Ok(Self {
+            padding: config.padding,
             word_embeddings: table("word_embeddings", config.vocabulary)?,
             position_embeddings: table("position_embeddings", config.max_length)?,
             token_type_embeddings: table("token_type_embeddings", config.token_types)?,
@@ -152,10 +157,19 @@ impl Bert {
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
         let (t, most) = (ids.dims()[1], self.position_embeddings.dims()[0]);
         assert!(t <= most, "bert: {t} tokens, at most {most}");
-        let x = self.word_embeddings.embedding(ids)
-            + self.token_type_embeddings.narrow(0, 0, 1)
-            + self.position_embeddings.narrow(0, 0, t);
+        let x = self.words(ids) + self.token_type_embeddings.narrow(0, 0, 1) + self.position_embeddings.narrow(0, 0, t);
         self.layers.iter().fold(self.embedding_norm.forward(&x), |x, layer| layer.forward(&x, mask))
+    }
+
+    /// Rows of the word embeddings [n, T, width]. Padding's is a constant, which matters where a loss counts padded positions.
+    fn words(&self, ids: &Tensor) -> Tensor {
+        let words = self.word_embeddings.embedding(ids);
+        let real: Vec<f64> = ids.to_vec::<i64>().iter().map(|&id| f64::from(id != self.padding)).collect();
+        if !self.word_embeddings.is_tracked() || !real.contains(&0.0) {
+            return words;
+        }
+        let real = Tensor::from_slice(&real, ids.dims().followed_by(&[1])).to_dtype(words.dtype());
+        words.mul(&real) + words.detach().mul(&real.affine(-1.0, 1.0))
     }
 
     /// Tokens [n, T, width] to BertModel's pooler_output [n, width]; `None` where there is no pooler.
@@ -198,6 +212,7 @@ mod tests {
             pooler,
             eps: 1e-12,
             activation: Activation::Gelu,
+            padding: 0,
         }
     }
 
@@ -212,6 +227,24 @@ mod tests {
         assert_eq!(bert.pool(&padded).unwrap().dims()[..], [1, 8]);
         let without = Bert::new(&Source::drawn(3, DType::F64).params(), &small(false)).unwrap();
         assert!(without.pool(&padded).is_none());
+    }
+
+    #[test]
+    fn the_row_of_padding_gets_no_gradient_from_padded_positions() {
+        let gradient = |padding: i64| {
+            let config = BertConfig { padding, ..small(false) };
+            let mut bert = Bert::new(&Source::drawn(3, DType::F64).params(), &config).unwrap();
+            bert.visit("", &mut |_, p| *p = p.trainable());
+            let ids = Tensor::from_slice(&[1i64, 4, 2, 0, 0], [1, 5]);
+            let mask = Tensor::from_slice(&[1u8, 1, 1, 0, 0], [1, 5]);
+            let y = bert.forward(&ids, &mask);
+            let grads = y.square().sum_all().backward();
+            (y.to_f64_vec(), grads.get(&bert.word_embeddings).unwrap().to_f64_vec())
+        };
+        let ((with, kept), (without, moved)) = (gradient(0), gradient(-1));
+        assert_eq!(with, without);
+        assert!(kept[..8].iter().all(|&g| g == 0.0) && moved[..8].iter().all(|&g| g != 0.0));
+        assert_eq!(kept[8..], moved[8..]);
     }
 
     /// Embeddings that PyTorch computes with a CXR-BERT checkpoint, where TIER_SHARED names the folder that has them.
@@ -234,6 +267,7 @@ mod tests {
             pooler: false,
             eps: 1e-12,
             activation: Activation::Gelu,
+            padding: 0,
         };
         let source = Source::file(&weights);
         let bert = Bert::new(&source.params().at("bert"), &config).unwrap();

@@ -104,7 +104,6 @@ impl ImageTowerConfig {
 }
 
 /// An image encoder of either kind.
-#[expect(clippy::large_enum_variant, reason = "there is one in a model")]
 pub enum ImageTower {
     /// Vision transformer.
     Vit(Vit),
@@ -202,6 +201,7 @@ impl Module for Projector {
 }
 
 /// A projection of patches of either kind.
+#[expect(clippy::large_enum_variant, reason = "there is one in a model")]
 pub enum ImageProjection {
     /// A matrix.
     Linear(Linear),

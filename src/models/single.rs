@@ -6,7 +6,7 @@ use super::dual_encoder::{Embeddings, GlobalImage};
 use super::image_tower::{ImageProjection, ImageProjectionKind, ImageTower, ImageTowerConfig};
 use super::text_tower::{TextTower, TextTowerConfig};
 use crate::error::{Error, Result};
-use crate::nn::{Linear, Module, Params, Projection, ProjectionKind, Statistics, Unary, join};
+use crate::nn::{Linear, Module, Noted, Params, Projection, ProjectionKind, Statistics, Unary, join};
 use crate::tensor::Tensor;
 
 /// An image encoder and its end.
@@ -101,7 +101,17 @@ impl ImageModel {
 
     /// Pixels [n, c, h, w] to the output [n, k] and, where it is projected into a joint space, the embeddings.
     pub fn forward(&self, pixels: &Tensor) -> (Tensor, Option<Embeddings>) {
-        let statistics = &mut Statistics::Running;
+        self.compute(pixels, &mut Statistics::Running)
+    }
+
+    /// As [`Self::forward`], with batch norms by the batch's own statistics; what was noted is to be applied to the model.
+    pub fn forward_train(&self, pixels: &Tensor) -> ((Tensor, Option<Embeddings>), Noted) {
+        let mut statistics = Statistics::batch();
+        let output = self.compute(pixels, &mut statistics);
+        (output, statistics.into_noted())
+    }
+
+    fn compute(&self, pixels: &Tensor, statistics: &mut Statistics) -> (Tensor, Option<Embeddings>) {
         let tokens = self.vision.forward(pixels, statistics);
         let class = usize::from(self.config.vision.class_token());
         let patches = |tokens: &Tensor| tokens.narrow(1, class, tokens.dims()[1] - class);

@@ -1,7 +1,8 @@
 //! Losses.
 
-use kernels_cpu::Float;
+use kernels_cpu::entropy::entropies;
 use kernels_cpu::softmax::softmax_row;
+use kernels_cpu::{Float, par};
 
 use crate::dtype::DType;
 use crate::for_float;
@@ -252,55 +253,43 @@ pub struct Tier {
     pub temperature: f64,
 }
 
-/// -sum (p + eps) ln (p + eps); leaves -(ln (p + eps) + 1) in `p` beside the probabilities in `kept`.
-fn entropy<F: Float>(p: &mut [F], eps: F, kept: &mut [F]) -> F {
-    kept.copy_from_slice(p);
-    let mut h = F::ZERO;
-    for p in p {
-        let log = (*p + eps).ln();
-        h -= (*p + eps) * log;
-        *p = -(log + F::ONE);
-    }
-    h
-}
-
 impl Tier {
-    /// Both sums and counts; `slope(indices, p, dH/dp)` is called for every softmax.
-    fn walk<F: Float>(
-        &self,
-        s: &[F],
-        mask: &[u8],
-        [n, t, p]: [usize; 3],
-        mut slope: impl FnMut(bool, &[usize], &[F], &[F]),
-    ) -> [F; 2] {
-        let (eps, temperature) = (F::from_f64(self.eps), F::from_f64(self.temperature));
-        let tokens = mask.iter().filter(|&&m| m != 0).count();
-        let mut sums = [F::ZERO; 2];
-        let (mut row, mut kept, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        let mut one = |over_tokens: bool, places: &[usize], sum: &mut F| {
-            row.clear();
-            row.extend(places.iter().map(|&at| s[at] / temperature));
-            kept.resize(places.len(), F::ZERO);
-            softmax_row(&mut row);
-            *sum += entropy(&mut row, eps, &mut kept);
-            slope(over_tokens, places, &kept, &row);
-        };
-        for i in 0..n {
-            let mask = &mask[i * t..][..t];
-            for k in (0..t).filter(|&k| mask[k] != 0) {
-                places.clear();
-                places.extend((0..p).map(|j| (i * t + k) * p + j));
-                one(false, &places, &mut sums[0]);
-            }
-            for j in 0..p {
-                places.clear();
-                places.extend((0..t).filter(|&k| mask[k] != 0).map(|k| (i * t + k) * p + j));
-                one(true, &places, &mut sums[1]);
+    /// Of one pair's similarities [T, P] and mask `[T]`: both sums of entropies. Where `slopes` is given, their gradients times these are
+    /// written into `ds`.
+    fn pair<F: Float>(&self, s: &[F], mask: &[u8], slopes: Option<[F; 2]>, ds: &mut [F]) -> [f64; 2] {
+        let (patches, eps, scale) = (s.len() / mask.len(), F::from_f64(self.eps), F::from_f64(1.0 / self.temperature));
+        let tokens: Vec<&[F]> =
+            s.chunks_exact(patches).zip(mask).filter(|(_, m)| **m != 0).map(|(row, _)| row).collect();
+        let mut over_patches: Vec<F> = tokens.iter().flat_map(|row| row.iter().map(|&s| s * scale)).collect();
+        // [P, T], so that both are softmaxes of rows.
+        let mut over_tokens = vec![F::ZERO; over_patches.len()];
+        for (j, row) in over_tokens.chunks_exact_mut(tokens.len().max(1)).enumerate() {
+            row.iter_mut().enumerate().for_each(|(k, s)| *s = over_patches[k * patches + j]);
+        }
+        let slope = |which: usize| slopes.map(|slopes| slopes[which]);
+        let sums = [
+            entropies(&mut over_patches, patches, eps, slope(0)),
+            entropies(&mut over_tokens, tokens.len(), eps, slope(1)),
+        ];
+        if slopes.is_some() {
+            let counted = ds.chunks_exact_mut(patches).zip(mask).filter(|(_, m)| **m != 0);
+            for (k, (ds, _)) in counted.enumerate() {
+                let row = &over_patches[k * patches..][..patches];
+                ds.iter_mut().zip(row).enumerate().for_each(|(j, (d, &s))| *d = s + over_tokens[j * tokens.len() + k]);
             }
         }
-        [sums[0] / F::from_f64(tokens.max(1) as f64), sums[1] / F::from_f64((n * p).max(1) as f64)]
+        sums
+    }
+
+    /// What both sums are divided by: the number of tokens that count, and of patches.
+    fn counts(mask: &[u8], [n, _, p]: [usize; 3]) -> [f64; 2] {
+        let tokens = mask.iter().filter(|&&m| m != 0).count();
+        [tokens.max(1) as f64, (n * p).max(1) as f64]
     }
 }
+
+/// Operations per similarity: two exponentials and two logarithms.
+const TIER_COST: usize = 32;
 
 impl Op for Tier {
     fn name(&self) -> &'static str {
@@ -320,9 +309,16 @@ impl Op for Tier {
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let (s, mask) = (x[0].packed(), x[1].packed());
-        let d = s.dims();
+        let (d, mask) = (<[usize; 3]>::try_from(&s.dims()[..]).expect("checked by shape"), mask.as_slice::<u8>());
         for_float!("tier", out.dtype, F => {
-            Tensor::from_slice(&self.walk(s.as_slice::<F>(), mask.as_slice(), [d[0], d[1], d[2]], |_, _, _, _| ()), [2])
+            let (s, [n, t, p]) = (s.as_slice::<F>(), d);
+            let pairs = if t * p == 0 { 0 } else { n };
+            let sums: Vec<[f64; 2]> = par::map_chunks(pairs, 1, t * p * TIER_COST, |i| {
+                self.pair(&s[i.start * t * p..][..t * p], &mask[i.start * t..][..t], None, &mut [])
+            });
+            let counts = Self::counts(mask, d);
+            let mean = |which: usize| (sums.iter().map(|sums| sums[which]).sum::<f64>() / counts[which]) as F;
+            Tensor::from_slice(&[mean(0), mean(1)], [2])
         })
         .into()
     }
@@ -333,17 +329,14 @@ impl Op for Tier {
 
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
         let (s, mask, dy) = (saved.input(0).packed(), saved.input(1).packed(), dy.to_f64_vec());
-        let d = s.dims();
-        let tokens = mask.as_slice::<u8>().iter().filter(|&&m| m != 0).count();
-        let scale = [dy[0] / tokens.max(1) as f64, dy[1] / (d[0] * d[2]).max(1) as f64].map(|x| x / self.temperature);
-        let ds = for_float!("tier", s.dtype(), F => Tensor::write(*d, |ds: &mut [F]| {
+        let (d, mask) = (<[usize; 3]>::try_from(&s.dims()[..]).expect("checked by shape"), mask.as_slice::<u8>());
+        let counts = Self::counts(mask, d);
+        let ds = for_float!("tier", s.dtype(), F => Tensor::write(d, |ds: &mut [F]| {
+            let (s, [_, t, p]) = (s.as_slice::<F>(), d);
+            let slopes = [0, 1].map(|which| (dy[which] / counts[which] / self.temperature) as F);
             ds.fill(0.0);
-            self.walk(s.as_slice::<F>(), mask.as_slice(), [d[0], d[1], d[2]], |over_tokens, places, p, slope| {
-                // Through the softmax: dS = p (g - sum p g).
-                let dot = p.iter().zip(slope).map(|(p, g)| p * g).sum::<F>();
-                for ((&at, p), g) in places.iter().zip(p).zip(slope) {
-                    ds[at] += p * (g - dot) * scale[usize::from(over_tokens)] as F;
-                }
+            par::chunks_mut(ds, t * p, t * p * TIER_COST, |i, ds| {
+                self.pair(&s[i * t * p..][..t * p], &mask[i * t..][..t], Some(slopes), ds);
             });
         }));
         vec![Some(ds), None]
@@ -405,5 +398,23 @@ mod tests {
         // With the second token padded: one token over two patches, and nothing to choose between tokens.
         let y = s.tier(&Tensor::from_slice(&[1u8, 0], [1, 2]), 0.0, 1.0).to_vec::<f64>();
         assert!((y[0] - h).abs() < 1e-12 && y[1].abs() < 1e-12);
+    }
+
+    #[test]
+    fn tier_has_the_same_bits_for_any_number_of_threads() {
+        let mut rng = crate::rng::Rng::new(3, 0);
+        let s = Tensor::randn([9, 40, 196], DType::F32, &mut rng).trainable();
+        let mask: Vec<u8> = (0..9 * 40).map(|at| u8::from(at % 40 < 20 + at / 40)).collect();
+        let mask = Tensor::from_slice(&mask, [9, 40]);
+        let run = |threads| {
+            par::Pool::new(threads).install(|| {
+                let y = s.tier(&mask, 1e-7, 1.0);
+                let value = y.to_vec::<f32>();
+                (value, y.sum_all().backward().get(&s).unwrap().to_vec::<f32>())
+            })
+        };
+        let one = run(1);
+        assert!(one == run(2) && one == run(5));
+        assert!(one.0.iter().all(|h| *h > 0.0) && one.1.iter().any(|d| *d != 0.0));
     }
 }

@@ -43,14 +43,7 @@ pub fn html(report: &EvalReport) -> Result<String> {
     report.notes.iter().for_each(|note| page.notice(note));
     comparison.labels(&mut page)?;
     comparison.localisation(&mut page)?;
-    if !report.examples.is_empty() {
-        page.section("Heat maps");
-        page.paragraph(
-            "Each patch's similarity to the label's prompts: orange above zero, blue below, untouched at zero. The maps of a row \
-             share one scale; white boxes are annotations.",
-        );
-        parts::gallery(&mut page, &report.examples)?;
-    }
+    parts::heat_maps(&mut page, &report.examples)?;
     comparison.sparsity(&mut page)?;
     comparison.retrieval(&mut page);
     page.provenance(&report.provenance);

@@ -411,6 +411,19 @@ pub(super) fn gallery(page: &mut Page, examples: &[Example]) -> Result<()> {
     Ok(())
 }
 
+/// A section of heat maps, if there are any.
+pub(super) fn heat_maps(page: &mut Page, examples: &[Example]) -> Result<()> {
+    if examples.is_empty() {
+        return Ok(());
+    }
+    page.section("Heat maps");
+    page.paragraph(
+        "Each patch's similarity to the label's prompts: orange above zero, blue below, untouched at zero. The maps of a row \
+         share one scale; white boxes are annotations.",
+    );
+    gallery(page, examples)
+}
+
 /// Plain pictures, four to a row.
 pub(super) fn pictures(page: &mut Page, examples: &[Example], caption: &str) -> Result<()> {
     let shown: Vec<Shown> = (examples.iter())

@@ -2,8 +2,9 @@
 
 use super::curves;
 use super::page::{Cell, Page, Table};
+use super::parts::{self, Comparison};
 use super::plot;
-use super::results::{Course, Provenance};
+use super::results::{Course, Example, ModelResult, Provenance};
 use crate::error::Result;
 
 /// What a training run left.
@@ -23,6 +24,21 @@ pub struct RunReport {
     pub config: String,
     /// Warnings and what was left out, one line each.
     pub notes: Vec<String>,
+    /// The best epoch on validation rows, where their findings are boxed.
+    pub judged: Option<Judged>,
+}
+
+/// What an evaluation on validation rows found.
+#[derive(Clone, Debug, Default)]
+pub struct Judged {
+    /// Validation rows.
+    pub images: usize,
+    /// What a reader must know, one line each.
+    pub notes: Vec<String>,
+    /// What was measured.
+    pub model: ModelResult,
+    /// Heat maps to show.
+    pub examples: Vec<Example>,
 }
 
 /// A checkpoint that was kept.
@@ -49,6 +65,17 @@ pub fn html(report: &RunReport) -> Result<String> {
         let row =
             |c: &Checkpoint| vec![Cell::text(&c.name), Cell::number(c.step.to_string()), Cell::value(Some(c.value), 4)];
         page.table(&Table { caption: "Best first.".into(), columns, rows: report.best.iter().map(row).collect() });
+    }
+    if let Some(judged) = &report.judged {
+        let comparison = Comparison { baseline: None, model: &judged.model, differences: None };
+        judged.notes.iter().for_each(|note| page.notice(note));
+        let images = judged.images;
+        page.paragraph(&format!(
+            "What follows is of the best checkpoint on the {images} validation rows it was chosen by."
+        ));
+        comparison.localisation(&mut page)?;
+        parts::heat_maps(&mut page, &judged.examples)?;
+        comparison.sparsity(&mut page)?;
     }
     page.section("Configuration");
     page.paragraph("As it took effect; config.toml in the run directory holds the same.");

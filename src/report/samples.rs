@@ -5,7 +5,7 @@ use super::eval::{self, EvalReport};
 use super::heat::{self, Grid, HeatMap};
 use super::page::tests::check;
 use super::results::*;
-use super::run::{self, Checkpoint, RunReport};
+use super::run::{self, Checkpoint, Judged, RunReport};
 use super::xray::{self, XrayLabel, XrayReport};
 use crate::image::Picture;
 use crate::rng::Rng;
@@ -235,6 +235,12 @@ fn run_report() -> RunReport {
         judged_by: "mean zero-shot AUROC on val".into(),
         config: "[model]\nwidth = 192\ndepth = 6\n\n[loss]\nlambda_p = 0.2\nlambda_t = 0.1\n".into(),
         notes: vec!["No split column: 10% of the patients were drawn for validation; val.csv lists them.".into()],
+        judged: Some(Judged {
+            images: 40,
+            notes: vec![],
+            model: model("model", 0.02),
+            examples: vec![example("nodule, left", (0.7, 0.4), 6)],
+        }),
     }
 }
 

@@ -126,8 +126,7 @@ pub(super) fn alphabet() -> impl Iterator<Item = String> {
 
 /// OpenAI's single file: a heading, then one merge per line. The ids follow from the order: bytes, merges, start, end.
 pub(super) fn from_merges(text: &str) -> Result<Layout> {
-    let mut merges = parse_merges(text)?;
-    merges.truncate(OPENAI_MERGES);
+    let merges = parse_merges(text, OPENAI_MERGES)?;
     let pieces = merges.iter().map(|[a, b]| format!("{a}{b}"));
     let tokens = alphabet().chain(pieces).chain([START.to_owned(), END.to_owned()]);
     let vocabulary: BTreeMap<String, u32> = tokens.zip(0..).collect();
@@ -139,13 +138,15 @@ pub(super) fn from_merges(text: &str) -> Result<Layout> {
 pub(super) fn from_vocabulary_and_merges(vocabulary: &[u8], merges: &str) -> Result<Layout> {
     let vocabulary = serde_json::from_slice(vocabulary)
         .map_err(|e| Error::new(format!("not a vocabulary, which maps pieces to ids: {e}")))?;
-    Ok(Layout { vocabulary, merges: parse_merges(merges)?, pad: END.to_owned(), fixes_text: false })
+    Ok(Layout { vocabulary, merges: parse_merges(merges, usize::MAX)?, pad: END.to_owned(), fixes_text: false })
 }
 
-fn parse_merges(text: &str) -> Result<Vec<[String; 2]>> {
+/// The first `most` merges of a text with one per line.
+fn parse_merges(text: &str, most: usize) -> Result<Vec<[String; 2]>> {
     let lines = text.lines().enumerate().skip(usize::from(text.lines().next().is_some_and(is_heading)));
     lines
         .filter(|(_, line)| !line.trim().is_empty())
+        .take(most)
         .map(|(i, line)| match line.split_whitespace().collect::<Vec<_>>()[..] {
             [a, b] => Ok([a.to_owned(), b.to_owned()]),
             _ => Err(Error::new(format!("line {}: a merge is two pieces with a space between, not {line:?}", i + 1))),

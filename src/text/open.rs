@@ -13,8 +13,10 @@ use crate::error::{At, Error, Result};
 const NAMES: [&str; 5] =
     ["tokenizer.json", "vocab.json", "vocab.txt", "bpe_simple_vocab_16e6.txt", "bpe_simple_vocab_16e6.txt.gz"];
 
-/// Larger than any vocabulary after unpacking.
-const LARGEST_TEXT: u64 = 64 << 20;
+/// More than a vocabulary of `packed` bytes has after unpacking, which is two or three times as much.
+fn largest_text(packed: usize) -> u64 {
+    (1 << 20) + 8 * packed as u64
+}
 
 pub(super) fn open(path: &Path, max_length: Option<usize>) -> Result<Tokenizer> {
     let file = find(path)?;
@@ -69,10 +71,11 @@ fn read(file: &Path) -> Result<Vec<u8>> {
         return Ok(bytes);
     }
     let mut unpacked = Vec::new();
-    let mut reader = flate2::read::GzDecoder::new(&bytes[..]).take(LARGEST_TEXT + 1);
+    let largest = largest_text(bytes.len());
+    let mut reader = flate2::read::GzDecoder::new(&bytes[..]).take(largest + 1);
     reader.read_to_end(&mut unpacked).map_err(|e| Error::new(format!("damaged gzip ({e}); fetch it again")))?;
-    if unpacked.len() as u64 > LARGEST_TEXT {
-        return Err(Error::new("more than 64 MiB unpacked, which is no vocabulary"));
+    if unpacked.len() as u64 > largest {
+        return Err(Error::new(format!("more than {largest} bytes unpacked, which is no vocabulary")));
     }
     Ok(unpacked)
 }

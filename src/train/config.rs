@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{At, Error, Result};
 use crate::image::{Augment, Filter, Preprocess, SixteenBit};
 use crate::loss::TierOptions;
-use crate::models::DualEncoderConfig;
+use crate::models::{DualEncoderConfig, ImageTowerConfig};
 use crate::optim::{OptimiserConfig, Schedule};
 
 /// Everything that decides a run.
@@ -58,12 +58,15 @@ pub struct DataConfig {
     /// labels.csv: validation by zero-shot AUC, or what a supervised run learns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<PathBuf>,
-    /// A column of pairs.csv that serves as labels.
+    /// A column of pairs.csv that serves as labels, one per value; with `labels`, that is a table of these values' labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels_from: Option<String>,
     /// prompts.csv
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompts: Option<PathBuf>,
+    /// boxes.json: the finished model's heat maps are judged by those of validation rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boxes: Option<PathBuf>,
     /// A model directory whose weights, sizes and tokenizer the run starts from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
@@ -132,7 +135,7 @@ pub struct TrainConfig {
     /// Pairs that are contrasted with each other.
     pub batch: usize,
     /// Pairs that are computed at once; 0: the whole batch. Smaller values trade one more forward pass for memory and give the same
-    /// gradient (GradCache; Gao et al. 2021).
+    /// gradient (GradCache; Gao et al. 2021), except that batch norms then normalise by the statistics of the part they see.
     pub micro_batch: usize,
     /// Batches whose gradients are averaged for one optimiser step.
     pub accumulate: usize,
@@ -240,6 +243,12 @@ impl Config {
         if t.micro_batch > t.batch {
             return wrong("train.micro_batch", format!("{} is more than train.batch = {}", t.micro_batch, t.batch));
         }
+        let part = if t.micro_batch == 0 { t.batch } else { (t.batch - 1) % t.micro_batch + 1 };
+        let places: usize = self.model.vision.grid().iter().product();
+        if matches!(self.model.vision, ImageTowerConfig::Resnet(_)) && part * places < 2 {
+            let why = "leaves parts of one pair whose last map has one place: no variance for a batch norm";
+            return wrong("train.micro_batch", why.into());
+        }
         if !(0.0..1.0).contains(&t.ema) {
             return wrong("train.ema", format!("{} is not in 0..1", t.ema));
         }
@@ -268,6 +277,12 @@ impl Config {
         }
         if self.objective == Objective::Supervised && self.data.labels.is_none() && self.data.labels_from.is_none() {
             return wrong("objective", "supervised training needs --labels (or --labels-from COLUMN)".into());
+        }
+        if self.data.boxes.is_some() && (self.objective == Objective::Supervised || self.data.prompts.is_none()) {
+            return wrong(
+                "data.boxes",
+                "boxes judge the heat maps of prompts: give --prompts, or leave --boxes out".into(),
+            );
         }
         Ok(())
     }
@@ -350,6 +365,7 @@ mod tests {
         assert!(error("train.micro_batch=64").contains("train.batch = 32"));
         assert!(error("seed.x=1").contains("seed"));
         assert!(error("model.vision.patch_size=7").contains("patch_size"));
+        assert!(error("data.boxes=\"boxes.json\"").contains("--prompts"));
         assert!(error("image.std=0").contains("image.std"));
     }
 }

@@ -14,9 +14,11 @@ use super::tables::Tables;
 use super::validate::{Validation, Validator};
 use super::{Config, Objective};
 use crate::checkpoints;
-use crate::data::{Loader, LoaderOptions, Row};
+use crate::data::{Loader, LoaderOptions, Pairs, Row, Split};
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
+use crate::eval::compare;
+use crate::eval::scores::ScoreOptions;
 use crate::files;
 use crate::formats::{Weights, safetensors};
 use crate::models::single::{ImageOutput, TextOutput};
@@ -26,7 +28,7 @@ use crate::op::apply;
 use crate::ops::loss::BceWithLogits;
 use crate::optim::Optimiser;
 use crate::pipeline::{Network, NetworkConfig, Origin, Pipeline};
-use crate::report::run::{self, Checkpoint, RunReport, curves_png};
+use crate::report::run::{self, Checkpoint, Judged, RunReport, curves_png};
 use crate::report::{Provenance, found};
 use crate::tape::Grads;
 use crate::tensor::Tensor;
@@ -114,6 +116,7 @@ pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) 
         Some(&mut config.data.pairs),
         config.data.labels.as_mut(),
         config.data.prompts.as_mut(),
+        config.data.boxes.as_mut(),
         config.data.init.as_mut(),
         config.data.init_image.as_mut(),
         config.data.init_text.as_mut(),
@@ -362,6 +365,7 @@ impl<'a> Run<'a> {
             sixteen_bit: config.image.sixteen_bit,
             workers,
             cache_mib: config.image.cache_mib,
+            doubts: false,
         };
         let loader = Loader::new(self.tables.train.iter().map(|row| row.path.clone()).collect(), options)?;
         let validator = Validator::new(&self.pipeline, &self.tables, &config, workers)?;
@@ -440,7 +444,8 @@ impl<'a> Run<'a> {
         if let Some(best) = state.kept.first() {
             self.publish(best)?;
         }
-        self.report(&state, &notes)?;
+        let judged = self.judge(workers)?;
+        self.report(&state, &notes, judged)?;
         Ok(Outcome { finished: true, records: self.records, kept: state.kept })
     }
 
@@ -550,8 +555,48 @@ impl<'a> Run<'a> {
         self.pipeline.save(&self.folder.model(), Some(&tensors))
     }
 
+    /// The finished model on validation rows, as `tier eval` does it, where boxes are given.
+    fn judge(&self, workers: usize) -> Result<Option<Judged>> {
+        let Some(boxes) = &self.tables.boxes else { return Ok(None) };
+        let boxed = |row: &Row| boxes.of.get(&row.image).is_some_and(|found| !found.is_empty());
+        if !self.tables.val.iter().any(boxed) {
+            self.watch.say("no validation row has a box in data.boxes: heat maps are not judged");
+            return Ok(None);
+        }
+        let pipeline = Pipeline::open(&self.folder.model(), true)?;
+        let tables = compare::Tables {
+            pairs: Pairs::open(&self.config.data.pairs, self.config.seed)?,
+            split: Some(Split::Val),
+            val_split: Split::Val,
+            labels: self.tables.labels.clone(),
+            prompts: self.tables.prompts.clone(),
+            boxes: Some(boxes.clone()),
+        };
+        let scores = ScoreOptions { seed: self.config.seed, ..ScoreOptions::default() };
+        let how = compare::How { scores, tier: self.config.tier, workers };
+        let pipelines = [pipeline];
+        let all = compare::evaluate(&pipelines, &[], &tables, &how, &|_, _| ())?;
+        let (of, sparsity) = (&all.evaluation.localisation, all.evaluation.sparsity);
+        if let Some(l) = of {
+            let concentrated = sparsity.map_or_else(String::new, |s| {
+                format!("; sparsity {:.3} over patches, {:.3} over tokens", s.patches, s.tokens)
+            });
+            self.watch.say(&format!(
+                "on val, {} boxed findings: inside minus outside {:.3}; the best patch is in a box in {:.3} of cases \
+                 (any patch {:.3}, the middle one {:.3}){concentrated}",
+                l.n, l.inside_minus_outside, l.pointing_game, l.chance, l.centre_prior
+            ));
+        }
+        Ok(Some(Judged {
+            images: all.rows.len(),
+            notes: all.evaluation.notes.clone(),
+            model: found::sides(&all, "model", "").0,
+            examples: found::examples(&all, &pipelines[0], ["model", ""], 8)?,
+        }))
+    }
+
     /// Writes curves.png and report.html.
-    fn report(&self, state: &State, notes: &[String]) -> Result<()> {
+    fn report(&self, state: &State, notes: &[String], judged: Option<Judged>) -> Result<()> {
         let name = self.folder.0.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let course = found::course("", &self.records);
         files::write_atomic(self.folder.0.join("curves.png"), &curves_png(std::slice::from_ref(&course))?)?;
@@ -571,6 +616,7 @@ impl<'a> Run<'a> {
             judged_by: if by_auc { "mean AUROC on val" } else { "minus validation loss" }.to_owned(),
             config: self.config.to_toml()?,
             notes: notes.to_vec(),
+            judged,
         };
         files::write_atomic(self.folder.0.join("report.html"), run::html(&report)?.as_bytes())
     }

@@ -171,9 +171,10 @@ mod tests {
     use super::*;
     use crate::dtype::DType;
     use crate::gradcheck::assert_close;
-    use crate::models::DualEncoderConfig;
     use crate::models::clip_text::TextConfig;
+    use crate::models::resnet::{BlockKind, ResnetConfig};
     use crate::models::vit::VitConfig;
+    use crate::models::{DualEncoderConfig, ImageProjectionKind};
     use crate::nn::Module;
     use crate::rng::Rng;
 
@@ -209,6 +210,67 @@ mod tests {
                 model.visit("", &mut |name, p| {
                     assert_close(name, split.grads.get(p).unwrap(), whole.grads.get(p).unwrap(), 1e-11);
                 });
+            }
+        }
+    }
+
+    #[test]
+    fn batch_norms_see_parts_and_move_once_for_each() {
+        let block = BlockKind::Basic;
+        let vision = ResnetConfig { channels: 1, block, depths: vec![1, 1], base: 3, ..ResnetConfig::default() };
+        let text = TextConfig { vocabulary: 9, max_length: 4, width: 8, depth: 1, heads: 2, ..TextConfig::default() };
+        let config = DualEncoderConfig {
+            vision: vision.into(),
+            text: text.into(),
+            joint: 6,
+            visual_projection: ImageProjectionKind::Projector,
+            ..DualEncoderConfig::default()
+        };
+        let mut rng = Rng::new(2, 0);
+        let mut draw = || Tensor::randn([5, 1, 16, 12], DType::F64, &mut rng);
+        let pairs = Pairs {
+            views: vec![draw(), draw()],
+            ids: Tensor::from_slice(&(0..20).map(|i| i * 5 % 9).collect::<Vec<i64>>(), [5, 4]),
+            mask: Tensor::full([5, 4], 1.0, DType::U8),
+            groups: Tensor::from_slice(&[0i64, 1, 2, 3, 4], [5]),
+        };
+        let options = TierOptions { lambda_p: 0.7, lambda_t: 0.4, ..TierOptions::default() };
+        let model = || {
+            let mut model = DualEncoder::init(&config, 5, DType::F64).unwrap();
+            model.visit("", &mut |_, p| *p = p.trainable());
+            model
+        };
+        for micro_batch in [0, 2] {
+            let mut ours = model();
+            let step = step(&mut ours, &pairs, &options, micro_batch);
+            // The same with one graph: parts are encoded by their own statistics, their embeddings contrasted together.
+            let mut plain = model();
+            let chunks: &[(usize, usize)] = if micro_batch == 0 { &[(0, 5)] } else { &[(0, 2), (2, 2), (4, 1)] };
+            let mut encoded = vec![Vec::new(); 2];
+            for &(start, len) in chunks {
+                for (view, all) in pairs.views.iter().zip(&mut encoded) {
+                    let (embeddings, noted) = plain.encode_image_train(&view.narrow(0, start, len));
+                    noted.apply(&mut plain);
+                    all.push([embeddings.whole, embeddings.parts]);
+                }
+            }
+            let joined =
+                |all: &Vec<[Tensor; 2]>, i: usize| Tensor::concat(&all.iter().map(|e| &e[i]).collect::<Vec<_>>(), 0);
+            let views: Vec<Embeddings> =
+                encoded.iter().map(|all| Embeddings { whole: joined(all, 0), parts: joined(all, 1) }).collect();
+            let texts = plain.encode_text(&pairs.ids, &pairs.mask);
+            let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &plain.logit_scale, &options);
+            assert!((step.parts.total - loss.total.item()).abs() < 1e-12);
+            let grads = loss.total.backward();
+            let tensors = |model: &mut DualEncoder, grads: &Grads| {
+                let mut all = Vec::new();
+                model.visit("", &mut |name, p| all.push((name.to_owned(), grads.get(p).unwrap().clone())));
+                model.visit_buffers("", &mut |name, t| all.push((name.to_owned(), t.clone())));
+                all
+            };
+            let pairs_of = tensors(&mut ours, &step.grads).into_iter().zip(tensors(&mut plain, &grads));
+            for ((name, ours), (_, plain)) in pairs_of {
+                assert_close(&name, &ours, &plain, 1e-9);
             }
         }
     }

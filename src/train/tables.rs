@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Config, Objective, Targets};
-use crate::data::{Labels, Pairs, Prompts, Row, Split};
+use crate::data::{Boxes, Labels, Pairs, Prompts, Row, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::tensor::Tensor;
@@ -15,9 +15,10 @@ pub(super) struct Tables {
     pub val: Vec<Row>,
     pub labels: Option<Labels>,
     pub prompts: Option<Prompts>,
+    pub boxes: Option<Boxes>,
     /// What was left out or drawn, for the person at the terminal.
     pub notes: Vec<String>,
-    /// Changes when a row's image, text, split or label does.
+    /// Changes when a row's image, text, split or label does, or a prompt or box.
     pub fingerprint: u64,
     /// Which texts are equal: a number per distinct training text.
     groups: BTreeMap<String, i64>,
@@ -27,12 +28,9 @@ pub(super) struct Tables {
 impl Tables {
     pub fn open(config: &Config) -> Result<Self> {
         let pairs = Pairs::open(&config.data.pairs, config.seed)?;
-        let labels = match (&config.data.labels, &config.data.labels_from) {
-            (Some(path), _) => Some(Labels::open(path)?),
-            (None, Some(column)) => Some(Labels::from_column(&pairs, column)?),
-            (None, None) => None,
-        };
+        let labels = Labels::choose(&pairs, config.data.labels.as_deref(), config.data.labels_from.as_deref())?;
         let prompts = config.data.prompts.as_deref().map(Prompts::open).transpose()?;
+        let boxes = config.data.boxes.as_deref().map(Boxes::open).transpose()?;
         let mut notes = pairs.notes.clone();
         let usable = |row: &&Row| match config.objective {
             Objective::Clip => !row.text.trim().is_empty(),
@@ -70,16 +68,8 @@ impl Tables {
                 train.len()
             ));
         }
-        let mut print = Fingerprint::default();
-        for row in &pairs.rows {
-            print.add(&row.image);
-            print.add(&row.text);
-            print.add(&format!("{:?}", row.split));
-            if let Some(values) = labels.as_ref().and_then(|l| l.of.get(&row.image)) {
-                print.add(&format!("{values:?}"));
-            }
-        }
-        Ok(Self { train, val, labels, prompts, notes, fingerprint: print.0, groups, targets: config.train.targets })
+        let fingerprint = fingerprint(&pairs.rows, labels.as_ref(), prompts.as_ref(), boxes.as_ref());
+        Ok(Self { train, val, labels, prompts, boxes, notes, fingerprint, groups, targets: config.train.targets })
     }
 
     /// Which rows of a batch count as each other's texts: i64 `[n]`.
@@ -124,6 +114,20 @@ impl Tables {
     }
 }
 
+fn fingerprint(rows: &[Row], labels: Option<&Labels>, prompts: Option<&Prompts>, boxes: Option<&Boxes>) -> u64 {
+    let mut print = Fingerprint::default();
+    for row in rows {
+        print.add(&row.image);
+        print.add(&row.text);
+        print.add(&format!("{:?}", row.split));
+        if let Some(values) = labels.and_then(|l| l.of.get(&row.image)) {
+            print.add(&format!("{values:?}"));
+        }
+    }
+    print.add(&format!("{:?}", (labels.map(|l| &l.names), prompts, boxes)));
+    print.0
+}
+
 /// FNV-1a over strings with their ends.
 struct Fingerprint(u64);
 
@@ -138,5 +142,58 @@ impl Fingerprint {
         for byte in text.bytes().chain([0xff]) {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Annotation, Prompt};
+
+    #[test]
+    fn every_table_is_in_the_fingerprint() {
+        let row = |image: &str, text: &str, split| Row {
+            image: image.to_owned(),
+            path: image.into(),
+            text: text.to_owned(),
+            split,
+            patient: None,
+            more: BTreeMap::new(),
+        };
+        let rows = [row("a", "x", Split::Train), row("b", "y", Split::Val)];
+        let labels = |name: &str, value| Labels {
+            names: vec![name.to_owned()],
+            of: BTreeMap::from([("a".to_owned(), vec![value])]),
+        };
+        let prompts = |label: &str, positive: &[&str], negative: &[&str]| {
+            let texts = |texts: &[&str]| texts.iter().map(|&t| t.to_owned()).collect();
+            Prompts(vec![Prompt { label: label.to_owned(), positive: texts(positive), negative: texts(negative) }])
+        };
+        let (known, asked) = (labels("l", Some(true)), prompts("l", &["p", "q"], &["n"]));
+        let of =
+            |rows: &[Row], labels: &Labels, prompts: &Prompts| fingerprint(rows, Some(labels), Some(prompts), None);
+        let mut all = vec![of(&rows, &known, &asked), fingerprint(&rows, None, Some(&asked), None)];
+        all.extend([fingerprint(&rows, Some(&known), None, None), fingerprint(&rows, None, None, None)]);
+        let others = [("c", "x", Split::Train), ("a", "z", Split::Train), ("a", "x", Split::Test)];
+        all.extend(others.map(|(image, text, split)| of(&[row(image, text, split), rows[1].clone()], &known, &asked)));
+        all.extend(
+            [labels("m", Some(true)), labels("l", Some(false)), labels("l", None)].map(|l| of(&rows, &l, &asked)),
+        );
+        for (label, positive, negative) in [
+            ("m", &["p", "q"][..], &["n"][..]),
+            ("l", &["p"], &["q", "n"]),
+            ("l", &["q", "p"], &["n"]),
+            ("l", &["p", "q"], &[]),
+            ("l", &["p\", \"q"], &["n"]),
+        ] {
+            all.push(of(&rows, &known, &prompts(label, positive, negative)));
+        }
+        for bbox in [[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 5.0]] {
+            let boxes = Boxes { of: BTreeMap::from([("a".to_owned(), vec![Annotation { label: "l".into(), bbox }])]) };
+            all.push(fingerprint(&rows, Some(&known), Some(&asked), Some(&boxes)));
+        }
+        let distinct: std::collections::BTreeSet<u64> = all.iter().copied().collect();
+        assert_eq!(distinct.len(), all.len());
+        assert_eq!(of(&rows, &known, &asked), all[0]);
     }
 }

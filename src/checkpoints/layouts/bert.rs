@@ -48,6 +48,7 @@ pub(super) fn bert(shapes: &Shapes, keys: &Keys) -> Result<BertConfig> {
     let bert = BertConfig {
         eps: keys.number("layer_norm_eps")?.unwrap_or(1e-12),
         activation: keys.activation("hidden_act")?.unwrap_or(Activation::Gelu),
+        padding: keys.count("pad_token_id")?.and_then(|id| i64::try_from(id).ok()).unwrap_or(0),
         ..shapes.bert(heads)?
     };
     keys.only("model_type", &[json!("bert"), json!("cxr-bert")])?;

@@ -358,7 +358,7 @@ impl<'a> Machine<'_, 'a> {
             return Err(Error::new("closes below what it opened; the file is damaged"));
         }
         let items = &self.stack[height..];
-        self.pickle.charge(items.len() * size_of::<Id>())?;
+        self.pickle.charge(std::mem::size_of_val(items))?;
         let items = items.to_vec();
         self.stack.truncate(height);
         Ok(items)

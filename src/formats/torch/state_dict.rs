@@ -13,7 +13,7 @@ const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
 /// Deepest nesting of dicts.
 const MAX_DEPTH: usize = 32;
 /// Most values that are looked at.
-const MAX_VISITS: usize = 1 << 20;
+const MAX_VISITS: usize = 1 << 18;
 /// Most texts and numbers that are kept, and most notes.
 const MAX_BESIDE: usize = 256;
 /// Longest text that is kept, in bytes.
@@ -94,7 +94,7 @@ impl<'a> Search<'_, 'a> {
                 return Ok(Some(child));
             }
         }
-        if entries.iter().any(|&(_, child)| self.is_tensor(child)) {
+        if entries.iter().any(|&(_, child)| self.is_tensor(child)) || self.is_optimiser(entries) {
             return Ok(None);
         }
         let mut inside = None;
@@ -112,7 +112,7 @@ impl<'a> Search<'_, 'a> {
     /// Takes every tensor of a dict or object, dicts in it included; `path` goes before the names.
     fn take(&mut self, id: Id, path: &str, depth: usize) -> Result<()> {
         let pickle = self.pickle;
-        let Some(entries) = pickle.entries(id) else { return Ok(()) };
+        let Some(entries) = pickle.entries(id).filter(|entries| !self.is_optimiser(entries)) else { return Ok(()) };
         if depth >= MAX_DEPTH {
             return Err(Error::new(format!("dicts inside dicts, deeper than {MAX_DEPTH}; this is no file of weights")));
         }
@@ -137,7 +137,7 @@ impl<'a> Search<'_, 'a> {
                 }
                 Value::Dict(_) | Value::Object { .. } => self.take(child, &name, depth + 1)?,
                 // Every module of a script has a few of these; only the model's own tell something.
-                _ if script && !path.is_empty() => {}
+                _ if script && (!path.is_empty() || name == "training") => {}
                 _ => self.beside(name, child),
             }
         }
@@ -174,10 +174,10 @@ impl<'a> Search<'_, 'a> {
         matches!(self.pickle.get(id), Value::Tensor(_) | Value::Unreadable(_))
     }
 
-    /// Whether a dict has a tensor anywhere in it.
+    /// Whether a dict has a tensor anywhere in it, and is not an optimiser's.
     fn holds_tensors(&mut self, id: Id, depth: usize) -> Result<bool> {
         let Some(entries) = self.pickle.entries(id) else { return Ok(false) };
-        if depth >= MAX_DEPTH {
+        if depth >= MAX_DEPTH || self.is_optimiser(entries) {
             return Ok(false);
         }
         for &(_, child) in entries {
@@ -191,6 +191,10 @@ impl<'a> Search<'_, 'a> {
 
     fn is_training(&self, key: Id) -> bool {
         matches!(self.pickle.get(key), Value::Text(key) if TRAINING.iter().any(|t| key.starts_with(t)))
+    }
+
+    fn is_optimiser(&self, entries: &[(Id, Id)]) -> bool {
+        entries.iter().any(|&(k, _)| matches!(self.pickle.get(k), Value::Text("param_groups")))
     }
 
     /// A key as text.

@@ -132,6 +132,9 @@ impl<'a> Archive<'a> {
             bytes.get(tail..).and_then(|tail| tail.windows(4).rposition(|w| w == b"PK\x05\x06")).ok_or_else(damaged)?
                 + tail;
         let (entries, start) = (u16_at(bytes, end + 10)? as u64, u32_at(bytes, end + 16)?);
+        if end + 22 + u16_at(bytes, end + 20)? > bytes.len() {
+            return Err(damaged());
+        }
         let locator = end.checked_sub(20).filter(|&at| bytes[at..].starts_with(b"PK\x06\x07"));
         match locator {
             Some(locator) => {
