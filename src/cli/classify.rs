@@ -31,7 +31,7 @@ pub(super) struct Scored {
 }
 
 /// Prompts that are longer than the model reads, one line each.
-fn cut(pipeline: &Pipeline, prompts: &Prompts) -> Result<Vec<String>> {
+pub(super) fn cut(pipeline: &Pipeline, prompts: &Prompts) -> Result<Vec<String>> {
     let (_, tokenizer) = pipeline.dual()?;
     let texts: Vec<&String> = prompts.0.iter().flat_map(|p| p.positive.iter().chain(&p.negative)).collect();
     let tokens = tokenizer.encode(&texts.iter().map(|text| text.as_str()).collect::<Vec<_>>())?;
@@ -78,6 +78,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             }
             Network::Image(_) | Network::Text(_) => return pipeline.dual().map(drop),
         };
+        if scored.z.iter().flatten().any(|z| !z.is_finite()) {
+            return Err(Error::new("scores that are not finite: the weights are damaged").at(args.model.name()));
+        }
         progress.suspend(|| {
             let mut rows = batch.rows.iter().enumerate();
             rows.try_for_each(|(i, &row)| {

@@ -45,7 +45,7 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let pipeline = args.model.open(global)?;
-    let (picture, pixels) = model::pixels(&pipeline, &args.image, global)?;
+    let (picture, pixels, _) = model::pixels(&pipeline, &args.image, global)?;
     let query = query(&pipeline, &args.text, &args.negative)?;
     let map = map(&pipeline, &pixels, &query)?;
     let grid = Grid::new(map.height, map.width, map.scores.clone())?;

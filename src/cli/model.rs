@@ -83,12 +83,16 @@ pub(super) fn batches(pipeline: &Pipeline, paths: &[PathBuf], workers: usize) ->
     Loader::new(paths.to_vec(), LoaderOptions { sixteen_bit: pipeline.sixteen_bit, doubts: true, ..options })
 }
 
-/// Pixels of one image file, [1, c, h, w]; says what a user should know of how it was read.
-pub(super) fn pixels(pipeline: &Pipeline, path: &Path, global: &Global) -> Result<(crate::image::Picture, Tensor)> {
+/// One image file, its pixels [1, c, h, w], and what a user should know of it and of how it was read, which is also said.
+pub(super) fn pixels(
+    pipeline: &Pipeline,
+    path: &Path,
+    global: &Global,
+) -> Result<(crate::image::Picture, Tensor, Vec<String>)> {
     let (picture, mut notes) = crate::image::open_with_notes(path, pipeline.sixteen_bit)?;
     notes.extend(crate::image::doubts(&picture));
     notes.iter().for_each(|note| global.say(format_args!("{}: {note}", path.display())));
     let p = &pipeline.preprocess;
     let values = p.apply(&picture);
-    Ok((picture, Tensor::from_slice(&values, [1, p.channels, p.crop, p.crop])))
+    Ok((picture, Tensor::from_slice(&values, [1, p.channels, p.crop, p.crop]), notes))
 }

@@ -32,10 +32,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let mut pipeline = args.model.open(global)?;
     let mut parameters = 0;
     pipeline.network.visit("", &mut |_, p| parameters += p.numel());
-    let (dual, tokenizer) = pipeline.dual()?;
+    let (dual, _) = pipeline.dual()?;
     let prompts = Prompts::open(&args.prompts)?;
     let queries = queries(&pipeline, &prompts)?;
-    let (picture, pixels) = model::pixels(&pipeline, &args.image, global)?;
+    let (picture, pixels, mut warnings) = model::pixels(&pipeline, &args.image, global)?;
+    warnings.extend(super::classify::cut(&pipeline, &prompts)?);
     let image = dual.encode_image(&pixels);
     let (whole, patches) = (image.whole.to_vec::<f32>(), image.parts.at(0, 0));
     let z = scores(&whole, &queries, Rule::Difference);
@@ -57,7 +58,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             command: super::command_line(),
             seed: None,
-            more: Vec::new(),
+            more: pipeline.origin.notes.iter().map(|note| ("Note".to_owned(), note.clone())).collect(),
         },
         image: args.image.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         source: (picture.width, picture.height),
@@ -65,14 +66,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         model: vec![
             ("Weights".to_owned(), args.model.name()),
             ("Parameters".to_owned(), parameters.to_string()),
-            (
-                "Tokenizer".to_owned(),
-                format!("{} entries, at most {} tokens", tokenizer.vocabulary(), tokenizer.max_length()),
-            ),
+            ("Layout".to_owned(), pipeline.origin.layout.clone()),
+            ("Tokenizer".to_owned(), pipeline.tokenizer_line()),
         ],
-        preprocessing: pipeline.preprocess.describe(),
+        preprocessing: format!("{} ({})", pipeline.preprocess.describe(), pipeline.origin.preprocessing),
         labels,
-        warnings: Vec::new(),
+        warnings,
     };
     files::write_atomic(&args.out, xray::html(&report)?.as_bytes())?;
     global.say(format!("{} written", args.out.display()));

@@ -9,6 +9,7 @@ use crate::checkpoints::layouts::Pixels;
 use crate::checkpoints::{Checkpoint, Keys};
 use crate::error::{At, Error, Result};
 use crate::image::{Filter, Preprocess, Preset, SixteenBit};
+use crate::models::clip_text::WholeText;
 use crate::models::text_tower::TextTowerConfig;
 use crate::text::Tokenizer;
 
@@ -140,13 +141,41 @@ pub(super) fn tokenizer(
         tokenizer = Tokenizer::open(&path, Some(positions))?;
     }
     let (has, knows) = (tokenizer.vocabulary(), text.vocabulary());
-    if has > knows {
-        let why = format!("{has} tokens, but the model has {knows}: this tokenizer belongs to another model");
+    let misfit = if has > knows { Some(format!("{has} tokens, but the model has {knows}")) } else { None };
+    let misfit = misfit.or(if own { None } else { ends(&tokenizer, text)? });
+    if let Some(misfit) = misfit {
+        let why = format!("{misfit}: this tokenizer belongs to another model");
         if given.is_some() || own {
             return Err(Error::new(why).at(path));
         }
         notes.push(format!("{}: {why}; not used", path.display()));
         return Ok(None);
     }
+    if has < knows && !own {
+        notes.push(format!("{}: {has} tokens of the model's {knows}", path.display()));
+    }
     Ok(Some((tokenizer, path)))
+}
+
+/// What is wrong with how a tokenizer begins and ends texts for a text side, if anything.
+fn ends(tokenizer: &Tokenizer, text: &TextTowerConfig) -> Result<Option<String>> {
+    let ends_in = |wanted: i64| -> Result<Option<String>> {
+        let last = tokenizer.encode(&[""])?.ids.to_vec::<i64>().last().copied();
+        Ok((last != Some(wanted)).then(|| {
+            let last = last.map_or("no token".to_owned(), |id| format!("token {id}"));
+            format!("texts end in {last}, but the model looks for {wanted}")
+        }))
+    };
+    match text {
+        TextTowerConfig::Clip(c) => match c.whole {
+            WholeText::First(id) => ends_in(id),
+            WholeText::LargestId => ends_in(c.vocabulary as i64 - 1),
+            WholeText::LastReal => Ok(None),
+        },
+        TextTowerConfig::Bert(_) => {
+            let pieces = tokenizer.pieces("")?;
+            let fits = pieces.first().is_some_and(|p| p == "[CLS]") && pieces.last().is_some_and(|p| p == "[SEP]");
+            Ok((!fits).then(|| format!("texts become {pieces:?}, but BERT's begin with [CLS] and end in [SEP]")))
+        }
+    }
 }
