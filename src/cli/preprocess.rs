@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::Global;
+use crate::checkpoints::Checkpoint;
 use crate::error::{Error, Result};
 use crate::formats::safetensors;
 use crate::image::{self, Filter, Preprocess, Preset, SixteenBit};
+use crate::pipeline;
 use crate::tensor::Tensor;
 
 /// Writes the values that a model gets of an image (`pixel_values`, f32 [1, channels, height, width]).
@@ -20,6 +22,9 @@ pub struct Args {
     /// Also write what is seen, before normalisation, as a PNG.
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
+    /// The model whose preprocessing it is; flags say what differs.
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
     #[command(flatten)]
     pixels: Pixels,
 }
@@ -62,7 +67,9 @@ impl Pixels {
         let mut chosen = match (model, self.resize) {
             (Some(model), _) => model,
             (None, Some(_)) => Preset::Tier.preprocess(),
-            (None, None) => return Err(Error::usage("say how: --preset NAME, or --resize N and what else differs")),
+            (None, None) => {
+                return Err(Error::usage("say how: --model PATH, --preset NAME, or --resize N and what else differs"));
+            }
         };
         if let Some(resize) = self.resize {
             chosen.resize = resize;
@@ -83,8 +90,14 @@ impl Pixels {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
-    let preprocess = args.pixels.preprocess(None)?;
-    let (picture, notes) = image::open_with_notes(&args.image, args.pixels.sixteen_bit.unwrap_or_default())?;
+    let own = match &args.model {
+        Some(model) => Some(pipeline::preprocessing(&Checkpoint::open(model, !global.no_mmap)?)?),
+        None => None,
+    };
+    let sixteen_bit = args.pixels.sixteen_bit.or(own.as_ref().map(|own| own.1)).unwrap_or_default();
+    let preprocess = args.pixels.preprocess(own.map(|own| own.0))?;
+    let (picture, mut notes) = image::open_with_notes(&args.image, sixteen_bit)?;
+    notes.extend(image::doubts(&picture));
     notes.iter().for_each(|note| global.say(format_args!("{}: {note}", args.image.display())));
     let seen = preprocess.seen(&picture);
     let values = preprocess.normalise(&seen);
@@ -94,7 +107,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         "width": picture.width,
         "height": picture.height,
         "channels": picture.channels,
-        "sixteen_bit": args.pixels.sixteen_bit.unwrap_or_default(),
+        "sixteen_bit": sixteen_bit,
         "preprocess": preprocess,
         "warnings": notes,
     });

@@ -3,19 +3,21 @@
 use std::path::PathBuf;
 
 use super::Global;
+use crate::checkpoints::Checkpoint;
 use crate::error::{At, Error, Result};
+use crate::pipeline::{self, Given};
 use crate::text::Tokenizer;
 
 /// Shows the ids that texts become, special tokens included, padding left off.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A model's directory, which holds its tokenizer.
+    /// A model, beside which its tokenizer lies.
     #[arg(long, value_name = "PATH", required_unless_present = "tokenizer")]
     pub model: Option<PathBuf>,
     /// A tokenizer: a directory, tokenizer.json, vocab.json, vocab.txt or bpe_simple_vocab_16e6.txt.gz.
     #[arg(long, value_name = "PATH", conflicts_with = "model")]
     pub tokenizer: Option<PathBuf>,
-    /// Longest text in tokens (default: what the tokenizer says).
+    /// Longest text in tokens (default: what the model or the tokenizer says).
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
     /// A file with one text per line.
@@ -27,9 +29,14 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
-    let path = args.tokenizer.as_ref().or(args.model.as_ref());
-    let path = path.ok_or_else(|| Error::usage("give --tokenizer PATH or --model PATH"))?;
-    let tokenizer = Tokenizer::open(path, args.max_length)?;
+    let (tokenizer, path) = match (&args.tokenizer, &args.model) {
+        (Some(path), _) => (Tokenizer::open(path, args.max_length)?, path.clone()),
+        (None, Some(model)) => {
+            let checkpoint = Checkpoint::open(model, !global.no_mmap)?;
+            pipeline::tokenizer(&checkpoint, &Given { max_length: args.max_length, ..Given::default() })?
+        }
+        (None, None) => return Err(Error::usage("give --tokenizer PATH or --model PATH")),
+    };
     global.say(format_args!(
         "{}: {} ids, at most {} tokens",
         path.display(),

@@ -78,6 +78,25 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// The tokenizer of a checkpoint without its network: what lies beside it, or what is given, and its file or folder.
+///
+/// # Errors
+/// As [`Pipeline::load`]; also if there is none.
+pub fn tokenizer(checkpoint: &Checkpoint, given: &Given) -> Result<(Tokenizer, PathBuf)> {
+    let mut notes = Vec::new();
+    let found = beside::tokenizer(checkpoint, given.tokenizer.as_deref(), given.max_length, &mut notes)?;
+    let none = || Error::new([&notes[..], &[NO_TOKENIZER.to_owned()]].concat().join("; ")).at(&checkpoint.path);
+    found.ok_or_else(none)
+}
+
+/// How a checkpoint's pictures become pixels, without its network: size, 16-bit rule, and who says so.
+///
+/// # Errors
+/// A damaged preprocessor_config.json.
+pub fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, SixteenBit, String)> {
+    beside::preprocessing(checkpoint)
+}
+
 impl Pipeline {
     /// Opens a model of any layout (see [`Checkpoint::open`]) with the tokenizer and preprocessing that lie beside it.
     /// With `map` weights are views of the mapped file.
