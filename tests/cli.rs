@@ -482,3 +482,52 @@ fn the_demo_sums_up_its_seeds_and_goes_on_from_what_is_there() {
     second["seconds"] = first["seconds"].clone();
     assert!(second == first && weights() == before);
 }
+
+#[test]
+fn a_converted_model_embeds_the_same_bits_and_one_of_fewer_bits_tells_its_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let source = text(model());
+    let image = phantoms().join("images").read_dir().unwrap().next().unwrap().unwrap().path();
+    let embed = |model: &str, name: &str| {
+        let out = at(name);
+        let asked = ["--images", text(&image), "--texts", "left effusion", "normal heart"];
+        done(&[&["embed", "-q", "--model", model, "-o", &out], &asked[..]].concat());
+        // The tensors, which come after the header.
+        let bytes = std::fs::read(&out).unwrap();
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[8 + header..].to_vec()
+    };
+    done(&["convert", source, "-o", &at("same"), "-q"]);
+    model_files(&folder.path().join("same"));
+    assert!(embed(source, "a.safetensors") == embed(&at("same"), "b.safetensors"));
+
+    for dtype in ["bf16", "int8"] {
+        let output = tier(&["convert", source, "-o", &at(dtype), "--dtype", dtype, "--json"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let told = said.lines().find(|line| line.starts_with(&format!("{dtype} against the source in f32"))).unwrap();
+        assert!(told.contains("image_embeds") && told.contains("text_embeds"), "{told}");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let error = json["rel_l2"]["text_embeds"].as_f64().unwrap();
+        assert!(error > 0.0 && error < 0.05, "{json}");
+        embed(&at(dtype), "c.safetensors");
+        let inspected: serde_json::Value = serde_json::from_str(&done(&["inspect", &at(dtype), "--json"])).unwrap();
+        assert!(inspected["dtypes"][if dtype == "int8" { "i8" } else { dtype }].as_u64() > Some(0), "{inspected}");
+    }
+
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let golden = |name: &str| text(&golden.join(name)).to_owned();
+    let parts = ["--image-model", &golden("biovil.pt"), "--text-model", &golden("cxr-bert")].map(str::to_owned);
+    let case = golden("parts.case.safetensors");
+    let convert =
+        [&["convert", "-o", &at("joined"), "--case", &case, "--json"], &parts.each_ref().map(String::as_str)[..]];
+    let json: serde_json::Value = serde_json::from_str(&done(&convert.concat())).unwrap();
+    assert!(json["rel_l2"].as_object().unwrap().values().all(|error| error.as_f64() == Some(0.0)), "{json}");
+    done(&["embed", "--model", &at("joined"), "--inputs", &case, "-o", &at("d.safetensors")]);
+
+    refused(&["convert", source, "-o", &at("same")], 2, &["same", "--force"]);
+    refused(&["convert", source, "-o", source, "--force"], 2, &["read from"]);
+    refused(&["convert", source, "-o", &at("clip"), "--to", "hf-clip"], 1, &["CLIPModel", "class token"]);
+    refused(&["convert", "-o", &at("none")], 2, &["SRC"]);
+    assert!(!folder.path().join("clip").exists());
+}

@@ -6,6 +6,7 @@
 mod keys;
 pub mod layouts;
 pub mod names;
+mod precision;
 mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,8 +22,10 @@ use crate::op::Meta;
 use crate::tensor::Tensor;
 
 pub use keys::Keys;
+pub use layouts::hf_clip::{Ends, written as hf_clip_config};
 use layouts::{Evidence, LAYOUTS, Layout};
 use names::{Names, Read, Table};
+pub use precision::Precision;
 use sizes::Shapes;
 
 /// An opened checkpoint: what it is, and its tensors as the parameters of a model here, none of them read yet.
@@ -48,6 +51,8 @@ struct Part {
     /// Before every name, and left off.
     prefix: &'static str,
     read: Read,
+    /// What the file calls the scales of its int8 matrices, by the matrices' canonical names.
+    scales: BTreeMap<String, String>,
 }
 
 /// What training on several devices puts before every name.
@@ -121,6 +126,7 @@ impl Checkpoint {
         };
         let table = Table::new(&(layout.names)());
         let mut read = table.read(metas)?;
+        let scales = precision::take_scales(&mut read)?;
         let config = (layout.config)(&Shapes { read: &read, table: &table }, &evidence)?;
         let mut notes = weights.notes().to_vec();
         if wrapped {
@@ -147,7 +153,12 @@ impl Checkpoint {
             let aliases: Vec<&str> = read.aliases.iter().map(|entry| entry.foreign.as_str()).collect();
             notes.push(format!("second names of tensors: {}", names::listed(&aliases)));
         }
-        let parts = vec![Part { path: path.to_path_buf(), weights, prefix, read }];
+        if !scales.is_empty() {
+            let numbers: usize = scales.keys().filter_map(|name| read.metas.get(name)).map(|m| m.dims.numel()).sum();
+            let mib = (4 * numbers) as f64 / f64::from(1 << 20);
+            notes.push(format!("{} int8 matrices, widened to f32 in memory: {mib:.1} MiB", scales.len()));
+        }
+        let parts = vec![Part { path: path.to_path_buf(), weights, prefix, read, scales }];
         Ok(Self { path: path.to_path_buf(), layout, config, notes, evidence, parts })
     }
 
@@ -248,14 +259,20 @@ impl Checkpoint {
         Names(self.parts.iter().flat_map(|part| part.read.names.0.iter().cloned()).collect())
     }
 
-    /// The parameters, by canonical name, as views of the checkpoint's tensors in their own types.
+    /// The parameters, by canonical name, as views of the checkpoint's tensors in their own types; int8 matrices in f32.
     ///
     /// # Errors
     /// If two names of one parameter have different values.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
         for part in &self.parts {
-            let of = |entry: &names::Entry| part.foreign(&entry.foreign).and_then(|tensor| entry.view.of(tensor));
+            let of = |entry: &names::Entry| {
+                let tensor = part.foreign(&entry.foreign)?;
+                match part.scales.get(&entry.canonical) {
+                    Some(scale) => Some(precision::widened(tensor, part.foreign(scale)?)),
+                    None => entry.view.of(tensor),
+                }
+            };
             for entry in &part.read.names.0 {
                 out.extend(of(entry).map(|tensor| (entry.canonical.clone(), tensor)));
             }
@@ -280,11 +297,23 @@ impl Checkpoint {
     /// # Errors
     /// If a tensor is not of a floating type, or see [`Checkpoint::tensors`].
     pub fn network(&self) -> Result<Network> {
+        self.network_with(true)
+    }
+
+    /// The model, all of it in f32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::network`].
+    pub fn network_in_f32(&self) -> Result<Network> {
+        self.network_with(false)
+    }
+
+    fn network_with(&self, half: bool) -> Result<Network> {
         let mut tensors = self.tensors()?;
         for (name, tensor) in &mut tensors {
             match tensor.dtype() {
                 DType::F32 => {}
-                DType::F16 | DType::BF16 if keeps_half(name, tensor) => {}
+                DType::F16 | DType::BF16 if half && precision::is_matrix(name, tensor.meta()) => {}
                 DType::F16 | DType::BF16 | DType::F64 => *tensor = tensor.to_dtype(DType::F32),
                 other => return Err(Error::new(format!("{name} is {other}, not a floating type")).at(&self.path)),
             }
@@ -306,14 +335,6 @@ fn expected(config: &NetworkConfig) -> Result<BTreeMap<String, crate::layout::Di
     let source = Source::shapes();
     Network::new(&source.params(), config)?;
     Ok(source.asked())
-}
-
-/// Whether a parameter is used by matrix products and look-ups alone, which read half types as they are.
-fn keeps_half(name: &str, tensor: &Tensor) -> bool {
-    tensor.rank() == 2
-        && name.ends_with(".weight")
-        && !name.contains("position_embedding")
-        && !name.contains("token_type_embeddings")
 }
 
 /// Whether two tensors have the same bits.

@@ -4,6 +4,7 @@
 
 mod bench;
 mod classify;
+mod convert;
 mod demo;
 mod devices;
 mod embed;
@@ -136,6 +137,8 @@ enum Command {
     Inspect(inspect::Args),
     /// How fast a model runs, or a training step is, here.
     Bench(bench::Args),
+    /// A model of any layout as a folder of ours, or in Hugging Face's.
+    Convert(Box<convert::Args>),
     /// Train a model on pairs of images and texts, or continue a run.
     Train(Box<train::Args>),
     /// A model against what PyTorch computed with it.
@@ -190,6 +193,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Embed(args) => embed::run(args, global),
             Command::Inspect(args) => inspect::run(args, global),
             Command::Bench(args) => bench::run(args, global),
+            Command::Convert(args) => convert::run(args, global),
             Command::Train(args) => train::run(args, global),
             Command::Verify(args) => verify::run(args, global),
             Command::Tokenize(args) => tokenize::run(args, global),

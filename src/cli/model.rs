@@ -21,6 +21,13 @@ pub struct ModelArgs {
     /// A model of texts, joined with --image-model.
     #[arg(long, value_name = "PATH", requires = "image_model")]
     text_model: Option<PathBuf>,
+    #[command(flatten)]
+    ways: Ways,
+}
+
+/// How texts and pictures get into a model, where its own files do not say or others are wanted.
+#[derive(clap::Args)]
+pub struct Ways {
     /// Its tokenizer, where none lies beside the model: a folder, tokenizer.json, vocab.json, vocab.txt or bpe_simple_vocab_16e6.txt.gz.
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
@@ -43,13 +50,25 @@ impl ModelArgs {
 
     /// Opens the model and says what was loaded.
     pub(super) fn open(&self, global: &Global) -> Result<Pipeline> {
-        let checkpoint = self.checkpoint(global)?;
+        self.ways.open(&self.checkpoint(global)?, global)
+    }
+
+    /// The model's files, as they were named.
+    pub(super) fn name(&self) -> String {
+        let paths = [&self.model, &self.image_model, &self.text_model].into_iter().flatten();
+        paths.map(|path| path.display().to_string()).collect::<Vec<_>>().join(" + ")
+    }
+}
+
+impl Ways {
+    /// Makes a model of a checkpoint, these ways before those beside it, and says what was loaded.
+    pub(super) fn open(&self, checkpoint: &Checkpoint, global: &Global) -> Result<Pipeline> {
         let given = Given {
             tokenizer: self.tokenizer.clone(),
             max_length: self.max_length,
             preprocess: self.pixels.preset.map(|preset| preset.preprocess()),
         };
-        let mut pipeline = Pipeline::load(&checkpoint, given)?;
+        let mut pipeline = Pipeline::load(checkpoint, given)?;
         let own = pipeline.preprocess.clone();
         pipeline.preprocess = self.pixels.preprocess(Some(own.clone()))?;
         if pipeline.preprocess != own {
@@ -63,12 +82,6 @@ impl ModelArgs {
         }
         global.say(describe(&pipeline));
         Ok(pipeline)
-    }
-
-    /// The model's files, as they were named.
-    pub(super) fn name(&self) -> String {
-        let paths = [&self.model, &self.image_model, &self.text_model].into_iter().flatten();
-        paths.map(|path| path.display().to_string()).collect::<Vec<_>>().join(" + ")
     }
 }
 

@@ -96,17 +96,26 @@ pub fn save<'a>(
 ) -> Result<()> {
     let path = path.as_ref();
     let tensors: BTreeMap<String, Packed> = tensors.into_iter().map(|(name, t)| (name, Packed(t.packed()))).collect();
-    // One entry at most keeps its order; more are joined into one JSON text, so that a hash map's order cannot reach the file.
-    let described = match metadata.len() {
-        0 => None,
-        1 => Some(metadata.clone().into_iter().collect::<HashMap<_, _>>()),
-        _ => Some(HashMap::from([(
-            "tiergrad".to_owned(),
-            serde_json::to_string(metadata).map_err(|e| Error::new(e.to_string()))?,
-        )])),
-    };
-    let bytes = safetensors::serialize(tensors, described).map_err(|e| Error::new(e.to_string())).at(path)?;
-    files::write_atomic(path, &bytes)
+    let bytes = described(metadata)
+        .and_then(|described| safetensors::serialize(tensors, described).map_err(|e| Error::new(e.to_string())));
+    files::write_atomic(path, &bytes.at(path)?)
+}
+
+/// The metadata of a header. More than one entry are joined into one JSON text, but for `format`, which Hugging Face's library looks for.
+/// A hash map's order must not reach the file; each new one has another, so the first that has the right one is taken.
+fn described(metadata: &BTreeMap<String, String>) -> Result<Option<HashMap<String, String>>> {
+    let mut entries = metadata.clone();
+    if metadata.len() > 1 {
+        let format = entries.remove_entry("format");
+        let joined = serde_json::to_string(&entries).map_err(|e| Error::new(e.to_string()))?;
+        entries = format.into_iter().chain([("tiergrad".to_owned(), joined)]).collect();
+    }
+    loop {
+        let unordered: HashMap<String, String> = entries.clone().into_iter().collect();
+        if unordered.keys().eq(entries.keys()) {
+            return Ok((!entries.is_empty()).then_some(unordered));
+        }
+    }
 }
 
 impl Tensor {

@@ -15,9 +15,10 @@ use crate::text::Tokenizer;
 
 /// How pictures are prepared, and who says so: the checkpoint's own files, else what is usual for its layout.
 pub(super) fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, SixteenBit, String)> {
-    let file = checkpoint.image_folder().map(|folder| folder.join("preprocessor_config.json"));
+    let folder = checkpoint.image_folder().filter(|_| checkpoint.config.vision().is_some());
+    let file = folder.map(|folder| folder.join("preprocessor_config.json"));
     let own = matches!(checkpoint.layout.pixels, Pixels::Own);
-    if let Some(file) = file.filter(|file| own || file.is_file() && checkpoint.config.vision().is_some()) {
+    if let Some(file) = file.filter(|file| own || file.is_file()) {
         let bytes = std::fs::read(&file).at(&file)?;
         let read = serde_json::from_slice(&bytes).map_err(|e| Error::new(e.to_string())).at(&file)?;
         let Preprocessing { preprocess, sixteen_bit } = read;
@@ -126,16 +127,16 @@ pub(super) fn tokenizer(
         return Err(Error::usage(format!("--max-length {length}: the model has {positions} positions")));
     }
     let own = matches!(checkpoint.layout.pixels, Pixels::Own);
-    let beside = checkpoint.text_folder().filter(|folder| own || Tokenizer::is_in(folder));
+    let beside = checkpoint.text_folder().filter(|folder| Tokenizer::is_in(folder));
     let path = match (given, beside) {
         (Some(path), _) => path.to_path_buf(),
-        (None, Some(folder)) if own => folder.join("tokenizer.json"),
         (None, Some(folder)) => folder,
         (None, None) => return Ok(None),
     };
-    // BERT's tokenizers may stop before the positions do; CLIP's do not say.
+    // BERT's tokenizers may stop before the positions do, and ours say where they stop; CLIP's do not say.
+    let says = own && given.is_none() || matches!(text, TextTowerConfig::Bert(_));
     let length = max_length.or_else(|| checkpoint.context_length());
-    let length = length.or_else(|| (own || matches!(text, TextTowerConfig::Clip(_))).then_some(positions));
+    let length = length.or_else(|| (!says).then_some(positions));
     let mut tokenizer = Tokenizer::open(&path, length)?;
     if tokenizer.max_length() > positions {
         tokenizer = Tokenizer::open(&path, Some(positions))?;

@@ -1,6 +1,7 @@
 //! A model with everything that it needs to be used: its network, tokenizer and preprocessing; a folder on disk.
 
 mod beside;
+mod convert;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ pub use crate::models::{Network, NetworkConfig};
 use crate::nn::Module;
 use crate::tensor::Tensor;
 use crate::text::{Tokenizer, Tokens};
+pub use convert::{Conversion, Target};
 
 /// A network with its tokenizer and preprocessing.
 pub struct Pipeline {
@@ -152,16 +154,29 @@ impl Pipeline {
 
     /// Writes the folder's files, each whole or not at all, the weights last. `replaced` are weights that stand in for the network's own.
     pub fn save(&mut self, folder: &Path, replaced: Option<&BTreeMap<String, Tensor>>) -> Result<()> {
+        let tensors = tensors_with(&mut self.network, replaced);
+        let metadata = BTreeMap::from([("format".to_owned(), format!("tiergrad {}", env!("CARGO_PKG_VERSION")))]);
+        self.write(folder, &to_json(&NetworkConfig::of(&self.network))?, &tensors, &metadata)
+    }
+
+    /// Writes a folder of this config.json and these weights, with what the pipeline has of pictures and texts.
+    fn write(
+        &self,
+        folder: &Path,
+        config: &[u8],
+        tensors: &[(String, Tensor)],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
         std::fs::create_dir_all(folder).at(folder)?;
-        files::write_atomic(folder.join("config.json"), &to_json(&NetworkConfig::of(&self.network))?)?;
-        let preprocessing = Preprocessing { preprocess: self.preprocess.clone(), sixteen_bit: self.sixteen_bit };
-        files::write_atomic(folder.join("preprocessor_config.json"), &to_json(&preprocessing)?)?;
+        files::write_atomic(folder.join("config.json"), config)?;
+        if NetworkConfig::of(&self.network).vision().is_some() {
+            let preprocessing = Preprocessing { preprocess: self.preprocess.clone(), sixteen_bit: self.sixteen_bit };
+            files::write_atomic(folder.join("preprocessor_config.json"), &to_json(&preprocessing)?)?;
+        }
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save(&folder.join("tokenizer.json"))?;
         }
-        let tensors = tensors_with(&mut self.network, replaced);
-        let metadata = BTreeMap::from([("format".to_owned(), format!("tiergrad {}", env!("CARGO_PKG_VERSION")))]);
-        safetensors::save(folder.join("model.safetensors"), tensors.iter().map(|(n, t)| (n.clone(), t)), &metadata)
+        safetensors::save(folder.join("model.safetensors"), tensors.iter().map(|(n, t)| (n.clone(), t)), metadata)
     }
 
     /// The dual encoder and its tokenizer.

@@ -1,7 +1,7 @@
 //! The families of checkpoints, one file each: how a family is recognised, its names, and what its config says.
 
 mod bert;
-mod hf_clip;
+pub(super) mod hf_clip;
 mod hf_vit;
 mod open_clip;
 mod own;

@@ -1,0 +1,102 @@
+//! How far a model is from another of the same sizes: what weights in fewer bits cost.
+
+use super::Case;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::models::dual_encoder::Embeddings;
+use crate::models::{Network, NetworkConfig};
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+
+/// What both models get.
+pub struct Inputs {
+    pixels: Option<Tensor>,
+    texts: Option<[Tensor; 2]>,
+}
+
+/// Images and texts that are drawn, and the longest of these texts.
+const DRAWN: usize = 4;
+const TOKENS: usize = 32;
+
+impl Inputs {
+    /// Those of a case.
+    ///
+    /// # Errors
+    /// If the model does not take them.
+    pub fn of(case: &Case, config: &NetworkConfig) -> Result<Self> {
+        case.fits(config)?;
+        Ok(Self { pixels: case.pixels.clone(), texts: case.texts.clone() })
+    }
+
+    /// Standard normal pixels and uniform ids, for whatever sides a model has.
+    pub fn drawn(config: &NetworkConfig, seed: u64) -> Self {
+        let mut rng = Rng::new(seed, 0);
+        let pixels = config.vision().map(|vision| {
+            let side = vision.image_size();
+            Tensor::randn([DRAWN, vision.channels(), side, side], DType::F32, &mut rng)
+        });
+        let texts = config.text().map(|text| {
+            let dims = [DRAWN, text.max_length().min(TOKENS)];
+            let ids: Vec<i64> = (0..dims[0] * dims[1]).map(|_| rng.below(text.vocabulary()) as i64).collect();
+            [Tensor::from_slice(&ids, dims), Tensor::full(dims, 1.0, DType::U8)]
+        });
+        Self { pixels, texts }
+    }
+}
+
+/// Relative L2 difference |a - e| / |e| of everything that a model makes of the inputs, by name: `image_embeds`, `patch_embeds`, `text_embeds`,
+/// `token_embeds`, and `output` where a model of one side is not projected.
+///
+/// # Errors
+/// If the two do not make the same of them.
+pub fn deviations(expected: &Network, found: &Network, inputs: &Inputs) -> Result<Vec<(&'static str, f64)>> {
+    let (expected, found) = (outputs(expected, inputs), outputs(found, inputs));
+    if expected.len() != found.len() {
+        return Err(Error::new("two models of different kinds cannot be compared"));
+    }
+    expected.iter().zip(&found).map(|((name, e), (_, a))| Ok((*name, relative(e, a)?))).collect()
+}
+
+/// By name what a model makes of the inputs: see [`deviations`].
+pub fn outputs(network: &Network, inputs: &Inputs) -> Vec<(&'static str, Tensor)> {
+    let mut out = Vec::new();
+    let mut say = |output: Option<Tensor>, embeddings: Option<Embeddings>, names: [&'static str; 2]| match embeddings {
+        Some(e) => out.extend([(names[0], e.whole), (names[1], e.parts)]),
+        None => out.extend(output.map(|output| ("output", output))),
+    };
+    let (images, texts) = (["image_embeds", "patch_embeds"], ["text_embeds", "token_embeds"]);
+    if let Some(pixels) = &inputs.pixels {
+        match network {
+            Network::Dual(model) => say(None, Some(model.encode_image(pixels)), images),
+            Network::Classifier(model) => say(Some(model.forward(pixels)), None, images),
+            Network::Image(model) => {
+                let (output, embeddings) = model.forward(pixels);
+                say(Some(output), embeddings, images);
+            }
+            Network::Text(_) => {}
+        }
+    }
+    if let Some([ids, mask]) = &inputs.texts {
+        match network {
+            Network::Dual(model) => say(None, Some(model.encode_text(ids, mask)), texts),
+            Network::Text(model) => {
+                let (output, embeddings) = model.forward(ids, mask);
+                say(Some(output), embeddings, texts);
+            }
+            Network::Classifier(_) | Network::Image(_) => {}
+        }
+    }
+    out
+}
+
+fn relative(expected: &Tensor, found: &Tensor) -> Result<f64> {
+    if expected.dims() != found.dims() {
+        return Err(Error::new(format!("{:?} and {:?} cannot be compared", expected.dims(), found.dims())));
+    }
+    let (mut off, mut size) = (0.0, 0.0);
+    for (e, a) in expected.to_f64_vec().into_iter().zip(found.to_f64_vec()) {
+        off += (a - e) * (a - e);
+        size += e * e;
+    }
+    Ok(off.sqrt() / size.sqrt().max(f64::MIN_POSITIVE))
+}
