@@ -77,8 +77,8 @@ pub const PROMPTS: [Prompts; 8] = [
     Prompts {
         label: "atelectasis",
         positive: &[
-            "bands of atelectasis at the left lung base",
-            "bands of atelectasis at the right lung base",
+            "atelectasis in bands at the left lung base",
+            "atelectasis in bands at the right lung base",
             "collapse of the left lobe with volume loss",
             "collapse of the right lobe with volume loss",
             "linear opacity representing atelectasis",

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 
 use super::words::impression;
@@ -99,18 +99,12 @@ fn a_text_names_every_finding() {
 
 #[test]
 fn no_prompt_stands_in_a_text() {
-    let mut sentences = BTreeSet::new();
-    for index in 0..8000 {
-        let text = text_of(index).to_lowercase();
-        sentences.extend(text.split_terminator('.').map(|s| s.trim().to_string()));
-        sentences.extend(text.split(['.', ',']).map(|s| s.trim().to_string()));
-        sentences.insert(text);
-    }
+    let texts: Vec<String> = (0..8000).map(|index| text_of(index).to_lowercase()).collect();
     for prompts in &PROMPTS {
         assert!((3..=5).contains(&prompts.positive.len()) && !prompts.negative.is_empty());
         for prompt in prompts.positive.iter().chain(prompts.negative) {
             let prompt = prompt.to_lowercase();
-            assert!(!sentences.contains(&prompt) && !sentences.contains(&format!("{prompt}.")), "{prompt}");
+            assert!(!texts.iter().any(|text| text.contains(&prompt)), "{prompt}");
         }
     }
     let names: Vec<&str> = Label::ALL.iter().map(|label| label.name()).chain([NORMAL]).collect();
