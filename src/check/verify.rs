@@ -67,11 +67,7 @@ fn unjoined(name: &str) -> Option<String> {
 
 /// Where the model and what the case says of it differ, in words.
 pub fn contradictions(config: &NetworkConfig, case: &Case) -> Vec<String> {
-    let global = |class_token: bool, global: Option<GlobalImage>| match global {
-        Some(GlobalImage::MeanPatches) => "mean_patches",
-        None if !class_token => "mean_patches",
-        _ => "cls",
-    };
+    let global = |class_token, chosen| GlobalImage::or_default(chosen, class_token).name();
     let images = match config {
         NetworkConfig::TiergradDualEncoder(c) => Some(global(c.vision.class_token(), c.global_image)),
         NetworkConfig::TiergradImageModel(c) => Some(global(c.vision.class_token(), c.global_image)),

@@ -45,6 +45,35 @@ pub enum GlobalImage {
     MaxPatches,
 }
 
+impl GlobalImage {
+    /// What was chosen, or the default: the class token where there is one, else the mean.
+    pub fn or_default(chosen: Option<Self>, class_token: bool) -> Self {
+        chosen.unwrap_or(if class_token { Self::Cls } else { Self::MeanPatches })
+    }
+
+    /// Its name in configs and parity cases.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cls => "cls",
+            Self::MeanPatches => "mean_patches",
+            Self::MaxPatches => "max_patches",
+        }
+    }
+
+    /// The whole [n, d] and the patches [n, P, d] of an image's tokens [n, T, d], the first of which is the class token where there is
+    /// one.
+    pub fn split(self, tokens: &Tensor, class_token: bool) -> Embeddings {
+        let class = usize::from(class_token);
+        let parts = tokens.narrow(1, class, tokens.dims()[1] - class);
+        let whole = match self {
+            Self::Cls => tokens.at(1, 0),
+            Self::MeanPatches => parts.mean(&[1], false),
+            Self::MaxPatches => parts.max(1).0,
+        };
+        Embeddings { whole, parts }
+    }
+}
+
 /// What stands for a whole text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -156,8 +185,7 @@ impl DualEncoder {
         &self.config
     }
 
-    /// Pixels [n, c, h, w]. The whole is the class token's projection, or the mean of the unnormalised projected patches: see
-    /// [`GlobalImage`].
+    /// Pixels [n, c, h, w]. The whole is what [`GlobalImage`] says.
     pub fn encode_image(&self, pixels: &Tensor) -> Embeddings {
         self.image(pixels, &mut Statistics::Running)
     }
@@ -172,14 +200,8 @@ impl DualEncoder {
 
     fn image(&self, pixels: &Tensor, statistics: &mut Statistics) -> Embeddings {
         let projected = self.visual_projection.forward(&self.vision.forward(pixels, statistics), statistics);
-        let class = usize::from(self.config.vision.class_token());
-        let parts = projected.narrow(1, class, projected.dims()[1] - class);
-        let whole = match self.config.global_image {
-            None | Some(GlobalImage::Cls) if class == 1 => projected.at(1, 0),
-            Some(GlobalImage::MaxPatches) => parts.max(1).0,
-            _ => parts.mean(&[1], false),
-        };
-        Embeddings { whole, parts }
+        let class_token = self.config.vision.class_token();
+        GlobalImage::or_default(self.config.global_image, class_token).split(&projected, class_token)
     }
 
     /// Ids i64 [n, T] and mask u8 [n, T]; padding is at the end. The whole is what [`GlobalText`] says.
@@ -193,10 +215,7 @@ impl DualEncoder {
             let shares = Tensor::from_slice(&shares, [n, 1, t]).to_dtype(parts.dtype());
             return Embeddings { whole: shares.matmul(&parts).at(1, 0), parts };
         }
-        let rows: Vec<i64> =
-            self.text.whole(ids, mask).into_iter().enumerate().map(|(i, p)| (i * t + p) as i64).collect();
-        let whole = parts.reshape([n * t, self.config.joint]).embedding(&Tensor::from_slice(&rows, [n]));
-        Embeddings { whole, parts }
+        Embeddings { whole: self.text.whole(&parts, ids, mask), parts }
     }
 
     /// Holds the logit scale at [`MAX_LOGIT_SCALE`] at most, as CLIP does after each step.
@@ -227,5 +246,27 @@ impl Module for DualEncoder {
     fn visit_buffers(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
         self.vision.visit_buffers(&join(at, "vision_model"), f);
         self.visual_projection.visit_buffers(&join(at, "visual_projection"), f);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_image_is_its_class_token_or_the_mean_or_the_largest_of_its_patches() {
+        let tokens = Tensor::from_slice(&[9.0f64, -9.0, 1.0, 4.0, 3.0, 2.0], [1, 3, 2]);
+        for (global, whole) in [
+            (GlobalImage::Cls, [9.0, -9.0]),
+            (GlobalImage::MeanPatches, [2.0, 3.0]),
+            (GlobalImage::MaxPatches, [3.0, 4.0]),
+        ] {
+            let embeddings = global.split(&tokens, true);
+            assert_eq!(embeddings.whole.to_f64_vec(), whole, "{global:?}");
+            assert_eq!(embeddings.parts.to_f64_vec(), [1.0, 4.0, 3.0, 2.0]);
+            assert_eq!(serde_json::to_value(global).unwrap(), global.name());
+        }
+        let default = |class_token| GlobalImage::or_default(None, class_token);
+        assert_eq!([true, false].map(default), [GlobalImage::Cls, GlobalImage::MeanPatches]);
     }
 }

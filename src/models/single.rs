@@ -113,20 +113,16 @@ impl ImageModel {
 
     fn compute(&self, pixels: &Tensor, statistics: &mut Statistics) -> (Tensor, Option<Embeddings>) {
         let tokens = self.vision.forward(pixels, statistics);
-        let class = usize::from(self.config.vision.class_token());
-        let patches = |tokens: &Tensor| tokens.narrow(1, class, tokens.dims()[1] - class);
-        let whole = |tokens: &Tensor| match self.config.global_image {
-            None | Some(GlobalImage::Cls) if class == 1 => tokens.at(1, 0),
-            _ => patches(tokens).mean(&[1], false),
-        };
+        let class_token = self.config.vision.class_token();
+        let global = GlobalImage::or_default(self.config.global_image, class_token);
+        let whole = |tokens: &Tensor| global.split(tokens, class_token).whole;
         match &self.end {
             End::Features => (whole(&tokens), None),
             End::Pooler(pooler) => (pooler.forward(&whole(&tokens), Some(Unary::Tanh)), None),
             End::Logits(classifier) => (classifier.forward(&whole(&tokens), None), None),
             End::Joint(projection) => {
-                let tokens = projection.forward(&tokens, statistics);
-                let (whole, parts) = (whole(&tokens), patches(&tokens));
-                (whole.clone(), Some(Embeddings { whole, parts }))
+                let embeddings = global.split(&projection.forward(&tokens, statistics), class_token);
+                (embeddings.whole.clone(), Some(embeddings))
             }
         }
     }
@@ -218,12 +214,7 @@ impl TextModel {
     /// the embeddings.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> (Tensor, Option<Embeddings>) {
         let tokens = self.text.forward(ids, mask);
-        let at = self.text.whole(ids, mask);
-        let whole = |tokens: &Tensor| {
-            let [n, t, d] = [0, 1, 2].map(|k| tokens.dims()[k]);
-            let rows: Vec<i64> = at.iter().enumerate().map(|(i, p)| (i * t + p) as i64).collect();
-            tokens.reshape([n * t, d]).embedding(&Tensor::from_slice(&rows, [n]))
-        };
+        let whole = |tokens: &Tensor| self.text.whole(tokens, ids, mask);
         if let Some(projection) = &self.projection {
             let parts = projection.forward(&tokens);
             let whole = whole(&parts);

@@ -111,12 +111,15 @@ impl TextTower {
         }
     }
 
-    /// Of each text (ids i64 [n, T], mask u8 [n, T]) the position of the token that stands for the whole.
-    pub fn whole(&self, ids: &Tensor, mask: &Tensor) -> Vec<usize> {
-        match self {
+    /// Of tokens [n, T, d] of texts (ids i64 [n, T], mask u8 [n, T]) those that stand for the whole texts: [n, d].
+    pub fn whole(&self, tokens: &Tensor, ids: &Tensor, mask: &Tensor) -> Tensor {
+        let [n, t, d] = [0, 1, 2].map(|k| tokens.dims()[k]);
+        let at = match self {
             Self::Clip(text) => text.whole(ids, mask),
-            Self::Bert(_) => vec![0; ids.dims()[0]],
-        }
+            Self::Bert(_) => vec![0; n],
+        };
+        let rows: Vec<i64> = at.into_iter().enumerate().map(|(i, p)| (i * t + p) as i64).collect();
+        tokens.reshape([n * t, d]).embedding(&Tensor::from_slice(&rows, [n]))
     }
 
     /// Tokens [n, T, width] to BertModel's pooler_output [n, width], where there is a pooler.
