@@ -3,8 +3,7 @@
 use super::Case;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::models::dual_encoder::Embeddings;
-use crate::models::{Network, NetworkConfig};
+use crate::models::{Network, NetworkConfig, Said};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
@@ -60,31 +59,16 @@ pub fn deviations(expected: &Network, found: &Network, inputs: &Inputs) -> Resul
 /// By name what a model makes of the inputs: see [`deviations`].
 pub fn outputs(network: &Network, inputs: &Inputs) -> Vec<(&'static str, Tensor)> {
     let mut out = Vec::new();
-    let mut say = |output: Option<Tensor>, embeddings: Option<Embeddings>, names: [&'static str; 2]| match embeddings {
-        Some(e) => out.extend([(names[0], e.whole), (names[1], e.parts)]),
-        None => out.extend(output.map(|output| ("output", output))),
+    let mut add = |said: Option<Said>, names: [&'static str; 2]| match said {
+        Some((_, Some(e))) => out.extend([(names[0], e.whole), (names[1], e.parts)]),
+        Some((output, None)) => out.extend(output.map(|output| ("output", output))),
+        None => {}
     };
-    let (images, texts) = (["image_embeds", "patch_embeds"], ["text_embeds", "token_embeds"]);
     if let Some(pixels) = &inputs.pixels {
-        match network {
-            Network::Dual(model) => say(None, Some(model.encode_image(pixels)), images),
-            Network::Classifier(model) => say(Some(model.forward(pixels)), None, images),
-            Network::Image(model) => {
-                let (output, embeddings) = model.forward(pixels);
-                say(Some(output), embeddings, images);
-            }
-            Network::Text(_) => {}
-        }
+        add(network.say_images(pixels), ["image_embeds", "patch_embeds"]);
     }
     if let Some([ids, mask]) = &inputs.texts {
-        match network {
-            Network::Dual(model) => say(None, Some(model.encode_text(ids, mask)), texts),
-            Network::Text(model) => {
-                let (output, embeddings) = model.forward(ids, mask);
-                say(Some(output), embeddings, texts);
-            }
-            Network::Classifier(_) | Network::Image(_) => {}
-        }
+        add(network.say_texts(ids, mask), ["text_embeds", "token_embeds"]);
     }
     out
 }

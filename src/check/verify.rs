@@ -217,12 +217,11 @@ fn encode_images(network: &Network, pixels: &Tensor, train: bool) -> Result<(Emb
             let (embeddings, noted) = model.encode_image_train(pixels);
             (Some(embeddings), Some(noted))
         }
-        (Network::Dual(model), false) => (Some(model.encode_image(pixels)), None),
         (Network::Image(model), true) => {
             let ((_, embeddings), noted) = model.forward_train(pixels);
             (embeddings, Some(noted))
         }
-        (Network::Image(model), false) => (model.forward(pixels).1, None),
+        (network, false) => (network.say_images(pixels).and_then(|(_, embeddings)| embeddings), None),
         _ => (None, None),
     };
     let embeddings =
@@ -231,11 +230,7 @@ fn encode_images(network: &Network, pixels: &Tensor, train: bool) -> Result<(Emb
 }
 
 fn encode_texts(network: &Network, ids: &Tensor, mask: &Tensor) -> Result<Embeddings> {
-    let embeddings = match network {
-        Network::Dual(model) => Some(model.encode_text(ids, mask)),
-        Network::Text(model) => model.forward(ids, mask).1,
-        _ => None,
-    };
+    let embeddings = network.say_texts(ids, mask).and_then(|(_, embeddings)| embeddings);
     embeddings.ok_or_else(|| Error::new("input_ids, but this model has no texts in a joint space"))
 }
 

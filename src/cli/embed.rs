@@ -7,8 +7,8 @@ use super::{Global, model};
 use crate::DType;
 use crate::error::{Error, Result};
 use crate::formats::{Weights, safetensors};
-use crate::models::dual_encoder::Embeddings;
-use crate::pipeline::{NO_TOKENIZER, Network, NetworkConfig, Pipeline};
+use crate::models::Said;
+use crate::pipeline::{NO_TOKENIZER, NetworkConfig, Pipeline};
 use crate::tensor::Tensor;
 
 /// Writes embeddings of images and texts, whole and by patch and token: projected, not normalised. A model of images alone or of texts
@@ -29,32 +29,6 @@ pub struct Args {
     /// The file to write (.safetensors).
     #[arg(short, long)]
     out: PathBuf,
-}
-
-/// What a side of a model says: its output, where it is alone, and embeddings, where it is projected.
-type Said = (Option<Tensor>, Option<Embeddings>);
-
-fn say_images(network: &Network, pixels: &Tensor) -> Result<Said> {
-    match network {
-        Network::Dual(model) => Ok((None, Some(model.encode_image(pixels)))),
-        Network::Classifier(model) => Ok((Some(model.forward(pixels)), None)),
-        Network::Image(model) => {
-            let (output, embeddings) = model.forward(pixels);
-            Ok((Some(output), embeddings))
-        }
-        Network::Text(_) => Err(Error::new("this model knows no images")),
-    }
-}
-
-fn say_texts(network: &Network, ids: &Tensor, mask: &Tensor) -> Result<Said> {
-    match network {
-        Network::Dual(model) => Ok((None, Some(model.encode_text(ids, mask)))),
-        Network::Text(model) => {
-            let (output, embeddings) = model.forward(ids, mask);
-            Ok((Some(output), embeddings))
-        }
-        Network::Classifier(_) | Network::Image(_) => Err(Error::new("this model knows no texts")),
-    }
 }
 
 /// Pixels and texts (ids i64 and mask u8) of a file.
@@ -117,6 +91,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let pipeline = args.model.open(global)?;
     let network = &pipeline.network;
+    let say_images =
+        |pixels: &Tensor| network.say_images(pixels).ok_or_else(|| Error::new("this model knows no images"));
+    let say_texts = |ids: &Tensor, mask: &Tensor| {
+        network.say_texts(ids, mask).ok_or_else(|| Error::new("this model knows no texts"))
+    };
     let config = NetworkConfig::of(network);
     let (mut images, mut said, mut mask): (Vec<Said>, Vec<Said>, _) = (Vec::new(), Vec::new(), None);
     if !args.images.is_empty() {
@@ -124,7 +103,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         let progress = global.progress(args.images.len() as u64, "images");
         for batch in model::batches(&pipeline, &args.images, global.worker_count())?.epoch(0, 0) {
             let batch = batch?;
-            images.push(say_images(network, &batch.views[0])?);
+            images.push(say_images(&batch.views[0])?);
             progress.inc(batch.rows.len() as u64);
         }
         progress.finish_and_clear();
@@ -137,19 +116,19 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         for &i in &tokens.cut {
             global.say(format!("text {} has more than {} tokens and is cut", i + 1, tokenizer.max_length()));
         }
-        said.push(say_texts(network, &tokens.ids, &tokens.mask)?);
+        said.push(say_texts(&tokens.ids, &tokens.mask)?);
         mask = Some(tokens.mask);
     }
     if let Some(path) = &args.inputs {
         let inputs = Inputs::open(path, &config, !global.no_mmap)?;
         if let Some(pixels) = &inputs.pixels {
-            images.push(say_images(network, pixels)?);
+            images.push(say_images(pixels)?);
         }
         if let Some((ids, given)) = inputs.texts {
             if mask.is_some() {
                 return Err(Error::usage("texts come from --texts or from --inputs, not from both"));
             }
-            said.push(say_texts(network, &ids, &given)?);
+            said.push(say_texts(&ids, &given)?);
             mask = Some(given);
         }
     }
@@ -183,20 +162,8 @@ fn add<'t>(out: &mut Vec<(String, Tensor)>, name: &str, all: impl Iterator<Item 
 
 /// What was loaded, in which layout, with which preprocessing and tokenizer.
 fn metadata(args: &Args, pipeline: &Pipeline) -> BTreeMap<String, String> {
-    let config = NetworkConfig::of(&pipeline.network);
-    let mut out = BTreeMap::from([
-        ("layout".to_owned(), pipeline.origin.layout.clone()),
-        ("model".to_owned(), args.model.name()),
-        ("architecture".to_owned(), config.describe()),
-        ("notes".to_owned(), pipeline.origin.notes.join("\n")),
-        ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-    ]);
-    if config.vision().is_some() {
-        let by = &pipeline.origin.preprocessing;
-        out.insert("preprocessing".to_owned(), format!("{} ({by})", pipeline.preprocess.describe()));
-    }
-    if config.text().is_some() {
-        out.insert("tokenizer".to_owned(), pipeline.tokenizer_line());
-    }
+    let mut out = pipeline.provenance();
+    out.insert("model".to_owned(), args.model.name());
+    out.insert("architecture".to_owned(), NetworkConfig::of(&pipeline.network).describe());
     out
 }

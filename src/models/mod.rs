@@ -14,6 +14,6 @@ pub mod vit;
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dual_encoder::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText};
 pub use image_tower::{ImageProjectionKind, ImageTowerConfig};
-pub use network::{Network, NetworkConfig};
+pub use network::{Network, NetworkConfig, Said};
 pub use single::{ImageModel, ImageModelConfig, TextModel, TextModelConfig};
 pub use text_tower::TextTowerConfig;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::dual_encoder::Embeddings;
 use super::image_tower::ImageTowerConfig;
 use super::text_tower::TextTowerConfig;
 use super::{
@@ -134,6 +135,36 @@ impl Network {
             NetworkConfig::TiergradImageModel(config) => Self::Image(ImageModel::new(params, config)?),
             NetworkConfig::TiergradTextModel(config) => Self::Text(TextModel::new(params, config)?),
         })
+    }
+}
+
+/// What one side of a model says: its output, where it stands alone, and embeddings, where it is projected into a joint space.
+pub type Said = (Option<Tensor>, Option<Embeddings>);
+
+impl Network {
+    /// What pixels [n, c, h, w] become; nothing of a model that knows no images.
+    pub fn say_images(&self, pixels: &Tensor) -> Option<Said> {
+        match self {
+            Self::Dual(model) => Some((None, Some(model.encode_image(pixels)))),
+            Self::Classifier(model) => Some((Some(model.forward(pixels)), None)),
+            Self::Image(model) => {
+                let (output, embeddings) = model.forward(pixels);
+                Some((Some(output), embeddings))
+            }
+            Self::Text(_) => None,
+        }
+    }
+
+    /// What texts (ids i64 [n, T], mask u8 [n, T]) become; nothing of a model that knows no texts.
+    pub fn say_texts(&self, ids: &Tensor, mask: &Tensor) -> Option<Said> {
+        match self {
+            Self::Dual(model) => Some((None, Some(model.encode_text(ids, mask)))),
+            Self::Text(model) => {
+                let (output, embeddings) = model.forward(ids, mask);
+                Some((Some(output), embeddings))
+            }
+            Self::Classifier(_) | Self::Image(_) => None,
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! A model of any layout written in another: as a folder of our own, or as Hugging Face's CLIPModel.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{NetworkConfig, Pipeline, tensors, to_json};
@@ -65,20 +64,9 @@ impl Pipeline {
             Some(precision) => precision.stored(parameters).at(&conversion.source)?,
             None => parameters,
         };
-        let mut metadata = BTreeMap::from([
-            ("format".to_owned(), format),
-            ("source".to_owned(), conversion.source.clone()),
-            ("layout".to_owned(), self.origin.layout.clone()),
-            ("notes".to_owned(), self.origin.notes.join("\n")),
-            ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ]);
-        if config.vision().is_some() {
-            let by = &self.origin.preprocessing;
-            metadata.insert("preprocessing".to_owned(), format!("{} ({by})", self.preprocess.describe()));
-        }
-        if config.text().is_some() {
-            metadata.insert("tokenizer".to_owned(), self.tokenizer_line());
-        }
+        let mut metadata = self.provenance();
+        metadata.insert("format".to_owned(), format);
+        metadata.insert("source".to_owned(), conversion.source.clone());
         clear(folder, conversion.force)?;
         self.write(folder, &json, &parameters, &metadata)?;
         Ok(notes)

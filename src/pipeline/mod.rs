@@ -141,6 +141,24 @@ impl Pipeline {
         lines
     }
 
+    /// For the metadata of what is made with it: layout, preprocessing, tokenizer, what was passed over, and this program's version.
+    pub fn provenance(&self) -> BTreeMap<String, String> {
+        let config = NetworkConfig::of(&self.network);
+        let mut out = BTreeMap::from([
+            ("layout".to_owned(), self.origin.layout.clone()),
+            ("notes".to_owned(), self.origin.notes.join("\n")),
+            ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ]);
+        if config.vision().is_some() {
+            let by = &self.origin.preprocessing;
+            out.insert("preprocessing".to_owned(), format!("{} ({by})", self.preprocess.describe()));
+        }
+        if config.text().is_some() {
+            out.insert("tokenizer".to_owned(), self.tokenizer_line());
+        }
+        out
+    }
+
     /// One line on the tokenizer.
     pub fn tokenizer_line(&self) -> String {
         match (&self.tokenizer, &self.origin.tokenizer) {
