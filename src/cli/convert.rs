@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Global;
-use super::model::Ways;
+use super::model::{Sides, Ways};
 use crate::check::{Case, Inputs, deviations};
 use crate::checkpoints::{Checkpoint, Precision};
 use crate::error::{At, Error, Result};
@@ -17,12 +17,8 @@ pub struct Args {
     /// The model: a folder with config.json and weights, or a file of weights (.safetensors, .pt, .bin).
     #[arg(value_name = "SRC", required_unless_present = "image_model", conflicts_with_all = ["image_model", "text_model"])]
     source: Option<PathBuf>,
-    /// A model of images, joined with --text-model.
-    #[arg(long, value_name = "PATH", requires = "text_model")]
-    image_model: Option<PathBuf>,
-    /// A model of texts, joined with --image-model.
-    #[arg(long, value_name = "PATH", requires = "image_model")]
-    text_model: Option<PathBuf>,
+    #[command(flatten)]
+    sides: Sides,
     /// The folder to write.
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
@@ -44,13 +40,8 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let map = !global.no_mmap;
-    let (checkpoint, source) = match (&args.source, &args.image_model, &args.text_model) {
-        (Some(path), ..) => (Checkpoint::open(path, map)?, path.display().to_string()),
-        (None, Some(image), Some(text)) => {
-            (Checkpoint::join(image, text, map)?, format!("{} + {}", image.display(), text.display()))
-        }
-        _ => return Err(Error::usage("which model? Give SRC, or --image-model A and --text-model B")),
-    };
+    let checkpoint = args.sides.checkpoint(args.source.as_deref(), global)?;
+    let source = args.sides.name(args.source.as_deref());
     let case = args.case.as_ref().map(|path| Case::open(path, map)).transpose()?;
     let inputs = match &case {
         Some(case) => Some(Inputs::of(case, &checkpoint.config).at(&case.path)?),

@@ -201,8 +201,7 @@ fn auc_difference(found: &[Found]) -> Result<Option<Difference>> {
         scores.extend(all.model.scores.iter().cloned());
         against.extend(other.scores.iter().cloned());
     }
-    let patients: Vec<String> =
-        first.rows.iter().map(|row| row.patient.clone().unwrap_or_else(|| row.image.clone())).collect();
+    let patients: Vec<String> = first.rows.iter().map(|row| row.group().to_owned()).collect();
     let input = ScoreInput {
         names: &names,
         truth: &truth,

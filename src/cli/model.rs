@@ -15,14 +15,21 @@ pub struct ModelArgs {
     /// A model: a folder with config.json and weights, or a file of weights (.safetensors, .pt, .bin).
     #[arg(long, value_name = "PATH", required_unless_present = "image_model", conflicts_with_all = ["image_model", "text_model"])]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    sides: Sides,
+    #[command(flatten)]
+    ways: Ways,
+}
+
+/// A model in two parts, where it is not named as a whole.
+#[derive(clap::Args)]
+pub struct Sides {
     /// A model of images, joined with --text-model.
     #[arg(long, value_name = "PATH", requires = "text_model")]
     image_model: Option<PathBuf>,
     /// A model of texts, joined with --image-model.
     #[arg(long, value_name = "PATH", requires = "image_model")]
     text_model: Option<PathBuf>,
-    #[command(flatten)]
-    ways: Ways,
 }
 
 /// How texts and pictures get into a model, where its own files do not say or others are wanted.
@@ -41,11 +48,7 @@ pub struct Ways {
 impl ModelArgs {
     /// Opens the model's files.
     pub(super) fn checkpoint(&self, global: &Global) -> Result<Checkpoint> {
-        match (&self.model, &self.image_model, &self.text_model) {
-            (Some(model), ..) => Checkpoint::open(model, !global.no_mmap),
-            (None, Some(image), Some(text)) => Checkpoint::join(image, text, !global.no_mmap),
-            _ => Err(Error::usage("which model? Give --model PATH, or --image-model A and --text-model B")),
-        }
+        self.sides.checkpoint(self.model.as_deref(), global)
     }
 
     /// Opens the model and says what was loaded.
@@ -55,7 +58,23 @@ impl ModelArgs {
 
     /// The model's files, as they were named.
     pub(super) fn name(&self) -> String {
-        let paths = [&self.model, &self.image_model, &self.text_model].into_iter().flatten();
+        self.sides.name(self.model.as_deref())
+    }
+}
+
+impl Sides {
+    /// Opens the files of a model that is named as a whole, or of these.
+    pub(super) fn checkpoint(&self, whole: Option<&Path>, global: &Global) -> Result<Checkpoint> {
+        match (whole, &self.image_model, &self.text_model) {
+            (Some(model), ..) => Checkpoint::open(model, !global.no_mmap),
+            (None, Some(image), Some(text)) => Checkpoint::join(image, text, !global.no_mmap),
+            _ => Err(Error::usage("which model? Name one, or give --image-model A and --text-model B")),
+        }
+    }
+
+    /// The files of the one or the others, as they were named.
+    pub(super) fn name(&self, whole: Option<&Path>) -> String {
+        let paths = [whole, self.image_model.as_deref(), self.text_model.as_deref()].into_iter().flatten();
         paths.map(|path| path.display().to_string()).collect::<Vec<_>>().join(" + ")
     }
 }

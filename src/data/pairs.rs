@@ -58,6 +58,13 @@ pub struct Row {
     pub more: BTreeMap<String, String>,
 }
 
+impl Row {
+    /// What is resampled together: the patient, or the image alone where the table names none.
+    pub fn group(&self) -> &str {
+        self.patient.as_deref().unwrap_or(&self.image)
+    }
+}
+
 /// A table of pairs.
 #[derive(Clone, Debug)]
 pub struct Pairs {

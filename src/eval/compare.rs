@@ -135,8 +135,7 @@ pub fn evaluate(
         Some((truth(&known), columns(&side(models, &known, false)?), theirs))
     };
     let truth = truth(&rows);
-    let group = |row: &Row| row.patient.clone().unwrap_or_else(|| row.image.clone());
-    let groups: Vec<String> = rows.iter().map(group).collect();
+    let groups: Vec<String> = rows.iter().map(|row| row.group().to_owned()).collect();
     let input = ScoreInput {
         names: &labels,
         truth: &truth,
@@ -194,8 +193,11 @@ fn verbatim(tables: &Tables) -> Option<String> {
     let fold = |text: &str| text.trim().trim_end_matches('.').to_lowercase();
     let texts: Vec<String> = tables.pairs.split(Split::Train).map(|row| fold(&row.text)).collect();
     let prompts = tables.prompts.iter().flat_map(|p| &p.0).flat_map(|p| p.positive.iter().chain(&p.negative));
-    let found: std::collections::BTreeSet<&String> =
-        prompts.filter(|prompt| texts.iter().any(|text| text.contains(&fold(prompt)))).collect();
+    let stands = |prompt: &&String| {
+        let folded = fold(prompt);
+        texts.iter().any(|text| text.contains(&folded))
+    };
+    let found: std::collections::BTreeSet<&String> = prompts.filter(stands).collect();
     let first = found.first()?;
     Some(format!("{} prompts stand verbatim in training texts, such as {first:?}: this is not zero-shot", found.len()))
 }

@@ -146,7 +146,7 @@ fn boxed(
         cases.push(Case {
             label: prompt.label.clone(),
             image: row.image.clone(),
-            group: row.patient.clone().unwrap_or_else(|| row.image.clone()),
+            group: row.group().to_owned(),
             map: heat(patches, query),
             crop: pipeline.preprocess.crop,
             boxes: own.iter().map(|&b| pipeline.preprocess.map_box(size, b)).collect(),

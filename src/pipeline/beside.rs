@@ -13,8 +13,11 @@ use crate::models::clip_text::WholeText;
 use crate::models::text_tower::TextTowerConfig;
 use crate::text::Tokenizer;
 
-/// How pictures are prepared, and who says so: the checkpoint's own files, else what is usual for its layout.
-pub(super) fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, SixteenBit, String)> {
+/// How pictures are prepared, the rule for 16-bit grey, and who says so: the checkpoint's own files, else what is usual for its layout.
+///
+/// # Errors
+/// If such a file is missing from a folder of our own, or damaged.
+pub fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, SixteenBit, String)> {
     let folder = checkpoint.image_folder().filter(|_| checkpoint.config.vision().is_some());
     let file = folder.map(|folder| folder.join("preprocessor_config.json"));
     let own = matches!(checkpoint.layout.pixels, Pixels::Own);

@@ -19,6 +19,7 @@ pub use crate::models::{Network, NetworkConfig};
 use crate::nn::Module;
 use crate::tensor::Tensor;
 use crate::text::{Tokenizer, Tokens};
+pub use beside::preprocessing;
 pub use convert::{Conversion, Target};
 
 /// A network with its tokenizer and preprocessing.
@@ -89,14 +90,6 @@ pub fn tokenizer(checkpoint: &Checkpoint, given: &Given) -> Result<(Tokenizer, P
     let found = beside::tokenizer(checkpoint, given.tokenizer.as_deref(), given.max_length, &mut notes)?;
     let none = || Error::new([&notes[..], &[NO_TOKENIZER.to_owned()]].concat().join("; ")).at(&checkpoint.path);
     found.ok_or_else(none)
-}
-
-/// How a checkpoint's pictures become pixels, without its network: size, 16-bit rule, and who says so.
-///
-/// # Errors
-/// A damaged preprocessor_config.json.
-pub fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, SixteenBit, String)> {
-    beside::preprocessing(checkpoint)
 }
 
 impl Pipeline {
