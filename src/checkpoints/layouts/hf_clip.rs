@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Evidence, Layout, Pixels};
+use super::{Evidence, Layout, Pixels, hf_vit};
 use crate::checkpoints::keys::Keys;
 use crate::checkpoints::sizes::Shapes;
 use crate::error::{Error, Result};
@@ -108,20 +108,7 @@ fn tower(config: &Keys, name: &str) -> Keys {
 fn vision(shapes: &Shapes, config: &Keys) -> Result<VitConfig> {
     let keys = tower(config, "vision");
     // Where a config is silent, what CLIPVisionConfig has.
-    let heads = if keys.is_some() { Some(keys.count("num_attention_heads")?.unwrap_or(12)) } else { None };
-    let vit = VitConfig {
-        activation: keys.activation("hidden_act")?.unwrap_or(Activation::QuickGelu),
-        eps: keys.number("layer_norm_eps")?.unwrap_or(1e-5),
-        ..shapes.vit(heads)?
-    };
-    keys.agree(&[
-        ("hidden_size", vit.width),
-        ("num_hidden_layers", vit.depth),
-        ("intermediate_size", vit.mlp.unwrap_or(4 * vit.width)),
-        ("num_channels", vit.channels),
-        ("image_size", vit.image_size),
-        ("patch_size", vit.patch_size),
-    ])?;
+    let vit = hf_vit::sizes(shapes, &keys, Activation::QuickGelu, 1e-5)?;
     if vit.class_token { Ok(vit) } else { Err(Error::new("CLIP's vision model has a class token, this one has none")) }
 }
 

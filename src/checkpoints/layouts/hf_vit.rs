@@ -1,6 +1,7 @@
 //! Hugging Face's ViTModel and ViTForImageClassification, by the names that they had and by those of transformers 5.
 
 use super::{Evidence, Layout, Pixels};
+use crate::checkpoints::keys::Keys;
 use crate::checkpoints::sizes::Shapes;
 use crate::error::Result;
 use crate::models::single::ImageOutput;
@@ -43,13 +44,12 @@ pub(super) const LAYOUT: Layout = Layout {
     config,
 };
 
-fn config(shapes: &Shapes, evidence: &Evidence) -> Result<NetworkConfig> {
-    let keys = &evidence.config;
-    // Where a config is silent, what ViTConfig has.
+/// A vision transformer as Hugging Face's configs say it, which must agree with the tensors; activation and eps where they are silent.
+pub(super) fn sizes(shapes: &Shapes, keys: &Keys, activation: Activation, eps: f64) -> Result<VitConfig> {
     let heads = if keys.is_some() { Some(keys.count("num_attention_heads")?.unwrap_or(12)) } else { None };
     let vit = VitConfig {
-        eps: keys.number("layer_norm_eps")?.unwrap_or(1e-12),
-        activation: keys.activation("hidden_act")?.unwrap_or(Activation::Gelu),
+        activation: keys.activation("hidden_act")?.unwrap_or(activation),
+        eps: keys.number("layer_norm_eps")?.unwrap_or(eps),
         ..shapes.vit(heads)?
     };
     keys.agree(&[
@@ -60,6 +60,13 @@ fn config(shapes: &Shapes, evidence: &Evidence) -> Result<NetworkConfig> {
         ("image_size", vit.image_size),
         ("patch_size", vit.patch_size),
     ])?;
+    Ok(vit)
+}
+
+fn config(shapes: &Shapes, evidence: &Evidence) -> Result<NetworkConfig> {
+    let keys = &evidence.config;
+    // Where a config is silent, what ViTConfig has.
+    let vit = sizes(shapes, keys, Activation::Gelu, 1e-12)?;
     keys.only("pooler_act", &["tanh".into()])?;
     let output = if shapes.has("classifier.weight") {
         ImageOutput::Logits(shapes.of::<2>("classifier.weight")?[0])
