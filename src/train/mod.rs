@@ -4,6 +4,7 @@ mod average;
 mod checkpoint;
 mod config;
 mod run;
+mod setup;
 pub mod step;
 mod tables;
 mod validate;

@@ -9,25 +9,22 @@ use serde::{Deserialize, Serialize};
 
 use super::average::Average;
 use super::checkpoint::{self, Kept, State};
+use super::setup::{adopt, network, tokenizer};
 use super::step::{self, Parts};
 use super::tables::Tables;
 use super::validate::{Validation, Validator};
 use super::{Config, Objective};
-use crate::checkpoints;
 use crate::data::{Loader, LoaderOptions, Pairs, Row, Split};
-use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::eval::compare;
 use crate::eval::scores::ScoreOptions;
 use crate::files;
 use crate::formats::{Weights, safetensors};
-use crate::models::single::{ImageOutput, TextOutput};
-use crate::models::{Classifier, ClassifierConfig, DualEncoder, GlobalText, TextTowerConfig};
 use crate::nn::Module;
 use crate::op::apply;
 use crate::ops::loss::BceWithLogits;
 use crate::optim::Optimiser;
-use crate::pipeline::{Network, NetworkConfig, Origin, Pipeline};
+use crate::pipeline::{Network, Origin, Pipeline};
 use crate::report::run::{self, Checkpoint, Judged, RunReport, curves_png};
 use crate::report::{Provenance, found};
 use crate::tape::Grads;
@@ -177,135 +174,6 @@ pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> 
         State::default()
     };
     run.go(state, workers)
-}
-
-/// Takes over what a given model fixes: sizes, and the pictures' way in.
-fn adopt(config: &mut Config) -> Result<()> {
-    let whole = config.data.init.clone();
-    if whole.is_some() && (config.data.init_image.is_some() || config.data.init_text.is_some()) {
-        return Err(Error::usage("--init gives both sides: leave --init-image and --init-text out"));
-    }
-    for (path, image, text) in [
-        (whole, true, true),
-        (config.data.init_image.clone(), true, false),
-        (config.data.init_text.clone(), false, true),
-    ] {
-        let Some(path) = path else { continue };
-        let model = Pipeline::open(&path, true)?;
-        let sizes = NetworkConfig::of(&model.network);
-        let none = |side: &str| Error::usage(format!("no {side} side to start from")).at(&path);
-        let (mut joints, adopted) = ([None, None], &mut config.model);
-        if image {
-            adopted.vision = sizes.vision().ok_or_else(|| none("image"))?.clone();
-            (config.image.resize, config.image.filter) = (model.preprocess.resize, model.preprocess.filter);
-            (config.image.mean, config.image.std) = (model.preprocess.mean, model.preprocess.std);
-            config.image.sixteen_bit = model.sixteen_bit;
-        }
-        if text {
-            adopted.text = sizes.text().ok_or_else(|| none("text"))?.clone();
-            if let TextTowerConfig::Bert(bert) = &mut adopted.text {
-                bert.pooler = false;
-            }
-            let own = config.tokenizer.path.take().or(model.origin.tokenizer);
-            config.tokenizer.path = Some(own.ok_or_else(|| {
-                Error::new("no tokenizer beside the model: give --set tokenizer.path=PATH").at(&path)
-            })?);
-        }
-        match sizes {
-            NetworkConfig::TiergradDualEncoder(sizes) => {
-                if image {
-                    (adopted.visual_projection, adopted.global_image) = (sizes.visual_projection, sizes.global_image);
-                }
-                if text {
-                    (adopted.text_projection, adopted.global_text) = (sizes.text_projection, sizes.global_text);
-                }
-                joints = [image.then_some(sizes.joint), text.then_some(sizes.joint)];
-            }
-            NetworkConfig::TiergradImageModel(sizes) => {
-                adopted.global_image = sizes.global_image;
-                if let ImageOutput::Joint { joint, projection } = sizes.output {
-                    (adopted.visual_projection, joints[0]) = (projection, Some(joint));
-                }
-            }
-            NetworkConfig::TiergradTextModel(sizes) => {
-                adopted.global_text = Some(GlobalText::Token);
-                if let TextOutput::Joint { joint, projection } = sizes.output {
-                    (adopted.text_projection, joints[1]) = (projection, Some(joint));
-                }
-            }
-            NetworkConfig::TiergradClassifier(_) => {}
-        }
-        // A text side that was made for another joint space gets a new projection into that of the images.
-        let kept = config.data.init_image.is_some() && text;
-        if let Some(joint) = joints[0].or(joints[1].filter(|_| !kept)) {
-            adopted.joint = joint;
-        }
-    }
-    Ok(())
-}
-
-/// The given tokenizer, or one trained on the training texts; the model's vocabulary follows it.
-fn tokenizer(config: &mut Config, tables: &Tables) -> Result<Option<Tokenizer>> {
-    if config.objective == Objective::Supervised {
-        return Ok(None);
-    }
-    let length = config.model.text.max_length();
-    let tokenizer = match &config.tokenizer.path {
-        Some(path) => Tokenizer::open(path, Some(length))?,
-        None => {
-            let texts: Vec<&str> = tables.train.iter().map(|row| row.text.as_str()).collect();
-            Tokenizer::train(&texts, config.tokenizer.vocabulary, length)?
-        }
-    };
-    if config.data.init.is_none() && config.data.init_text.is_none() {
-        config.model.text.set_vocabulary(tokenizer.vocabulary());
-    }
-    Ok(Some(tokenizer))
-}
-
-fn network(config: &Config, tables: &Tables) -> Result<Network> {
-    let mut network = match config.objective {
-        Objective::Clip => Network::Dual(DualEncoder::init(&config.model, config.seed, DType::F32)?),
-        Objective::Supervised => {
-            let labels = tables.labels.as_ref().map(|l| l.names.clone()).unwrap_or_default();
-            let sizes = ClassifierConfig { vision: config.model.vision.clone(), hidden: 128, labels };
-            Network::Classifier(Classifier::init(&sizes, config.seed, DType::F32)?)
-        }
-    };
-    for (path, prefixes) in [
-        (&config.data.init, &[""][..]),
-        (&config.data.init_image, &["vision_model.", "visual_projection."]),
-        (&config.data.init_text, &["text_model.", "text_projection."]),
-    ] {
-        let Some(path) = path else { continue };
-        let tensors = checkpoints::Checkpoint::open(path, true)?.tensors()?;
-        let mut wrong = None;
-        network.visit_all("", &mut |name, p| {
-            if prefixes.iter().any(|prefix| name.starts_with(prefix)) {
-                match tensors.get(name) {
-                    Some(t) if t.dims() == p.dims() => *p = t.to_dtype(p.dtype()),
-                    // A new joint width or head starts fresh.
-                    _ if name.contains("projection") || name.starts_with("head.") => {}
-                    _ => wrong = Some(name.to_owned()),
-                }
-            }
-        });
-        if let Some(name) = wrong {
-            return Err(Error::new(format!("tensor {name} is missing or of another size")).at(path));
-        }
-    }
-    let (freeze, mut unused) = (&config.train.freeze, config.train.freeze.clone());
-    network.visit("", &mut |name, p| {
-        let frozen = freeze.iter().any(|prefix| name.starts_with(prefix.as_str()));
-        unused.retain(|prefix| !name.starts_with(prefix.as_str()));
-        if !frozen {
-            *p = p.trainable();
-        }
-    });
-    if let Some(prefix) = unused.first() {
-        return Err(Error::usage(format!("train.freeze: no parameter's name begins with {prefix:?}")));
-    }
-    Ok(network)
 }
 
 fn pipeline(config: &Config, folder: &Folder, network: Network, tokenizer: Option<Tokenizer>) -> Pipeline {
