@@ -262,10 +262,11 @@ impl Checkpoint {
     /// The parameters, by canonical name, as views of the checkpoint's tensors in their own types; int8 matrices in f32.
     ///
     /// # Errors
-    /// If two names of one parameter have different values.
+    /// If two names of one parameter have different values, or a file's bytes are not what its checksums say.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
         for part in &self.parts {
+            part.weights.check()?;
             let of = |entry: &names::Entry| {
                 let tensor = part.foreign(&entry.foreign)?;
                 match part.scales.get(&entry.canonical) {

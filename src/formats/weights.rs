@@ -1,6 +1,8 @@
 //! Named tensors of a file, whatever its format: listed at once, their bytes mapped or copied when first asked for.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -24,6 +26,16 @@ pub struct Weights {
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
     notes: Vec<String>,
+    /// By file, the parts that it has checksums of.
+    sums: BTreeMap<PathBuf, Vec<Sum>>,
+}
+
+/// A part of a file and the CRC-32 that the file gives it.
+pub(super) struct Sum {
+    pub name: String,
+    pub start: usize,
+    pub len: usize,
+    pub crc: u32,
 }
 
 /// A tensor that is made when first asked for.
@@ -107,12 +119,22 @@ impl Weights {
         };
         let mut weights = file.scattered(parse).at(path)?;
         weights.path = path.to_path_buf();
+        if let Some(sums) = weights.sums.remove(Path::new("")) {
+            weights.sums.insert(path.to_path_buf(), sums);
+        }
         Ok(weights)
     }
 
     /// Nothing yet, of a file whose path is filled in later.
     pub(super) fn empty(format: &'static str) -> Self {
-        Self { path: PathBuf::new(), format, tensors: BTreeMap::new(), metadata: BTreeMap::new(), notes: Vec::new() }
+        Self {
+            path: PathBuf::new(),
+            format,
+            tensors: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            notes: Vec::new(),
+            sums: BTreeMap::new(),
+        }
     }
 
     /// Adds a view of a storage.
@@ -133,6 +155,45 @@ impl Weights {
             )));
         }
         self.tensors.insert(name, Entry { layout, dtype, storage: storage.clone(), tensor: OnceLock::new() });
+        Ok(())
+    }
+
+    /// Notes checksums of the file, whose path is filled in later.
+    pub(super) fn sums(&mut self, sums: Vec<Sum>) {
+        self.sums.insert(PathBuf::new(), sums);
+    }
+
+    /// Takes the checksums of other weights.
+    pub(super) fn take_sums(&mut self, other: &mut Self) {
+        self.sums.append(&mut other.sums);
+    }
+
+    /// Compares the bytes with the checksums that the file has of them, where its format has any: torch.save's zip does, of the pickle
+    /// and of every storage. Reads those bytes, once and in order, without mapping them.
+    ///
+    /// # Errors
+    /// If they differ, naming the storage, or the file cannot be read.
+    pub fn check(&self) -> Result<()> {
+        for (path, sums) in &self.sums {
+            let mut file = BufReader::with_capacity(1 << 20, File::open(path).at(path)?);
+            let mut wrong = Vec::new();
+            for Sum { name, start, len, crc } in sums {
+                file.seek(SeekFrom::Start(*start as u64)).at(path)?;
+                if crc32((&mut file).take(*len as u64)).at(path)? != *crc {
+                    wrong.push(name.as_str());
+                }
+            }
+            // torch.save can be told to leave checksums out; then it is wrong about everything.
+            if !wrong.is_empty() && (wrong.len() < sums.len() || sums.len() == 1) {
+                return Err(Error::new(format!(
+                    "damaged: {} of {} parts are not what their checksums say, among them {}; fetch or write it again",
+                    wrong.len(),
+                    sums.len(),
+                    wrong[0]
+                ))
+                .at(path));
+            }
+        }
         Ok(())
     }
 
@@ -250,6 +311,13 @@ impl Format {
             _ => Err(Error::new("neither safetensors nor a file of torch.save, or cut short; fetch or write it again")),
         }
     }
+}
+
+/// CRC-32 (that of zip and gzip) of all that a reader gives.
+pub(super) fn crc32(reader: impl Read) -> std::io::Result<u32> {
+    let mut reader = flate2::CrcReader::new(reader);
+    std::io::copy(&mut reader, &mut std::io::sink())?;
+    Ok(reader.crc().sum())
 }
 
 /// Dims from sizes that a file declares.

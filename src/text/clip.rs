@@ -1,10 +1,10 @@
 //! CLIP's byte-pair tokenizer (Radford et al. 2021), written down as a tokenizer.json: Unicode NFC, lower-casing, words and runs of
 //! punctuation and single digits, their bytes as letters, merges by rank with `</w>` at the end of a word.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
+use tokenizers::models::bpe::{Merges, Vocab};
 
+use super::assemble::{self, Assembled};
 use crate::error::{Error, Result};
 
 /// Before every text.
@@ -25,9 +25,9 @@ const OPENAI_MERGES: usize = 49_152 - 256 - 2;
 /// A vocabulary, its merges, and what surrounds them.
 pub(super) struct Layout {
     /// Piece to id.
-    pub vocabulary: BTreeMap<String, u32>,
+    pub vocabulary: Vocab,
     /// Pairs of pieces, first merged first.
-    pub merges: Vec<[String; 2]>,
+    pub merges: Merges,
     /// The token of padding.
     pub pad: String,
     /// Whether typographic quotes, ligatures and HTML entities are replaced first, as OpenAI's code does.
@@ -35,11 +35,11 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The text of a tokenizer.json.
+    /// The tokenizer.
     ///
     /// # Errors
-    /// If a special token is missing.
-    pub fn json(&self, max_length: usize) -> Result<Vec<u8>> {
+    /// If a special token is missing, or a merge makes no piece of the vocabulary.
+    pub fn tokenizer(self, max_length: usize) -> Result<Assembled> {
         let id = |token: &str| {
             let missing = || Error::new(format!("the vocabulary has no {token}, so it is not CLIP's"));
             self.vocabulary.get(token).copied().ok_or_else(missing)
@@ -56,8 +56,7 @@ impl Layout {
         }
         normalizers.push(replace(r"\s+", " "));
         normalizers.push(json!({"type": "Lowercase"}));
-        let json = json!({
-            "version": "1.0",
+        let parts = json!({
             "truncation": {"max_length": max_length, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
             "padding": {
                 "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": null,
@@ -71,13 +70,8 @@ impl Layout {
             ]},
             "post_processor": {"type": "BertProcessing", "cls": [START, start], "sep": [END, end]},
             "decoder": {"type": "BPEDecoder", "suffix": END_OF_WORD},
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": END, "continuing_subword_prefix": null,
-                "end_of_word_suffix": END_OF_WORD, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-                "vocab": self.vocabulary, "merges": self.merges,
-            },
         });
-        Ok(json.to_string().into_bytes())
+        assemble::of_json(parts, assemble::byte_pairs(self.vocabulary, self.merges, END, END_OF_WORD)?)
     }
 }
 
@@ -124,31 +118,34 @@ pub(super) fn alphabet() -> impl Iterator<Item = String> {
     bytes_as_letters().into_iter().map(String::from).chain(ends)
 }
 
-/// OpenAI's single file: a heading, then one merge per line. The ids follow from the order: bytes, merges, start, end.
-pub(super) fn from_merges(text: &str) -> Result<Layout> {
+/// OpenAI's single file of so many bytes: a heading, then one merge per line. The ids follow from the order: bytes, merges, start, end.
+pub(super) fn from_merges(text: &str, file: usize) -> Result<Layout> {
+    let most = text.lines().count().min(OPENAI_MERGES);
+    assemble::check_room(most + 514, most, file)?;
     let merges = parse_merges(text, OPENAI_MERGES)?;
-    let pieces = merges.iter().map(|[a, b]| format!("{a}{b}"));
+    let pieces = merges.iter().map(|(a, b)| format!("{a}{b}"));
     let tokens = alphabet().chain(pieces).chain([START.to_owned(), END.to_owned()]);
-    let vocabulary: BTreeMap<String, u32> = tokens.zip(0..).collect();
+    let vocabulary: Vocab = tokens.zip(0..).collect();
     // Id 0: OpenAI's code pads with zeros.
     Ok(Layout { vocabulary, merges, pad: "!".to_owned(), fixes_text: true })
 }
 
 /// Hugging Face's pair of files.
 pub(super) fn from_vocabulary_and_merges(vocabulary: &[u8], merges: &str) -> Result<Layout> {
-    let vocabulary = serde_json::from_slice(vocabulary)
+    assemble::check_room(assemble::entries(vocabulary), merges.lines().count(), vocabulary.len() + merges.len())?;
+    let vocabulary = assemble::vocabulary(vocabulary)
         .map_err(|e| Error::new(format!("not a vocabulary, which maps pieces to ids: {e}")))?;
     Ok(Layout { vocabulary, merges: parse_merges(merges, usize::MAX)?, pad: END.to_owned(), fixes_text: false })
 }
 
 /// The first `most` merges of a text with one per line.
-fn parse_merges(text: &str, most: usize) -> Result<Vec<[String; 2]>> {
+fn parse_merges(text: &str, most: usize) -> Result<Merges> {
     let lines = text.lines().enumerate().skip(usize::from(text.lines().next().is_some_and(is_heading)));
     lines
         .filter(|(_, line)| !line.trim().is_empty())
         .take(most)
         .map(|(i, line)| match line.split_whitespace().collect::<Vec<_>>()[..] {
-            [a, b] => Ok([a.to_owned(), b.to_owned()]),
+            [a, b] => Ok((a.to_owned(), b.to_owned())),
             _ => Err(Error::new(format!("line {}: a merge is two pieces with a space between, not {line:?}", i + 1))),
         })
         .collect()

@@ -1,6 +1,7 @@
 //! Tokenizers: text to ids. The files that models come with are read by [`Tokenizer::open`]; [`Tokenizer::train`] learns a
 //! vocabulary from texts.
 
+mod assemble;
 mod bert;
 mod clip;
 mod open;
@@ -9,6 +10,7 @@ mod train;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use assemble::Assembled;
 use tokenizers::{PaddingParams, PaddingStrategy, TruncationParams};
 
 use crate::error::{Error, Result};
@@ -19,6 +21,8 @@ use crate::tensor::Tensor;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     pad: u32,
+    /// One more than the largest id.
+    vocabulary: usize,
     max_length: usize,
 }
 
@@ -66,11 +70,11 @@ impl Tokenizer {
         open::is_in(folder)
     }
 
-    /// From the text of a tokenizer.json.
-    fn parse(json: &[u8], max_length: Option<usize>, hints: &Hints) -> Result<Self> {
+    /// Around the library's.
+    fn new(assembled: Assembled, max_length: Option<usize>, hints: &Hints) -> Result<Self> {
+        let Assembled { mut inner, ids: vocabulary } = assembled;
         // A thread count is honoured exactly: the library must not start threads of its own.
         tokenizers::parallelism::set_parallelism(false);
-        let mut inner = guarded("not a tokenizer.json that can be used", || tokenizers::Tokenizer::from_bytes(json))?;
         let pad = inner.get_padding().map(|p| p.pad_id);
         let named = hints.pad_token.iter().map(String::as_str).chain(["[PAD]", "<pad>", "<|pad|>"]);
         let pad = pad.or_else(|| named.filter_map(|token| inner.token_to_id(token)).next()).unwrap_or(0);
@@ -89,7 +93,7 @@ impl Tokenizer {
         inner.with_padding(Some(padding));
         let cannot = |e| Error::new(format!("the tokenizer cannot be used: {e}"));
         inner.with_truncation(None).map_err(cannot)?;
-        let mut tokenizer = Self { inner, pad, max_length };
+        let mut tokenizer = Self { inner, pad, vocabulary, max_length };
         let special = tokenizer.encode_one("")?.get_ids().len();
         if max_length <= special {
             return Err(Error::usage(format!(
@@ -145,7 +149,7 @@ impl Tokenizer {
 
     /// Rows that an embedding table needs: one more than the largest id.
     pub fn vocabulary(&self) -> usize {
-        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+        self.vocabulary
     }
 
     /// Longest text in tokens, special tokens included.

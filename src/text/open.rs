@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Hints, Tokenizer, bert, clip};
+use super::{Hints, Tokenizer, assemble, bert, clip};
 use crate::error::{At, Error, Result};
 
 /// Names in a directory, the first that is there wins.
@@ -22,25 +22,29 @@ pub(super) fn open(path: &Path, max_length: Option<usize>) -> Result<Tokenizer> 
     let file = find(path)?;
     let config = Config::beside(&file)?;
     let bytes = read(&file).at(&file)?;
-    let json = match &file {
+    let size = bytes.len();
+    let inner = match &file {
         _ if is_pair(&file) => {
+            drop(bytes);
             let [vocabulary, merges] = ["vocab.json", "merges.txt"].map(|name| file.with_file_name(name));
             let merges_text = text(read(&merges).at(&merges)?).at(&merges)?;
             clip::from_vocabulary_and_merges(&read(&vocabulary).at(&vocabulary)?, &merges_text)
-                .and_then(|layout| layout.json(clip::MAX_LENGTH))
+                .and_then(|layout| layout.tokenizer(clip::MAX_LENGTH))
                 .at(&vocabulary)?
         }
-        _ if file.extension().is_some_and(|e| e == "json") => bytes,
+        _ if file.extension().is_some_and(|e| e == "json") => assemble::read(bytes).at(&file)?,
         _ => {
             let text = text(bytes).at(&file)?;
             if text.lines().next().is_some_and(clip::is_heading) {
-                clip::from_merges(&text).and_then(|layout| layout.json(clip::MAX_LENGTH)).at(&file)?
+                let layout = clip::from_merges(&text, size).at(&file)?;
+                drop(text);
+                layout.tokenizer(clip::MAX_LENGTH).at(&file)?
             } else {
-                bert::json(&text, config.lower_case).at(&file)?
+                bert::tokenizer(text, config.lower_case).at(&file)?
             }
         }
     };
-    Tokenizer::parse(&json, max_length, &config.hints).at(&file)
+    Tokenizer::new(inner, max_length, &config.hints).at(&file)
 }
 
 /// The file of a tokenizer: `path` itself, or the one in it.

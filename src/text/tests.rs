@@ -72,6 +72,27 @@ fn a_saved_tokenizer_opens_to_the_same() {
 }
 
 #[test]
+fn older_ways_to_write_a_model_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids = |model: &str| {
+        let path = folder.path().join("tokenizer.json");
+        let around = r#""version": "1.0", "added_tokens": [{"id": 5, "content": "<s>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}]"#;
+        std::fs::write(&path, format!("{{{around}, \"model\": {{{model}}}}}")).unwrap();
+        let tokenizer = Tokenizer::open(&path, None).unwrap();
+        (tokenizer.encode(&["ab<s>a"]).unwrap().ids.to_vec::<i64>(), tokenizer.vocabulary())
+    };
+    let vocab = r#""vocab": {"a": 0, "b": 1, "ab": 4}"#;
+    let now = ids(&format!(r#""type": "BPE", {vocab}, "merges": [["a", "b"]]"#));
+    assert_eq!(now, (vec![4, 3, 0], 5), "a token that is not in the vocabulary gets the next id after its pieces");
+    assert_eq!(ids(&format!(r#"{vocab}, "merges": ["a b"], "dropout": null"#)), now);
+    let words = r#""unk_token": "b", "vocab": {"a": 0, "b": 1}"#;
+    assert_eq!(ids(words), (vec![1, 2, 0], 3));
+    let pieces = format!(r#"{words}, "continuing_subword_prefix": "", "max_input_chars_per_word": 9"#);
+    assert_eq!(ids(&pieces), (vec![0, 1, 2, 0], 3));
+}
+
+#[test]
 fn wrong_files_and_sizes_are_errors_that_say_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str, text: &str| {
@@ -90,6 +111,16 @@ fn wrong_files_and_sizes_are_errors_that_say_what_to_do() {
     let contradiction =
         r#"{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a a"]}}"#;
     assert!(at("e.json", contradiction).contains("e.json"));
+    let unigram = r#"{"version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}}"#;
+    assert!(at("f.json", unigram).contains("Unigram"));
+    assert!(at("g.json", &unigram.replace("1.0", "2.0")).contains("Unigram"));
+    let level = r#"{"version": "2.0", "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0}}}"#;
+    assert!(at("h.json", level).contains("version"));
+    let pieces: String = (0..250_000).map(|i| format!("{i:x}\n")).collect();
+    let many = at("vocab.txt", &format!("[UNK]\n[CLS]\n[SEP]\n{pieces}"));
+    assert!(many.contains("250003 pieces and 0 merges") && many.contains("tokenizer.json"), "{many}");
+    let around = format!(r#"{{"normalizer": {:?}, "model": {{"vocab": {{}}}}}}"#, "x".repeat(600_000));
+    assert!(at("i.json", &around).contains("around its model"));
     assert!(Tokenizer::train(&REPORTS, 100, 20).err().unwrap().to_string().contains("at least 515"));
     assert!(Tokenizer::train(&REPORTS, 600, 2).err().unwrap().to_string().contains("no room"));
     assert!(Tokenizer::train(&REPORTS, 600, 0).is_err());

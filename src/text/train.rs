@@ -28,7 +28,7 @@ pub(super) fn train(texts: &[&str], vocabulary: usize, max_length: usize) -> Res
 }
 
 /// The tokenizer of some pieces: start and end get the last ids.
-fn tokenizer(pieces: &[String], merges: &[[String; 2]], max_length: usize) -> Result<Tokenizer> {
+fn tokenizer(pieces: &[String], merges: &[(String, String)], max_length: usize) -> Result<Tokenizer> {
     let tokens = pieces.iter().cloned().chain([START.to_owned(), END.to_owned()]);
     let layout = Layout {
         vocabulary: tokens.zip(0..).collect(),
@@ -36,7 +36,7 @@ fn tokenizer(pieces: &[String], merges: &[[String; 2]], max_length: usize) -> Re
         pad: PAD.to_owned(),
         fixes_text: false,
     };
-    Tokenizer::parse(&layout.json(max_length)?, Some(max_length), &Hints::default())
+    Tokenizer::new(layout.tokenizer(max_length)?, Some(max_length), &Hints::default())
 }
 
 /// How often each word occurs, as ids of its bytes: a tokenizer without merges gives them one by one.
@@ -68,7 +68,7 @@ struct Pair {
 }
 
 /// Merges the most frequent pair (of equal ones that of the lowest ids) until `pieces` holds `most`.
-fn learn(words: BTreeMap<Vec<u32>, u64>, pieces: &mut Vec<String>, most: usize) -> Vec<[String; 2]> {
+fn learn(words: BTreeMap<Vec<u32>, u64>, pieces: &mut Vec<String>, most: usize) -> Vec<(String, String)> {
     let mut words: Vec<(Vec<u32>, u64)> = words.into_iter().collect();
     let mut ids: BTreeMap<String, u32> = pieces.iter().cloned().zip(0..).collect();
     let mut pairs: BTreeMap<[u32; 2], Pair> = BTreeMap::new();
@@ -85,7 +85,7 @@ fn learn(words: BTreeMap<Vec<u32>, u64>, pieces: &mut Vec<String>, most: usize) 
             pieces.push(piece.clone());
             pieces.len() as u32 - 1
         });
-        merges.push([left, right]);
+        merges.push((left, right));
         let touched = pairs.get(&[a, b]).map(|pair| pair.words.clone()).unwrap_or_default();
         for at in touched {
             remove(&mut pairs, at, &words[at]);

@@ -18,6 +18,7 @@ pub(super) fn run(data: &[u8]) {
     bounded(of_file(&bytes), || {
         for map in [true, false] {
             let Ok(weights) = Weights::open(&path, map) else { return };
+            let _ = weights.check();
             for (name, tensor) in weights.iter() {
                 assert_eq!(weights.meta(name), Some(tensor.meta()));
                 if tensor.numel() < 1000 {

@@ -67,7 +67,8 @@ fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
         // The padding of the extra field aligns the bytes to 64.
         let padding = (64 - (out.len() + 34 + name.len()) % 64) % 64;
         let (name_len, extra_len) = ((name.len() as u16).to_le_bytes(), (4 + padding as u16).to_le_bytes());
-        let sizes = [&[0; 4][..], &len, &len, &name_len].concat();
+        let crc = crate::formats::weights::crc32(*bytes).unwrap().to_le_bytes();
+        let sizes = [&crc[..], &len, &len, &name_len].concat();
         out.extend([b"PK\x03\x04\x14\0\0\0\0\0\0\0\0\0", &sizes[..], &extra_len, name.as_bytes(), b"FB"].concat());
         out.extend((padding as u16).to_le_bytes());
         out.extend(vec![b'Z'; padding]);
@@ -336,4 +337,34 @@ fn parity_files_have_torchs_values() {
         let sum: f64 = weights.iter().flat_map(|(_, t)| t.to_f64_vec()).map(f64::abs).sum();
         assert!((sum - total).abs() < 1e-6 * total, "{file}: {sum} for {total}");
     }
+}
+
+#[test]
+fn flipped_bits_are_found_by_the_checksums() {
+    let pickle = Pickler::new()
+        .dict(|p| {
+            let p = p.text("a").tensor("FloatStorage", "0", 6, 0, &[6], &[1]);
+            p.text("b").tensor("FloatStorage", "1", 6, 0, &[2, 3], &[3, 1])
+        })
+        .done();
+    let good = zip(&[("w/data.pkl", &pickle), ("w/data/0", &six()), ("w/data/1", &six())]);
+    let folder = Folder::new();
+    let check = |bytes: &[u8]| folder.open(bytes).unwrap().check().map_err(|e| e.to_string());
+    check(&good).unwrap();
+    let places: Vec<usize> = (0..good.len() - 24).filter(|&at| good[at..].starts_with(&six())).collect();
+    let (mut flipped, mut both) = (good.clone(), good.clone());
+    flipped[places[1] + 5] ^= 8;
+    let error = check(&flipped).unwrap_err();
+    assert!(error.contains("w.pt: damaged: 1 of 3 parts") && error.contains("data/1;"), "{error}");
+    both[places[0]] ^= 1;
+    both[places[1]] ^= 1;
+    assert!(check(&both).unwrap_err().contains("2 of 3 parts"));
+    // torch.save can be told to leave all checksums out.
+    let mut without = good.clone();
+    for at in 0..good.len() - 4 {
+        if good[at..].starts_with(b"PK\x01\x02") {
+            without[at + 16..at + 20].fill(0);
+        }
+    }
+    check(&without).unwrap();
 }

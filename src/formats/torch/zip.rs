@@ -10,7 +10,7 @@ use super::pickle::{Pickle, StorageKey};
 use super::{budget, state_dict, weights};
 use crate::buffer::MappedFile;
 use crate::error::{Error, Result};
-use crate::formats::weights::{Storage, Weights};
+use crate::formats::weights::{Storage, Sum, Weights, crc32};
 
 /// Entries that an archive may have: a storage each for the most tensors, with room for TorchScript's code.
 const MAX_ENTRIES: u64 = 65_536;
@@ -36,7 +36,17 @@ pub(in crate::formats) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Wei
     // Entries of an honest archive lie side by side, so what tensors take of them is not more than the file.
     let left = Cell::new(file.bytes().len());
     let format = if script { "TorchScript archive" } else { "torch.save zip" };
-    weights(format, &pickle, found, |key| {
+    let mut sums = Vec::new();
+    let mut sum = |name: String, entry: Entry| -> Result<()> {
+        if !entry.deflated {
+            sums.push(Sum { name, start: archive.start(entry)?, len: entry.size, crc: entry.crc });
+        }
+        Ok(())
+    };
+    if let Some(entry) = archive.find(&format!("{folder}data.pkl")) {
+        sum("data.pkl".to_owned(), entry)?;
+    }
+    let mut weights = weights(format, &pickle, found, |key| {
         let StorageKey { key: name, element, numel, .. } = key;
         let entry = archive
             .find(&format!("{folder}data/{name}"))
@@ -48,11 +58,14 @@ pub(in crate::formats) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Wei
             )));
         }
         left.set(left.get().checked_sub(entry.packed).ok_or_else(|| Error::new("storages of the archive overlap"))?);
+        sum(format!("data/{name}"), entry)?;
         match entry.deflated {
             false => Storage::in_file(file, archive.start(entry)?, entry.size, 8, map),
             true => Ok(Storage::in_memory(&archive.bytes(entry)?)),
         }
-    })
+    })?;
+    weights.sums(sums);
+    Ok(weights)
 }
 
 /// The directory of a zip archive (PKWARE's APPNOTE 6.3, parts 4.3 to 4.5).
@@ -69,6 +82,8 @@ struct Entry {
     header: usize,
     packed: usize,
     size: usize,
+    /// Checksum of what it unpacks to.
+    crc: u32,
     deflated: bool,
 }
 
@@ -182,7 +197,8 @@ impl<'a> Archive<'a> {
             8 => true,
             _ => return Err(refused("compressed in a way that this program does not read")),
         };
-        Ok(Some(Entry { header: index(start)?, packed: index(packed)?, size: index(size)?, deflated }))
+        let crc = u32::from_le_bytes(array(header, 16)?);
+        Ok(Some(Entry { crc, header: index(start)?, packed: index(packed)?, size: index(size)?, deflated }))
     }
 
     fn find(&self, name: &str) -> Option<Entry> {
@@ -223,6 +239,9 @@ impl<'a> Archive<'a> {
         let mut out = vec![0; entry.size];
         let mut decoder = flate2::bufread::DeflateDecoder::new(packed);
         decoder.read_exact(&mut out).map_err(|_| damaged())?;
+        if crc32(&out[..])? != entry.crc {
+            return Err(Error::new("damaged: an entry is not what its checksum says; fetch or write it again"));
+        }
         Ok(out.into())
     }
 }
