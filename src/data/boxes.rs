@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -18,7 +19,7 @@ pub struct Boxes {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Annotation {
     /// The category's name: a label.
-    pub label: String,
+    pub label: Arc<str>,
     /// Left, top, width, height in pixels of the source picture.
     pub bbox: [f64; 4],
 }
@@ -39,7 +40,7 @@ struct Image {
 #[derive(Deserialize)]
 struct Category {
     id: i64,
-    name: String,
+    name: Arc<str>,
 }
 
 #[derive(Deserialize)]
@@ -48,6 +49,9 @@ struct Found {
     category_id: i64,
     bbox: [f64; 4],
 }
+
+/// Memory that an image or annotation takes while it is put in its place.
+const OBJECT: usize = 200;
 
 impl Boxes {
     /// Reads a COCO file; keys besides `images`, `annotations` and `categories` are ignored.
@@ -61,6 +65,13 @@ impl Boxes {
 
     fn parse(bytes: &[u8]) -> Result<Self> {
         let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+        let objects = bytes.iter().filter(|&&byte| byte == b'{').count();
+        if OBJECT * objects > 3 * bytes.len() + (15 << 20) {
+            let len = bytes.len();
+            return Err(Error::new(format!(
+                "{objects} objects in {len} bytes are more, and shorter, than those of boxes"
+            )));
+        }
         let coco: Coco = serde_json::from_slice(bytes)
             .map_err(|e| Error::new(format!("{e}; boxes are COCO JSON with images, annotations and categories")))?;
         let twice = |what: &str, id: i64| Error::new(format!("{what} id {id} is there twice; give each its own"));
@@ -76,7 +87,7 @@ impl Boxes {
         }
         let mut categories = BTreeMap::new();
         for category in &coco.categories {
-            if categories.insert(category.id, &category.name).is_some() {
+            if categories.insert(category.id, category.name.clone()).is_some() {
                 return Err(twice("category", category.id));
             }
         }
@@ -91,7 +102,7 @@ impl Boxes {
             if bbox.iter().any(|x| !x.is_finite()) || bbox[2] <= 0.0 || bbox[3] <= 0.0 {
                 return Err(wrong(format!("bbox {bbox:?} has no area; give [x, y, width, height] in source pixels")));
             }
-            of.entry((*image).clone()).or_default().push(Annotation { label: (*label).clone(), bbox });
+            of.entry((*image).clone()).or_default().push(Annotation { label: label.clone(), bbox });
         }
         Ok(Self { of })
     }
@@ -112,7 +123,7 @@ mod tests {
     #[test]
     fn boxes_are_found_by_image() {
         let boxes = parse(r#"{"id": 0, "image_id": 7, "category_id": 1, "bbox": [1, 2.5, 3, 4], "area": 12}"#).unwrap();
-        assert_eq!(boxes.of["images/a.png"], [Annotation { label: "Nodule".to_owned(), bbox: [1.0, 2.5, 3.0, 4.0] }]);
+        assert_eq!(boxes.of["images/a.png"], [Annotation { label: "Nodule".into(), bbox: [1.0, 2.5, 3.0, 4.0] }]);
         assert!(boxes.of["b.png"].is_empty());
     }
 

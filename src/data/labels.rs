@@ -16,6 +16,9 @@ pub struct Labels {
     pub of: BTreeMap<String, Vec<Option<bool>>>,
 }
 
+/// Most labels times images that a column of values may give: 80 of a hundred thousand.
+const MOST_LABELS: usize = 8 << 20;
+
 impl Labels {
     /// Reads a table: `image`, then one column per label with 1, 0, and blank or -1 for not known.
     ///
@@ -58,10 +61,15 @@ impl Labels {
     /// column is blank, no label is known.
     ///
     /// # Errors
-    /// If there is no such column, it is blank everywhere, or an image has two values.
+    /// If there is no such column, it is blank everywhere or has too many values to be labels, or an image has two values.
     pub fn from_column(pairs: &Pairs, column: &str) -> Result<Self> {
         let values = values(pairs, column)?;
         let names: BTreeSet<&str> = values.values().copied().filter(|value| !value.is_empty()).collect();
+        if names.len().saturating_mul(values.len()) > MOST_LABELS {
+            let many = format!("column {column:?} has {} values for {} images", names.len(), values.len());
+            let remedy = "which are no labels; name a column of few values, or give a table of labels";
+            return Err(Error::new(format!("{many}, {remedy}")).at(&pairs.path));
+        }
         let known = |value: &str| names.iter().map(|&name| (!value.is_empty()).then_some(name == value)).collect();
         Ok(Self {
             of: values.iter().map(|(&image, &value)| (image.to_owned(), known(value))).collect(),
@@ -97,15 +105,16 @@ impl Labels {
 /// The value of each image in a column of the pairs.
 fn values<'a>(pairs: &'a Pairs, column: &str) -> Result<BTreeMap<&'a str, &'a str>> {
     let wrong = |message: String| Error::new(message).at(&pairs.path);
-    let columns: BTreeSet<&str> = pairs.rows.iter().flat_map(|row| row.more.keys()).map(String::as_str).collect();
+    let columns: BTreeSet<&str> =
+        pairs.rows.iter().take(1).flat_map(|row| row.more.names()).map(String::as_str).collect();
     if !columns.contains(column) {
         let all = || columns.iter().copied().collect::<Vec<_>>().join(", ");
         let remedy = nearest(column, columns.iter().copied()).map_or_else(all, |near| format!("is {near:?} meant?"));
         return Err(wrong(format!("no column {column:?} to take labels from; {remedy}")));
     }
     let values: BTreeMap<&str, &str> =
-        pairs.rows.iter().map(|row| (row.image.as_str(), row.more[column].as_str())).collect();
-    if let Some(row) = pairs.rows.iter().find(|row| values[row.image.as_str()] != row.more[column]) {
+        pairs.rows.iter().map(|row| (row.image.as_str(), row.more.get(column).unwrap_or_default())).collect();
+    if let Some(row) = pairs.rows.iter().find(|row| Some(values[row.image.as_str()]) != row.more.get(column)) {
         return Err(wrong(format!("image {:?} has two values in column {column:?}; keep one", row.image)));
     }
     if values.values().all(|value| value.is_empty()) {

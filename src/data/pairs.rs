@@ -1,7 +1,8 @@
 //! pairs.csv: images and their texts, split by patient.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,8 +47,8 @@ impl std::fmt::Display for Split {
 pub struct Row {
     /// As the table names it: the key that labels and boxes use too.
     pub image: String,
-    /// The file.
-    pub path: PathBuf,
+    /// The folder that the name is relative to.
+    pub folder: Arc<Path>,
     /// The text; blank where there is none.
     pub text: String,
     /// What the row is for.
@@ -55,10 +56,35 @@ pub struct Row {
     /// Who it is, where the table says.
     pub patient: Option<String>,
     /// The table's other columns.
-    pub more: BTreeMap<String, String>,
+    pub more: More,
+}
+
+/// Values of one row in columns that have no meaning of their own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct More {
+    names: Arc<[String]>,
+    values: Box<[Box<str>]>,
+}
+
+impl More {
+    /// The value in a column, if the table has it.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let at = self.names.iter().position(|n| n == name)?;
+        self.values.get(at).map(|value| &**value)
+    }
+
+    /// The columns.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
 }
 
 impl Row {
+    /// The file.
+    pub fn path(&self) -> PathBuf {
+        self.folder.join(&self.image)
+    }
+
     /// What is resampled together: the patient, or the image alone where the table names none.
     pub fn group(&self) -> &str {
         self.patient.as_deref().unwrap_or(&self.image)
@@ -91,10 +117,10 @@ impl Pairs {
         let table = Table::open(path)?;
         let (image, text) = (table.column("image")?, table.column("text")?);
         let (split, patient) = (table.find("split"), table.find("patient_id"));
-        let more: Vec<(usize, &String)> = table.columns().iter().enumerate().collect();
-        let more: Vec<_> =
-            more.into_iter().filter(|&(i, _)| ![Some(image), Some(text), split, patient].contains(&Some(i))).collect();
-        let folder = table.path().parent().unwrap_or(Path::new(""));
+        let known = [Some(image), Some(text), split, patient];
+        let more: Vec<usize> = (0..table.columns().len()).filter(|&i| !known.contains(&Some(i))).collect();
+        let names: Arc<[String]> = more.iter().map(|&i| table.columns()[i].clone()).collect();
+        let folder: Arc<Path> = table.path().parent().unwrap_or(Path::new("")).into();
         if table.is_empty() {
             return Err(Error::new("no rows below the header; add one per image").at(table.path()));
         }
@@ -117,14 +143,18 @@ impl Pairs {
             };
             rows.push(Row {
                 image: name.to_owned(),
-                path: folder.join(name),
+                folder: folder.clone(),
                 text: record.get(text).to_owned(),
                 split,
                 patient: patient.map(|column| record.get(column)).filter(|id| !id.is_empty()).map(str::to_owned),
-                more: more.iter().map(|&(column, name)| (name.clone(), record.get(column).to_owned())).collect(),
+                more: More {
+                    names: names.clone(),
+                    values: more.iter().map(|&column| record.get(column).into()).collect(),
+                },
             });
         }
         let mut pairs = Self { path: table.path().to_path_buf(), rows, notes: Vec::new() };
+        drop(table);
         pairs.check_files()?;
         pairs.check_splits()?;
         pairs.draw_val(seed);
@@ -141,7 +171,7 @@ impl Pairs {
         let mut missing = BTreeSet::new();
         let mut seen = BTreeSet::new();
         for row in self.rows.iter().filter(|row| seen.insert(row.image.as_str())) {
-            if !row.path.is_file() {
+            if !row.path().is_file() {
                 missing.insert(row.image.as_str());
             }
         }
@@ -161,15 +191,20 @@ impl Pairs {
     }
 
     fn check_splits(&self) -> Result<()> {
-        let mut patients: HashMap<&str, Split> = HashMap::new();
-        let mut images: HashMap<&str, Split> = HashMap::new();
-        for row in &self.rows {
-            let as_patient = row.patient.iter().map(|id| ("patient", *patients.entry(id).or_insert(row.split), id));
-            let as_image = [("image", *images.entry(&row.image).or_insert(row.split), &row.image)];
-            if let Some((what, first, name)) = as_patient.chain(as_image).find(|&(_, first, _)| first != row.split) {
+        let patients = self.rows.iter().filter_map(|row| Some((row.patient.as_deref()?, row.split)));
+        let images = self.rows.iter().map(|row| (row.image.as_str(), row.split));
+        self.check_apart("patient", patients)?;
+        self.check_apart("image", images)
+    }
+
+    /// Whether everyone is in one split alone.
+    fn check_apart<'a>(&self, what: &str, all: impl Iterator<Item = (&'a str, Split)>) -> Result<()> {
+        let mut first: HashMap<&str, Split> = HashMap::new();
+        for (name, split) in all {
+            let other = *first.entry(name).or_insert(split);
+            if other != split {
                 return Err(Error::new(format!(
-                    "{what} {name:?} is in both {first} and {}; move all its rows to one split",
-                    row.split
+                    "{what} {name:?} is in both {other} and {split}; move all its rows to one split"
                 ))
                 .at(&self.path));
             }
@@ -239,8 +274,8 @@ mod tests {
         let pairs = open(table, &["a", "b", "c"]).unwrap();
         let row = &pairs.rows[0];
         assert_eq!((row.image.as_str(), row.text.as_str(), row.split), ("a", "one, two", Split::Train));
-        assert_eq!((row.patient.as_deref(), row.more["view"].as_str(), row.more.len()), (Some("p"), "PA", 1));
-        assert!(row.path.ends_with("a") && row.path.parent() == pairs.path.parent());
+        assert_eq!((row.patient.as_deref(), row.more.get("view"), row.more.names().len()), (Some("p"), Some("PA"), 1));
+        assert!(row.path().ends_with("a") && row.path().parent() == pairs.path.parent());
         assert_eq!((pairs.rows[1].text.as_str(), pairs.rows[1].patient.as_deref()), ("", None));
         assert_eq!(pairs.split(Split::Train).count(), 2);
         assert_eq!(pairs.notes.len(), 1);

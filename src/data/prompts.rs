@@ -1,5 +1,6 @@
 //! prompts.csv: what is asked of an image, per label.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::table::{Table, nearest};
@@ -8,6 +9,9 @@ use crate::error::{Error, Result};
 /// The prompts of every label, in the order in which the table first names the labels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompts(pub Vec<Prompt>);
+
+/// Most memory of the texts of `*`, which every label gets, in bytes.
+const MOST_SHARED: usize = 8 << 20;
 
 /// What speaks for a label and what against it.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,11 +34,12 @@ impl Prompts {
     /// Reads a table with the columns `label`, `polarity` and `text`. Rows of label `*` are added to every label, after its own.
     ///
     /// # Errors
-    /// If a polarity is unknown, a label or text blank, or a label has no positive text; the message names it.
+    /// If a polarity is unknown, a label or text blank, a label has no positive text, or `*` has too many; the message names it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let table = Table::open(path)?;
         let (label, polarity, text) = (table.column("label")?, table.column("polarity")?, table.column("text")?);
         let mut prompts: Vec<Prompt> = Vec::new();
+        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         let mut shared = Prompt::new("*");
         for record in table.rows() {
             for column in [label, text] {
@@ -43,15 +48,14 @@ impl Prompts {
                 }
             }
             let name = record.get(label);
-            let known = prompts.iter().position(|prompt| prompt.label == name);
-            let prompt = match known {
-                _ if name == "*" => &mut shared,
-                Some(at) => &mut prompts[at],
-                None => {
+            let prompt = if name == "*" {
+                &mut shared
+            } else {
+                let at = *places.entry(name).or_insert(prompts.len());
+                if at == prompts.len() {
                     prompts.push(Prompt::new(name));
-                    let last = prompts.len() - 1;
-                    &mut prompts[last]
                 }
+                &mut prompts[at]
             };
             let value = record.get(polarity);
             let texts = match value {
@@ -63,6 +67,15 @@ impl Prompts {
                 }
             };
             texts.push(record.get(text).to_owned());
+        }
+        let shares = shared.positive.iter().chain(&shared.negative).map(|text| text.len() + size_of::<String>());
+        if shares.sum::<usize>().saturating_mul(prompts.len()) > MOST_SHARED {
+            let many = shared.positive.len() + shared.negative.len();
+            return Err(Error::new(format!(
+                "{many} texts of \"*\" for each of {} labels are more than can be asked of an image; write fewer",
+                prompts.len()
+            ))
+            .at(table.path()));
         }
         for prompt in &mut prompts {
             prompt.positive.extend_from_slice(&shared.positive);

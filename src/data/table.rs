@@ -7,27 +7,36 @@ use csv::{ErrorKind, ReaderBuilder, StringRecord};
 
 use crate::error::{At, Error, Result};
 
+/// Memory that a row of a table takes in what is made of it, beside its own text.
+const ROW: usize = 140;
+/// Memory that reading a table may take beside what it has in proportion to the file.
+const ROOM: usize = 15 << 20;
+
 /// A table with named columns.
 #[derive(Debug)]
 pub struct Table {
     path: PathBuf,
-    text: Vec<u8>,
     columns: Vec<String>,
-    rows: Vec<StringRecord>,
+    /// The values of all rows, one after the other, and where each ends.
+    values: String,
+    ends: Vec<u32>,
+    /// By row, the line that it begins on, from 1.
+    lines: Vec<u32>,
 }
 
 /// One row of a table.
 #[derive(Clone, Copy)]
 pub struct Record<'a> {
     table: &'a Table,
-    row: &'a StringRecord,
+    row: usize,
 }
 
 impl Table {
     /// Reads a table. A byte order mark, CRLF and blank lines are accepted.
     ///
     /// # Errors
-    /// If the file cannot be read, is not UTF-8, has no header, a column twice, or a row of another length than the header.
+    /// If the file cannot be read, is not UTF-8, has no header, a column twice, a row of another length than the header, or so many and
+    /// so short rows that they would take more than four times the file and 16 MiB.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::parse(path, std::fs::read(path).at(path)?).at(path)
@@ -38,6 +47,7 @@ impl Table {
         if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
             return Err(Error::new("is UTF-16; save it as UTF-8"));
         }
+        check_room(bytes)?;
         // The reader skips a UTF-8 byte order mark by itself.
         let mut reader = ReaderBuilder::new().from_reader(bytes);
         let told = |error| told(bytes, error);
@@ -51,8 +61,22 @@ impl Table {
             let line = header_line(bytes);
             return Err(Error::new(format!("line {line} names column {twice:?} twice; rename or remove one")));
         }
-        let rows = reader.into_records().collect::<Result<Vec<_>, _>>().map_err(told)?;
-        Ok(Self { path: path.to_path_buf(), text, columns, rows })
+        let mut table = Self {
+            path: path.to_path_buf(),
+            columns,
+            values: String::with_capacity(bytes.len()),
+            ends: Vec::new(),
+            lines: Vec::new(),
+        };
+        let (mut record, mut line) = (StringRecord::new(), LineCount::new(bytes));
+        while reader.read_record(&mut record).map_err(told)? {
+            table.lines.push(line.at(record.position()) as u32);
+            for value in &record {
+                table.values.push_str(value);
+                table.ends.push(table.values.len() as u32);
+            }
+        }
+        Ok(table)
     }
 
     /// The file.
@@ -88,7 +112,7 @@ impl Table {
 
     /// The rows, in their order.
     pub fn rows(&self) -> impl Iterator<Item = Record<'_>> {
-        self.rows.iter().map(|row| Record { table: self, row })
+        (0..self.len()).map(|row| Record { table: self, row })
     }
 
     /// The row of that number, from 0.
@@ -96,7 +120,8 @@ impl Table {
     /// # Panics
     /// If there are not so many.
     pub fn row(&self, number: usize) -> Record<'_> {
-        Record { table: self, row: &self.rows[number] }
+        assert!(number < self.len(), "row {number} of {}", self.len());
+        Record { table: self, row: number }
     }
 
     /// The number of the row of each value of a column.
@@ -117,19 +142,26 @@ impl Table {
 
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.lines.len()
     }
 
     /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.lines.is_empty()
     }
 }
 
 impl<'a> Record<'a> {
     /// The value in a column, without surrounding blanks.
     pub fn get(&self, column: usize) -> &'a str {
-        self.row.get(column).unwrap_or_default().trim()
+        let Table { columns, values, ends, .. } = self.table;
+        if column >= columns.len() {
+            return "";
+        }
+        // Every row has as many values as the header.
+        let at = self.row * columns.len() + column;
+        let start = if at == 0 { 0 } else { ends[at - 1] };
+        values[start as usize..ends[at] as usize].trim()
     }
 
     /// The value in a column as a label: 1, 0, or not known (blank or -1).
@@ -147,9 +179,9 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Line of the file that the row begins on, from 1; counted when asked, so for messages only.
+    /// Line of the file that the row begins on, from 1.
     pub fn line(&self) -> usize {
-        line(&self.table.text, self.row.position())
+        self.table.lines[self.row] as usize
     }
 
     /// An error about the value in a column.
@@ -159,14 +191,52 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The reader's own count of lines stands before the line ends that it has yet to skip; its count of bytes can be relied on.
+/// Counts lines up to one place after the other. The reader's own count of lines stands before the line ends that it has yet to
+/// skip; its count of bytes can be relied on.
+struct LineCount<'a> {
+    text: &'a [u8],
+    /// Up to where line ends are counted.
+    counted: usize,
+    ends: usize,
+}
+
+impl<'a> LineCount<'a> {
+    fn new(text: &'a [u8]) -> Self {
+        Self { text, counted: 0, ends: 0 }
+    }
+
+    /// The line of what follows a place, which is not before the last one that was asked for.
+    fn at(&mut self, position: Option<&csv::Position>) -> usize {
+        let at = position.map_or(0, |position| (position.byte() as usize).min(self.text.len()));
+        let skip = self.text[at..].iter().take_while(|&&byte| byte == b'\r' || byte == b'\n').count();
+        let ends = |i: &usize| {
+            let byte = self.text[*i];
+            byte == b'\n' || (byte == b'\r' && self.text.get(i + 1) != Some(&b'\n'))
+        };
+        self.ends += (self.counted..at + skip).filter(ends).count();
+        self.counted = self.counted.max(at + skip);
+        self.ends + 1
+    }
+}
+
+/// The line of one place.
 fn line(text: &[u8], position: Option<&csv::Position>) -> usize {
-    let at = position.map_or(0, |position| (position.byte() as usize).min(text.len()));
-    let skip = text[at..].iter().take_while(|&&byte| byte == b'\r' || byte == b'\n').count();
-    let before = &text[..at + skip];
-    let ends =
-        before.iter().enumerate().filter(|&(i, &b)| b == b'\n' || (b == b'\r' && before.get(i + 1) != Some(&b'\n')));
-    1 + ends.count()
+    LineCount::new(text).at(position)
+}
+
+/// Whether a table of this text, and what is made of its rows, fits into four times the text and 16 MiB.
+fn check_room(text: &[u8]) -> Result<()> {
+    let count = |byte: u8| text.iter().filter(|&&b| b == byte).count();
+    let rows = count(b'\n').max(count(b'\r'));
+    // Lists grow to twice as long as they must be, and are there twice meanwhile.
+    let needs = ROW * rows + 3 * size_of::<u32>() * (count(b',') + rows);
+    if needs > 2 * text.len() + ROOM || u32::try_from(text.len()).is_err() {
+        let len = text.len();
+        return Err(Error::new(format!(
+            "{rows} lines in {len} bytes are more, and shorter, than those of a table of images; split it, or check what wrote it"
+        )));
+    }
+    Ok(())
 }
 
 /// Line of the header: the first that is not blank.

@@ -64,7 +64,7 @@ pub fn queries(pipeline: &Pipeline, prompts: &Prompts) -> Result<Vec<Query>> {
 pub fn loader(pipeline: &Pipeline, rows: &[&Row], batch: usize, workers: usize, cache_mib: usize) -> Result<Loader> {
     let options = LoaderOptions::evaluation(pipeline.preprocess.clone(), batch, workers);
     let options = LoaderOptions { sixteen_bit: pipeline.sixteen_bit, cache_mib, ..options };
-    Loader::new(rows.iter().map(|row| row.path.clone()).collect(), options)
+    Loader::new(rows.iter().map(|row| row.path()).collect(), options)
 }
 
 /// Measures a model on rows, which `loader` loads (see [`loader`]); `progress` hears how many are done.
@@ -134,14 +134,14 @@ fn boxed(
     let Some(annotations) = boxes.of.get(&row.image) else { return Ok(()) };
     let mut source = None;
     for (prompt, query) in prompts.0.iter().zip(queries) {
-        let own = annotations.iter().filter(|a| a.label == prompt.label);
+        let own = annotations.iter().filter(|a| *a.label == *prompt.label);
         let own: Vec<[f64; 4]> = own.map(|a| a.bbox).collect();
         if own.is_empty() {
             continue;
         }
         let size = match source {
             Some(size) => size,
-            None => *source.insert(image::size(&row.path)?),
+            None => *source.insert(image::size(row.path())?),
         };
         cases.push(Case {
             label: prompt.label.clone(),

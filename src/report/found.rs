@@ -117,7 +117,7 @@ pub fn examples(all: &Evaluated, pipeline: &Pipeline, names: [&str; 2], count: u
     for i in order {
         let case = &cases[i];
         let Some(row) = all.rows.iter().find(|row| row.image == case.image) else { continue };
-        let picture = image::open(&row.path, pipeline.sixteen_bit)?;
+        let picture = image::open(row.path(), pipeline.sixteen_bit)?;
         let mut maps = Vec::new();
         let theirs = all.against.as_ref().and_then(|side| side.measured.cases.get(i));
         for (name, case) in [(names[1], theirs), (names[0], Some(case))] {
@@ -142,7 +142,7 @@ pub fn phantoms(all: &Evaluated, pipeline: &Pipeline, count: usize) -> Result<Ve
         let cases: Vec<&found::Case> = all.model.measured.cases.iter().filter(|c| c.image == row.image).collect();
         out.push(Example {
             caption: row.text.clone(),
-            picture: pipeline.preprocess.seen(&image::open(&row.path, pipeline.sixteen_bit)?),
+            picture: pipeline.preprocess.seen(&image::open(row.path(), pipeline.sixteen_bit)?),
             boxes: cases.iter().flat_map(|c| c.boxes.clone()).collect(),
             maps: Vec::new(),
         });

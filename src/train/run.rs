@@ -235,7 +235,7 @@ impl<'a> Run<'a> {
             cache_mib: config.image.cache_mib,
             doubts: false,
         };
-        let loader = Loader::new(self.tables.train.iter().map(|row| row.path.clone()).collect(), options)?;
+        let loader = Loader::new(self.tables.train.iter().map(|row| row.path()).collect(), options)?;
         let validator = Validator::new(&self.pipeline, &self.tables, &config, workers)?;
         let batches = loader.batches();
         let steps_per_epoch = batches.div_ceil(t.accumulate) as u64;

@@ -154,11 +154,11 @@ mod tests {
     fn every_table_is_in_the_fingerprint() {
         let row = |image: &str, text: &str, split| Row {
             image: image.to_owned(),
-            path: image.into(),
+            folder: Path::new("").into(),
             text: text.to_owned(),
             split,
             patient: None,
-            more: BTreeMap::new(),
+            more: Default::default(),
         };
         let rows = [row("a", "x", Split::Train), row("b", "y", Split::Val)];
         let labels = |name: &str, value| Labels {
