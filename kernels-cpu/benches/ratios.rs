@@ -7,9 +7,32 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use kernels_cpu::Isa;
-use kernels_cpu::gemm::{Mat, gemm, gemm_batched};
+use kernels_cpu::gemm::{Finish, Mat, Packed, gemm, gemm_batched, gemm_packed};
 use kernels_cpu::par::Pool;
 use kernels_cpu::simd::{Simd, SimdOp, dispatch};
+
+/// The transformers' shapes of the peers' harness, and cubes.
+const SHAPES: [[usize; 3]; 19] = [
+    [197, 768, 768],
+    [197, 768, 3072],
+    [1576, 2304, 768],
+    [1576, 768, 3072],
+    [1024, 1024, 1024],
+    [512, 512, 512],
+    [50, 768, 3072],
+    [392, 128, 2048],
+    [64, 64, 64],
+    [128, 128, 128],
+    [256, 256, 256],
+    [2048, 2048, 2048],
+    [50, 768, 768],
+    [50, 2304, 768],
+    [50, 3072, 768],
+    [197, 2304, 768],
+    [197, 3072, 768],
+    [1576, 768, 768],
+    [1576, 3072, 768],
+];
 
 /// So many rounds of fused multiply-adds on more registers than their latency needs. Gives the number of multiply-adds.
 struct Peak(usize);
@@ -111,6 +134,36 @@ fn sgemm<'a>(
     }
 }
 
+/// Products with the right operand packed before: share of the peak, and two threads to one.
+fn packed([m, n, k]: [usize; 3], pools: &[Pool; 2]) -> [f64; 3] {
+    let values = |len: usize, modulus: usize| (0..len).map(|i| (i % modulus) as f32 - 6.0).collect::<Vec<f32>>();
+    let (a, b, mut c) = (values(m * k, 17), values(k * n, 13), vec![0.0f32; m * n]);
+    let before = Packed::new(Mat::new(&b, n, k).t());
+    let work = (m * k * n) as f64;
+    let repeats = (1e8 / work).ceil() as usize;
+    let [mut best, mut loose, mut best_of_two, mut best_peak] = [f64::INFINITY, f64::INFINITY, f64::INFINITY, 0.0];
+    for _ in 0..31 {
+        let mut ours = || {
+            time(|| {
+                (0..repeats).for_each(|_| gemm_packed(Mat::new(&a, m, k), &before, &mut c, n, Finish::default(), true))
+            })
+        };
+        best_of_two = pools[1].install(&mut ours).min(best_of_two);
+        let [peak, one] = pools[0].install(|| [peak(), ours()]);
+        loose = pools[0]
+            .install(|| {
+                time(|| {
+                    (0..repeats).for_each(|_| gemm(Mat::new(&a, m, k), Mat::new(&b, n, k).t(), false, &mut c, n, None))
+                })
+            })
+            .min(loose);
+        best_peak = peak.max(best_peak);
+        best = one.min(best);
+    }
+    let work = work * repeats as f64 / best_peak;
+    [work / best, work / loose, best / best_of_two]
+}
+
 fn main() {
     // `cargo test --bench` and `cargo bench -- --test` or `-- --list` run this too; only a plain `cargo bench` measures.
     let given = |flag: &str| std::env::args().any(|arg| arg == flag);
@@ -119,7 +172,17 @@ fn main() {
     }
     let pools = [Pool::new(1), Pool::new(2)];
     println!("Tier {}, {:.0} Gflop/s at the peak of one core just now.\n", Isa::current(), 2e-9 * peak());
-    println!("| product (m k n) | layout | of peak | to matrixmultiply | 2 threads |\n|---|---|---|---|---|");
+    println!("| product (m n k) | packed before: of peak | packed in passing | 2 threads |\n|---|---|---|---|");
+    // `--packed` ends after this table, `--packed 64` after its first lines.
+    let first = std::env::args().skip_while(|arg| arg != "--packed").nth(1).and_then(|n| n.parse().ok());
+    for case in SHAPES.into_iter().take(first.unwrap_or(SHAPES.len())) {
+        let [one, loose, two] = packed(case, &pools);
+        println!("| {} {} {} | {:.0} % | {:.0} % | {two:.2} |", case[0], case[1], case[2], 100.0 * one, 100.0 * loose);
+    }
+    if given("--packed") {
+        return;
+    }
+    println!("\n| product (m k n) | layout | of peak | to matrixmultiply | 2 threads |\n|---|---|---|---|---|");
     for (layout, transposed) in [("A B", [false, false]), ("A Bᵀ", [false, true]), ("Aᵀ B", [true, false])] {
         for [m, k, n] in [
             [1024, 192, 192],

@@ -278,6 +278,19 @@ fn derivative<S: Simd>(s: S, op: Unary, v: S::F) -> S::F {
     }
 }
 
+/// x becomes f(x), inside a kernel.
+#[inline(always)]
+pub(crate) fn activate<S: Simd>(s: S, op: Unary, x: &mut [f32]) {
+    let whole = x.len() / S::LANES * S::LANES;
+    let (body, tail) = x.split_at_mut(whole);
+    for x in body.chunks_exact_mut(S::LANES) {
+        s.store(vector(s, op, s.load(x)), x);
+    }
+    if !tail.is_empty() {
+        s.store_partial(vector(s, op, s.load_partial(tail, 1.0)), tail);
+    }
+}
+
 struct MapOp<'a>(Unary, &'a [f32], &'a mut [f32]);
 
 impl SimdOp for MapOp<'_> {

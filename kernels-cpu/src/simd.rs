@@ -39,6 +39,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// They must be writable at `p`.
     unsafe fn store_ptr(self, x: Self::F, p: *mut f32);
+    /// Asks for the cache line of `p`, which may be anywhere.
+    #[inline(always)]
+    fn prefetch(self, _p: *const f32) {}
     /// a + b
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// a - b

@@ -6,8 +6,9 @@ use core::ops::Range;
 
 use super::pack::{self, Line};
 use super::tile::{self, Columns, Rows, Target};
-use super::{Mat, Out};
+use super::{Finish, Mat, Out};
 use crate::isa::Isa;
+use crate::map::{self, Unary};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, eval_on};
 
@@ -23,14 +24,87 @@ const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
 const FAR_APART: usize = 1024;
 
-/// C = A B (+ C) (+ bias) on a tier. No size is 0.
-pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Mat<'_, f32>, out: Out<'_>, threads: bool) {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
+/// The right operand.
+#[derive(Clone, Copy)]
+pub(super) enum Right<'a> {
+    /// Packed in passing, or read where it lies.
+    Loose(Mat<'a, f32>),
+    /// Packed before, all of it.
+    Packed(&'a Packed),
+}
+
+/// Slabs of about equal length, which depends on K alone.
+fn slab_of(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(KC).max(1))
+}
+
+/// A right operand in the order in which the register tile of a tier reads it.
+pub struct Packed {
+    isa: Isa,
+    rows: usize,
+    cols: usize,
+    lines: Vec<Line>,
+}
+
+impl Packed {
+    /// Packs `b` [k, n] for a tier.
+    pub(super) fn on(isa: Isa, b: Mat<'_, f32>) -> Self {
+        let ((k, n), (_, nr)) = ((b.rows, b.cols), tile::size(isa));
+        let panels = n.div_ceil(nr);
+        let mut lines = vec![Line::ZERO; (panels * nr * k + 16).div_ceil(16)];
+        if k > 0 && n > 0 {
+            pack_panels(isa, b, 0..k, 0, &mut lines, true);
+        }
+        Self { isa, rows: k, cols: n, lines }
+    }
+
+    pub(super) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Rows and columns of the operand.
+    pub fn size(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+}
+
+/// Rows `ks` of `b` but for its `skip` first panels, as [slab][panel][depth][width].
+fn pack_panels(isa: Isa, b: Mat<'_, f32>, ks: Range<usize>, skip: usize, lines: &mut [Line], threads: bool) {
+    let (_, nr) = tile::size(isa);
+    let (slab, panels) = (slab_of(b.rows), b.cols.div_ceil(nr) - skip);
+    let place = Shared::new(pack::numbers(lines));
+    spread(threads, ks.len().div_ceil(slab) * panels, 2 * nr * slab, &|range| {
+        for item in range {
+            let (i, p) = (item / panels, item % panels);
+            let depth = slab.min(ks.len() - i * slab);
+            // SAFETY: one panel, handed out once; the product of panels and slabs has room for it.
+            let out = unsafe { place.at((i * slab * panels + p * depth) * nr) };
+            let first = (skip + p) * nr;
+            let rows = [first, nr.min(b.cols - first)];
+            eval_on(isa, PackPanel { x: b.t(), rows, width: nr, columns: [ks.start + i * slab, depth], out });
+        }
+    });
+}
+
+fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+    if threads { par::for_each(items, cost, f) } else { f(0..items) }
+}
+
+/// C = A B (+ C), finished, on a tier. No size is 0.
+pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Right<'_>, out: Out<'_>, threads: bool) {
+    let (m, k) = (a.rows, a.cols);
+    let n = match b {
+        Right::Loose(b) => b.cols,
+        Right::Packed(b) => b.cols,
+    };
     let (mr, nr) = tile::size(isa);
     let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
-    // Slabs of about equal length, which depends on K alone.
-    let slab = k.div_ceil(k.div_ceil(KC));
-    let group = (PACKED_B / (slab * panels * nr)).clamp(1, k.div_ceil(slab)) * slab;
+    let slab = slab_of(k);
 
     // Enough jobs that a disturbed thread does not hold up the rest, each at least two tiles high.
     let wanted = if threads && par::threads() > 1 { 4 * par::threads() } else { 1 };
@@ -38,67 +112,75 @@ pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Mat<'_, f32>, out: Out<'_>, 
     let row_jobs = row_tiles.div_ceil(tiles_per_job);
     let panels_per_job = panels.div_ceil((wanted / row_jobs).clamp(1, panels));
     let col_jobs = panels.div_ceil(panels_per_job);
-    let spread = |items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)| {
-        if threads { par::for_each(items, cost, f) } else { f(0..items) }
-    };
 
-    // Panels of B that are read where they lie, from the first on.
-    let near = b.col_stride == 1 && b.row_stride.unsigned_abs() <= FAR_APART;
-    let direct_b = if m <= FEW_ROWS && near { n / nr } else { 0 };
-    let packed_panels = panels - direct_b;
-    let direct_a = a.col_stride == 1 && !crowds_cache_sets(a.row_stride, mr);
-    let mut packed_b = scratch::take(1, packed_panels * nr * group.min(k) + 16);
+    let direct_a = a.col_stride == 1 && !crowds_cache_sets(a.row_stride, mr) && panels < 16;
     let c = Shared::new(out.c);
-    for start in (0..k).step_by(group) {
-        let end = (start + group).min(k);
-        let slabs = (end - start).div_ceil(slab);
-        let depth_of = |i: usize| slab.min(end - start - i * slab);
-        if packed_panels > 0 {
-            let place = Shared::new(pack::numbers(&mut packed_b));
-            spread(slabs * packed_panels, 2 * nr * slab, &|range| {
-                for item in range {
-                    let (i, p) = (item / packed_panels, item % packed_panels);
-                    // SAFETY: one panel, handed out once; the product of panels and slabs has room for it.
-                    let out = unsafe { place.at((i * slab * packed_panels + p * depth_of(i)) * nr) };
-                    let first = (direct_b + p) * nr;
-                    let rows = [first, nr.min(n - first)];
-                    eval_on(
-                        isa,
-                        PackPanel { x: b.t(), rows, width: nr, columns: [start + i * slab, depth_of(i)], out },
-                    );
-                }
-            });
-        }
+    let run = |b: Option<Mat<'_, f32>>, packed_b: &[Line], direct_b: usize, ks: Range<usize>| {
+        let packed_b = SendPtr(packed_b.as_ptr().cast());
         // About 16 multiply-adds take the time of one elementary operation.
-        let cost = tiles_per_job * mr * panels_per_job * nr * (end - start) / 16;
-        spread(row_jobs * col_jobs, cost, &|range| {
+        let cost = tiles_per_job * mr * panels_per_job * nr * ks.len() / 16;
+        spread(threads, row_jobs * col_jobs, cost, &|range| {
             for job in range {
                 let (i, j) = (job % row_jobs, job / row_jobs);
                 let rows = i * tiles_per_job * mr..((i + 1) * tiles_per_job * mr).min(m);
                 let panels = j * panels_per_job..((j + 1) * panels_per_job).min(panels);
-                let packed_b = packed_b.as_ptr();
                 let job = Job {
                     a,
-                    b,
+                    b: b.unwrap_or(Mat { data: &[], offset: 0, rows: k, cols: n, row_stride: 0, col_stride: 0 }),
                     rows,
                     panels,
-                    packed_b,
+                    packed_b: packed_b.get(),
                     direct_b,
                     direct_a,
-                    start,
-                    end,
+                    start: ks.start,
+                    end: ks.end,
                     slab,
                     c,
                     ldc: out.ldc,
                     accumulate: out.accumulate,
-                    bias: out.bias,
+                    finish: out.finish,
                 };
                 eval_on(isa, job);
             }
         });
+    };
+    let b = match b {
+        Right::Packed(b) => {
+            assert!(b.isa == isa && b.rows == k, "gemm: an operand packed for {} and k = {}", b.isa, b.rows);
+            return run(None, &b.lines, 0, 0..k);
+        }
+        Right::Loose(b) => b,
+    };
+    // Panels of B that are read where they lie, from the first on.
+    let near = b.col_stride == 1 && b.row_stride.unsigned_abs() <= FAR_APART;
+    let direct_b = if m <= FEW_ROWS && near { n / nr } else { 0 };
+    let packed_panels = panels - direct_b;
+    let group = (PACKED_B / (slab * panels * nr)).clamp(1, k.div_ceil(slab)) * slab;
+    let mut packed_b = scratch::take(1, packed_panels * nr * group.min(k) + 16);
+    for start in (0..k).step_by(group) {
+        let ks = start..(start + group).min(k);
+        if packed_panels > 0 {
+            pack_panels(isa, b, ks.clone(), direct_b, &mut packed_b, threads);
+        }
+        run(Some(b), &packed_b, direct_b, ks);
     }
     scratch::give(1, packed_b);
 }
+
+/// Read by several threads at once.
+#[derive(Clone, Copy)]
+struct SendPtr(*const f32);
+
+impl SendPtr {
+    fn get(self) -> *const f32 {
+        self.0
+    }
+}
+
+// SAFETY: what it points to is not written while it is shared.
+unsafe impl Send for SendPtr {}
+// SAFETY: as above.
+unsafe impl Sync for SendPtr {}
 
 /// Whether rows this far apart would push each other out of the first-level cache (64 sets of lines of 16 numbers).
 fn crowds_cache_sets(stride: isize, rows: usize) -> bool {
@@ -130,7 +212,7 @@ struct Job<'a> {
     b: Mat<'a, f32>,
     rows: Range<usize>,
     panels: Range<usize>,
-    packed_b: *const Line,
+    packed_b: *const f32,
     direct_b: usize,
     direct_a: bool,
     start: usize,
@@ -139,7 +221,7 @@ struct Job<'a> {
     c: Shared<f32>,
     ldc: usize,
     accumulate: bool,
-    bias: Option<&'a [f32]>,
+    finish: Finish<'a, f32>,
 }
 
 impl SimdOp for Job<'_> {
@@ -177,11 +259,12 @@ impl Job<'_> {
                     Columns { start: element(&self.b, start, p * nr), step: self.b.row_stride }
                 } else {
                     let at = (start - self.start) * packed_panels + (p - self.direct_b) * depth;
-                    Columns { start: self.packed_b.cast::<f32>().wrapping_add(at * nr), step: nr as isize }
+                    Columns { start: self.packed_b.wrapping_add(at * nr), step: nr as isize }
                 };
                 let cols = nr.min(n - p * nr);
-                let bias =
-                    self.bias.filter(|_| start + depth == k).map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr());
+                let last = start + depth == k;
+                let bias = self.finish.bias.filter(|_| last).map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr());
+                let residual = self.finish.residual.filter(|_| last);
                 for i in (0..m).step_by(mr) {
                     let a = if PACKED {
                         Rows { start: packed_a.wrapping_add(i * depth), row_stride: 0 }
@@ -191,12 +274,46 @@ impl Job<'_> {
                     // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
                     // data, and packed panels are whole.
                     unsafe {
-                        let c = self.c.at((self.rows.start + i) * self.ldc + p * nr);
-                        let out = Target { c, ldc: self.ldc, accumulate: self.accumulate || start > 0, bias };
-                        tile::run::<S, PACKED>(s, a, b, depth, mr.min(m - i), cols, out);
+                        let at = (self.rows.start + i) * self.ldc + p * nr;
+                        let residual = residual.map_or(core::ptr::null(), |r| r[at..].as_ptr());
+                        let accumulate = self.accumulate || start > 0;
+                        let (c, rows) = (self.c.at(at), mr.min(m - i));
+                        tile::run::<S, PACKED>(
+                            s,
+                            a,
+                            b,
+                            depth,
+                            rows,
+                            cols,
+                            Target { c, ldc: self.ldc, accumulate, bias, residual },
+                        );
+                        if let (Some(act), true) = (self.finish.act, last) {
+                            eval_on(S::ISA, Activate { act, c, ldc: self.ldc, rows, cols });
+                        }
                     }
                 }
             }
+        }
+    }
+}
+
+/// The activation of a tile that was just written.
+struct Activate {
+    act: Unary,
+    c: *mut f32,
+    ldc: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl SimdOp for Activate {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        for r in 0..self.rows {
+            // SAFETY: the tile's row is a part of C that belongs to the job.
+            let row = unsafe { core::slice::from_raw_parts_mut(self.c.add(r * self.ldc), self.cols) };
+            map::activate(s, self.act, row);
         }
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Target {
     pub accumulate: bool,
     /// The tile's part of the bias, or null.
     pub bias: *const f32,
+    /// Its part of what is added last, rows as far apart as those of C, or null.
+    pub residual: *const f32,
 }
 
 /// C (+)= A B (+ bias) for a tile of `rows` by `cols`. Packed rows of A are a column of `MR` numbers for each k; others lie as `Rows`
@@ -81,10 +83,10 @@ unsafe fn wide<S: Simd, const MR: usize, const WIDTH: usize, const PACKED: bool>
     // SAFETY: the caller's promise.
     unsafe {
         if cols > S::LANES {
-            let sums = multiply::<S, MR, WIDTH, 2, PACKED>(s, a, b, depth, rows);
+            let sums = multiply::<S, MR, WIDTH, 2, PACKED>(s, a, b, depth, rows, out);
             store(s, sums, rows, cols, out);
         } else {
-            let sums = multiply::<S, MR, WIDTH, 1, PACKED>(s, a, b, depth, rows);
+            let sums = multiply::<S, MR, WIDTH, 1, PACKED>(s, a, b, depth, rows, out);
             store(s, sums, rows, cols, out);
         }
     }
@@ -98,27 +100,42 @@ unsafe fn multiply<S: Simd, const MR: usize, const WIDTH: usize, const NV: usize
     b: Columns,
     depth: usize,
     rows: usize,
+    out: Target,
 ) -> [[S::F; NV]; MR] {
     let mut sums = [[s.splat(0.0); NV]; MR];
     let starts: [*const f32; MR] =
         core::array::from_fn(|r| a.start.wrapping_offset(r.min(rows - 1) as isize * a.row_stride));
     let (mut packed, mut row) = (a.start, b.start);
-    for k in 0..depth {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let b: [S::F; NV] = core::array::from_fn(|v| s.load_ptr(row.add(v * S::LANES)));
-            for r in 0..MR {
-                let x = s.splat(if PACKED { *packed.add(r) } else { *starts[r].add(k) });
-                for v in 0..NV {
-                    sums[r][v] = s.fma(x, b[v], sums[r][v]);
+    // The tile's lines of C are asked for one after the other on the way: all at once they would hold up those of A and B.
+    let piece = depth.div_ceil(MR);
+    let mut line = out.c.cast_const();
+    for start in (0..depth).step_by(piece) {
+        s.prefetch(line);
+        s.prefetch(line.wrapping_add(NV * S::LANES - 1));
+        line = line.wrapping_add(out.ldc);
+        for k in start..depth.min(start + piece) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let b: [S::F; NV] = core::array::from_fn(|v| s.load_ptr(row.add(v * S::LANES)));
+                for r in 0..MR {
+                    let x = s.splat(if PACKED { *packed.add(r) } else { *starts[r].add(k) });
+                    for v in 0..NV {
+                        sums[r][v] = s.fma(x, b[v], sums[r][v]);
+                    }
                 }
             }
+            for v in 0..NV {
+                s.prefetch(row.wrapping_offset(AHEAD * b.step).wrapping_add(v * S::LANES));
+            }
+            packed = packed.wrapping_add(WIDTH);
+            row = row.wrapping_offset(b.step);
         }
-        packed = packed.wrapping_add(WIDTH);
-        row = row.wrapping_offset(b.step);
     }
     sums
 }
+
+/// So many rows of B are on their way.
+const AHEAD: isize = 32;
 
 /// Writes the tile, or adds it to what is there.
 #[inline(always)]
@@ -129,31 +146,61 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
     cols: usize,
     out: Target,
 ) {
-    for r in 0..MR {
-        if r == rows {
-            break;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if rows == MR && cols == NV * S::LANES {
+            // A loop over the additions for each of them: sums stay in registers, which an index that is not constant would forbid.
+            let place = |r: usize, v: usize| out.c.add(r * out.ldc + v * S::LANES);
+            let mut sums = sums;
+            if out.accumulate {
+                each(&mut sums, |r, v, x| s.add(s.load_ptr(place(r, v)), x));
+            }
+            if !out.bias.is_null() {
+                let bias: [S::F; NV] = core::array::from_fn(|v| s.load_ptr(out.bias.add(v * S::LANES)));
+                each(&mut sums, |_, v, x| s.add(x, bias[v]));
+            }
+            if !out.residual.is_null() {
+                each(&mut sums, |r, v, x| s.add(x, s.load_ptr(out.residual.add(r * out.ldc + v * S::LANES))));
+            }
+            each(&mut sums, |r, v, x| {
+                s.store_ptr(x, place(r, v));
+                x
+            });
+            return;
         }
-        for v in 0..NV {
-            let (from, n) = (v * S::LANES, S::LANES.min(cols - v * S::LANES));
-            // SAFETY: the caller's promise; `n` columns from `from` on are the tile's.
-            unsafe {
+        let mut block = [[[0.0; 16]; NV]; MR];
+        each(&mut { sums }, |r, v, x| {
+            s.store(x, &mut block[r][v]);
+            x
+        });
+        for (r, sums) in block.iter().enumerate().take(rows) {
+            for (v, sum) in sums.iter().enumerate() {
+                let (from, n) = (v * S::LANES, S::LANES.min(cols - v * S::LANES));
                 let place = out.c.add(r * out.ldc + from);
-                let load = |x: *const f32| {
-                    if n == S::LANES { s.load_ptr(x) } else { s.load_partial(core::slice::from_raw_parts(x, n), 0.0) }
-                };
-                let mut x = sums[r][v];
-                if out.accumulate {
-                    x = s.add(load(place), x);
-                }
-                if !out.bias.is_null() {
-                    x = s.add(x, load(out.bias.add(from)));
-                }
-                if n == S::LANES {
-                    s.store_ptr(x, place);
-                } else {
-                    s.store_partial(x, core::slice::from_raw_parts_mut(place, n));
+                for (i, &sum) in sum[..n].iter().enumerate() {
+                    let mut x = sum;
+                    if out.accumulate {
+                        x += *place.add(i);
+                    }
+                    if !out.bias.is_null() {
+                        x += *out.bias.add(from + i);
+                    }
+                    if !out.residual.is_null() {
+                        x += *out.residual.add(r * out.ldc + from + i);
+                    }
+                    *place.add(i) = x;
                 }
             }
+        }
+    }
+}
+
+/// x = f(row, vector, x) for every vector of a tile.
+#[inline(always)]
+fn each<F: Copy, const MR: usize, const NV: usize>(sums: &mut [[F; NV]; MR], mut f: impl FnMut(usize, usize, F) -> F) {
+    for r in 0..MR {
+        for v in 0..NV {
+            sums[r][v] = f(r, v, sums[r][v]);
         }
     }
 }
