@@ -4,19 +4,27 @@ use std::alloc::{self, Layout as Block};
 use std::fs::File;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use memmap2::Mmap;
 
 use crate::dtype::Element;
 use crate::error::{At, Error, Result};
+use crate::plan::trace;
 
 /// Alignment of heap bytes: a cache line, and the widest SIMD register.
 pub const ALIGNMENT: usize = 64;
 
 /// Shared bytes. Clones share; writing needs the only handle.
 #[derive(Clone)]
-pub struct Buffer(Arc<Bytes>);
+pub struct Buffer(Arc<Shared>);
+
+struct Shared {
+    /// No other buffer of this process ever has it.
+    id: u64,
+    bytes: Bytes,
+}
 
 enum Bytes {
     Heap(Heap),
@@ -24,9 +32,19 @@ enum Bytes {
 }
 
 impl Buffer {
+    fn new(bytes: Bytes) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(Arc::new(Shared { id: NEXT.fetch_add(1, Ordering::Relaxed), bytes }))
+    }
+
+    /// What tells the bytes from all others, also from those that lie where freed ones did.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
     /// `len` elements on the heap with unspecified (but initialised) values: for outputs that are written whole.
     pub fn heap<T: Element>(len: usize) -> Self {
-        Self(Arc::new(Bytes::Heap(Heap::new(len * size_of::<T>()))))
+        Self::new(Bytes::Heap(Heap::new(len * size_of::<T>())))
     }
 
     /// `len` zeros on the heap.
@@ -58,12 +76,12 @@ impl Buffer {
         if !(file.bytes().as_ptr() as usize + start).is_multiple_of(alignment) {
             return Err(Error::new(format!("byte {start} is not aligned to {alignment}")));
         }
-        Ok(Self(Arc::new(Bytes::Mapped { file: file.clone(), start, len })))
+        Ok(Self::new(Bytes::Mapped { file: file.clone(), start, len }))
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
-        match &*self.0 {
+        match &self.0.bytes {
             Bytes::Heap(heap) => heap.bytes(),
             Bytes::Mapped { file, start, len } => &file.bytes()[*start..start + len],
         }
@@ -73,13 +91,15 @@ impl Buffer {
     ///
     /// # Panics
     /// If the bytes are not aligned for `T`.
+    #[track_caller]
     pub fn get<T: Element>(&self) -> &[T] {
+        trace::check_read(self.id());
         cast(self.bytes())
     }
 
     /// As [`Buffer::get`], for writing: only where no other handle shares the bytes and they are not mapped.
     pub fn get_mut<T: Element>(&mut self) -> Option<&mut [T]> {
-        match Arc::get_mut(&mut self.0)? {
+        match &mut Arc::get_mut(&mut self.0)?.bytes {
             Bytes::Heap(heap) => Some(heap.get_mut()),
             Bytes::Mapped { .. } => None,
         }
@@ -87,12 +107,12 @@ impl Buffer {
 
     /// Whether a write would be allowed: heap bytes with no other handle.
     pub fn is_unshared(&self) -> bool {
-        matches!(&*self.0, Bytes::Heap(_)) && Arc::strong_count(&self.0) == 1
+        matches!(self.0.bytes, Bytes::Heap(_)) && Arc::strong_count(&self.0) == 1
     }
 
     /// Whether the bytes are a view of a mapped file.
     pub fn is_mapped(&self) -> bool {
-        matches!(&*self.0, Bytes::Mapped { .. })
+        matches!(self.0.bytes, Bytes::Mapped { .. })
     }
 
     /// Whether two handles share the same bytes.

@@ -71,6 +71,10 @@ impl Op for Conv2d {
         .into()
     }
 
+    fn flops(&self, x: &[Meta], out: Meta) -> u64 {
+        2 * (out.dims.numel() * x[1].dims[1..].iter().product::<usize>()) as u64
+    }
+
     fn saves(&self, needs: &[bool]) -> Saves {
         Saves::input_if(0, needs[1]).and(Saves::input_if(1, needs[0]))
     }
