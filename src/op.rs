@@ -2,7 +2,7 @@
 
 use crate::dtype::DType;
 use crate::layout::Dims;
-use crate::plan::{Prepared, Role, trace};
+use crate::plan::{Packs, Prepared, Role, trace};
 use crate::tape::Node;
 use crate::tensor::Tensor;
 
@@ -49,7 +49,7 @@ pub trait Op: Send + Sync + 'static {
     }
 
     /// The op with its constant inputs (those that are there) worked into a form that is quicker to use, where there is one.
-    fn prepare(&self, _x: &[Meta], _constants: &[Option<&Tensor>]) -> Option<Box<dyn Prepared>> {
+    fn prepare(&self, _x: &[Meta], _constants: &[Option<&Tensor>], _packs: &mut Packs) -> Option<Box<dyn Prepared>> {
         None
     }
 

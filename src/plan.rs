@@ -3,11 +3,15 @@
 
 pub(crate) mod trace;
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kernels_cpu::gemm::Packed;
 use kernels_cpu::map::Unary;
 use kernels_cpu::par;
 
+use crate::layout::Layout;
 use crate::op::{Meta, Op};
 use crate::tensor::Tensor;
 use trace::{Origin, Slot, Trace, Traced};
@@ -19,6 +23,17 @@ pub trait Prepared: Send + Sync {
 
     /// y = act(f(x) + residual) with x the inputs that are not constant: the bits of the steps one by one.
     fn run(&self, x: &[&Tensor], joined: Joined<'_>, out: Meta) -> Tensor;
+}
+
+/// Matrices that were packed, by what they were packed from.
+#[derive(Default)]
+pub struct Packs(HashMap<(u64, Layout), Arc<Packed>>);
+
+impl Packs {
+    /// `matrix` packed by `pack`, or as it was packed before.
+    pub fn get(&mut self, matrix: &Tensor, pack: impl FnOnce() -> Packed) -> Arc<Packed> {
+        self.0.entry((matrix.buffer().id(), *matrix.layout())).or_insert_with(|| Arc::new(pack())).clone()
+    }
 }
 
 /// What a prepared op does with its result besides.
@@ -91,19 +106,33 @@ impl Plan {
     /// # Panics
     /// If `f` reads a value that depends on its inputs outside of an op: the plan would keep what it saw.
     pub fn new(x: &[Tensor], f: impl FnOnce(&[Tensor]) -> Vec<Tensor>) -> (Self, Vec<Tensor>) {
+        Self::sharing(&mut Packs::default(), x, f)
+    }
+
+    /// As [`Plan::new`], with packed parameters that plans of other shapes may have too.
+    ///
+    /// # Panics
+    /// As [`Plan::new`].
+    pub fn sharing(packs: &mut Packs, x: &[Tensor], f: impl FnOnce(&[Tensor]) -> Vec<Tensor>) -> (Self, Vec<Tensor>) {
         let (mut trace, inputs, results) = trace::trace(x, f);
         let outputs: Vec<Slot> = results.iter().map(|y| trace.slot(y)).collect();
         let inputs = inputs.into_iter().map(|slot| (slot, trace.metas[slot])).collect();
-        (Self::build(trace, inputs, outputs), results)
+        (Self::build(packs, trace, inputs, outputs), results)
     }
 
-    fn build(trace: Trace, inputs: Vec<(Slot, Meta)>, outputs: Vec<Slot>) -> Self {
+    fn build(packs: &mut Packs, trace: Trace, inputs: Vec<(Slot, Meta)>, outputs: Vec<Slot>) -> Self {
         let Trace { steps, origins, metas, .. } = trace;
         let steps = needed(steps, &outputs, metas.len());
         let mut uses = vec![0; metas.len()];
         steps.iter().flat_map(|step| &step.inputs).chain(&outputs).for_each(|&slot| uses[slot] += 1);
-        let mut builder =
-            Builder { origins: &origins, metas: &metas, uses, steps: Vec::new(), maker: vec![None; metas.len()] };
+        let mut builder = Builder {
+            origins: &origins,
+            metas: &metas,
+            packs,
+            uses,
+            steps: Vec::new(),
+            maker: vec![None; metas.len()],
+        };
         steps.into_iter().for_each(|step| builder.add(step));
         let mut steps = builder.steps;
 
@@ -235,6 +264,7 @@ fn needed(steps: Vec<Traced>, outputs: &[Slot], slots: usize) -> Vec<Traced> {
 struct Builder<'a> {
     origins: &'a [Origin],
     metas: &'a [Meta],
+    packs: &'a mut Packs,
     /// By steps and as outputs.
     uses: Vec<usize>,
     steps: Vec<Step>,
@@ -256,11 +286,13 @@ impl Builder<'_> {
         }
         let Traced { op, inputs, out, outputs } = traced;
         let metas: Vec<Meta> = inputs.iter().map(|&slot| self.metas[slot]).collect();
-        let constants: Vec<Option<&Tensor>> = inputs.iter().map(|&slot| self.constant(slot)).collect();
+        let constants: Vec<Option<Tensor>> = inputs.iter().map(|&slot| self.constant(slot).cloned()).collect();
+        let known: Vec<Option<&Tensor>> = constants.iter().map(Option::as_ref).collect();
         let (name, flops) = (op.name(), op.flops(&metas, out));
-        let (work, inputs) = match op.prepare(&metas, &constants) {
+        let (work, inputs) = match op.prepare(&metas, &known, self.packs) {
             Some(op) => {
-                let changing = inputs.into_iter().filter(|&slot| self.constant(slot).is_none()).collect();
+                let changing =
+                    inputs.into_iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(slot, _)| slot).collect();
                 (Work::Prepared { op, residual: false, act: None }, changing)
             }
             None => (Work::Op(op), inputs),
@@ -341,7 +373,8 @@ mod tests {
                         .map(|(x, &fixed)| if fixed { x.clone() } else { given.next().unwrap().clone() })
                         .collect();
                     let y = case.run(&all);
-                    vec![if y.dtype() == DType::F32 { y.relu() } else { y }]
+                    // Joined where the op allows it.
+                    vec![if y.dtype() == DType::F32 { (&y + &drawn(*y.dims(), 9)).relu() } else { y }]
                 };
                 let (plan, first) = Plan::new(&changing(&x), run);
                 for (inputs, name) in [(&x, "traced"), (&other, "other")] {

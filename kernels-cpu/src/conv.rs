@@ -12,7 +12,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::float::Float;
-use crate::gemm::{Mat, gemm_serial};
+use crate::gemm::{Finish, Mat, Packed, Right, gemm_serial};
 use crate::par;
 use crate::simd::dispatch;
 use crate::zip::add_assign;
@@ -69,6 +69,9 @@ pub struct Conv2d {
     /// The window.
     pub window: Window,
 }
+
+/// A weight packed by [`Conv2d::pack`], one operand for each group.
+pub struct PackedWeight(Vec<Packed>);
 
 /// The definition, for tests: y [n, oh, ow, output].
 pub fn conv2d_def<F: Float>(conv: &Conv2d, x: &[F], weight: &[F], bias: Option<&[F]>) -> Vec<F> {
@@ -148,17 +151,62 @@ impl Conv2d {
             self.lengths() == [x.len(), weight.len(), y.len()] && bias.is_none_or(|b| b.len() == self.output),
             "conv2d: lengths for {self:?}"
         );
-        let taps = [0, 1].map(|k| (0..self.window.kernel[k]).collect::<Vec<_>>());
         let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
         let windows = self.windows(x);
         if self.is_depthwise() {
-            return windows.multiply_depthwise(&self.by_tap(weight, &taps), bias, y, target);
+            return windows.multiply_depthwise(&self.by_tap(weight, &self.taps()), bias, y, target);
         }
-        // [output][tap][channel], read transposed.
-        let packed = self.reordered(weight);
-        let (depth, width) = (taps[0].len() * taps[1].len() * (self.input / self.groups), self.output / self.groups);
-        let matrix = |group: usize| Mat::new(&packed[group * width * depth..][..width * depth], width, depth).t();
-        windows.multiply(self.groups, matrix, self.output, bias, y, target);
+        let (packed, finish) = (self.reordered(weight), Finish { bias, ..Finish::default() });
+        windows.multiply(
+            self.groups,
+            &|group| Right::Loose(self.matrix(&packed, group)),
+            self.output,
+            finish,
+            y,
+            target,
+        );
+    }
+
+    /// The weight in the order in which the kernels read it: worth its memory where it serves many maps. `None`: depthwise, or with a group
+    /// without channels, where nothing is gained.
+    ///
+    /// # Panics
+    /// If its length does not fit the sizes.
+    pub fn pack(&self, weight: &[f32]) -> Option<PackedWeight> {
+        assert_eq!(self.lengths()[1], weight.len(), "conv2d: length of the weight for {self:?}");
+        if self.is_depthwise() || weight.is_empty() {
+            return None;
+        }
+        let ordered = self.reordered(weight);
+        Some(PackedWeight((0..self.groups).map(|group| Packed::new(self.matrix(&ordered, group))).collect()))
+    }
+
+    /// y = act(x * weight + bias + residual) for a packed weight: the bits are those of [`Conv2d::forward`] and what follows.
+    ///
+    /// # Panics
+    /// If lengths do not fit the sizes.
+    pub fn forward_packed(&self, x: &[f32], weight: &PackedWeight, finish: Finish<'_, f32>, y: &mut [f32]) {
+        let [x_len, _, y_len] = self.lengths();
+        assert!(
+            [x_len, y_len, self.groups] == [x.len(), y.len(), weight.0.len()]
+                && finish.bias.is_none_or(|b| b.len() == self.output)
+                && finish.residual.is_none_or(|r| r.len() == y_len),
+            "conv2d: lengths for {self:?}"
+        );
+        let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
+        let matrix = |group: usize| Right::Packed(&weight.0[group]);
+        self.windows(x).multiply(self.groups, &matrix, self.output, finish, y, target);
+    }
+
+    fn taps(&self) -> [Vec<usize>; 2] {
+        self.window.kernel.map(|k| (0..k).collect())
+    }
+
+    /// Of a weight [output][tap][channel], a group's matrix [taps * channels, outputs].
+    fn matrix<'a, F: Float>(&self, ordered: &'a [F], group: usize) -> Mat<'a, F> {
+        let depth = self.window.kernel[0] * self.window.kernel[1] * (self.input / self.groups);
+        let width = self.output / self.groups;
+        Mat::new(&ordered[group * width * depth..][..width * depth], width, depth).t()
     }
 
     /// dx, from dy and the weight.
@@ -187,8 +235,8 @@ impl Conv2d {
                 continue;
             }
             let depth = taps[0].len() * taps[1].len() * o;
-            let matrix = |group: usize| Mat::new(&packed[group * depth * c..][..depth * c], depth, c);
-            windows.multiply(self.groups, matrix, self.input, None, dx, target);
+            let matrix = |group: usize| Right::Loose(Mat::new(&packed[group * depth * c..][..depth * c], depth, c));
+            windows.multiply(self.groups, &matrix, self.input, Finish::default(), dx, target);
         }
     }
 

@@ -12,7 +12,6 @@ use crate::float::{Float, as_f32, as_f32_mut, as_f64, as_f64_mut};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par;
-use nest::Right;
 
 pub use nest::Packed;
 
@@ -96,28 +95,46 @@ impl Packed {
     }
 }
 
-/// C = act(A B + bias + residual) for an operand packed before; the bits are those of [`gemm_finish`].
-///
-/// # Panics
-/// As [`gemm`].
-pub fn gemm_packed(a: Mat<'_, f32>, b: &Packed, c: &mut [f32], ldc: usize, finish: Finish<'_, f32>, threads: bool) {
-    let [k, n] = b.size();
-    check(a, [k, n], c, ldc, &finish);
-    if a.rows == 0 || n == 0 {
-        return;
-    }
-    if k == 0 {
-        return nothing(false, a.rows, n, c, ldc, &finish);
-    }
-    nest::product(b.isa(), a, Right::Packed(b), Out { c, ldc, accumulate: false, finish }, threads);
+/// The right operand of a product.
+#[derive(Clone, Copy)]
+pub enum Right<'a, F> {
+    /// Packed in passing, or read where it lies.
+    Loose(Mat<'a, F>),
+    /// Packed before, all of it: f32 alone.
+    Packed(&'a Packed),
 }
 
-/// C = act(A B + bias + residual).
+impl<F> Right<'_, F> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Loose(b) => b.rows,
+            Self::Packed(b) => b.size()[0],
+        }
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Loose(b) => b.cols,
+            Self::Packed(b) => b.size()[1],
+        }
+    }
+}
+
+/// C = act(A B + bias + residual), on several threads or the calling one alone. How B is given does not change a bit.
 ///
 /// # Panics
-/// As [`gemm`].
-pub fn gemm_finish<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, c: &mut [F], ldc: usize, finish: Finish<'_, F>) {
-    run(a, b, false, c, ldc, finish, true);
+/// As [`gemm`]; also if B is packed and not of f32.
+pub fn multiply<F: Float>(
+    a: Mat<'_, F>,
+    b: Right<'_, F>,
+    c: &mut [F],
+    ldc: usize,
+    finish: Finish<'_, F>,
+    threads: bool,
+) {
+    run(a, b, false, c, ldc, finish, threads);
 }
 
 /// C = A B, or C + A B where `accumulate`; plus a bias per column. C is row-major with rows `ldc` apart.
@@ -125,7 +142,7 @@ pub fn gemm_finish<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, c: &mut [F], ldc: usi
 /// # Panics
 /// If the sizes do not fit, or a matrix leaves its data.
 pub fn gemm<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mut [F], ldc: usize, bias: Option<&[F]>) {
-    run(a, b, accumulate, c, ldc, Finish { bias, ..Finish::default() }, true);
+    run(a, Right::Loose(b), accumulate, c, ldc, Finish { bias, ..Finish::default() }, true);
 }
 
 /// As [`gemm`], on the calling thread alone: for kernels that split work themselves.
@@ -137,7 +154,7 @@ pub fn gemm_serial<F: Float>(
     ldc: usize,
     bias: Option<&[F]>,
 ) {
-    run(a, b, accumulate, c, ldc, Finish { bias, ..Finish::default() }, false);
+    run(a, Right::Loose(b), accumulate, c, ldc, Finish { bias, ..Finish::default() }, false);
 }
 
 /// `batch` products of equal sizes, item i written to the i-th block of `rows * cols` elements of `c`.
@@ -200,42 +217,46 @@ fn complete<F: Float>(m: usize, n: usize, c: &mut [F], ldc: usize, finish: &Fini
 
 fn run<F: Float>(
     a: Mat<'_, F>,
-    b: Mat<'_, F>,
+    b: Right<'_, F>,
     accumulate: bool,
     c: &mut [F],
     ldc: usize,
     finish: Finish<'_, F>,
     threads: bool,
 ) {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
-    check(a, [b.rows, n], c, ldc, &finish);
-    b.check();
+    let (m, k, n) = (a.rows, a.cols, b.cols());
+    check(a, [b.rows(), n], c, ldc, &finish);
+    if let Right::Loose(b) = b {
+        b.check();
+    }
     if m == 0 || n == 0 {
         return;
     }
     if k == 0 {
         return nothing(accumulate, m, n, c, ldc, &finish);
     }
-    match (as_f32(a.data), as_f32(b.data)) {
-        (Some(a32), Some(b32)) => {
-            let cast = |x: Mat<'_, F>, data| Mat {
-                data,
-                offset: x.offset,
-                rows: x.rows,
-                cols: x.cols,
-                row_stride: x.row_stride,
-                col_stride: x.col_stride,
-            };
-            let same = |x| as_f32(x).expect("same type as A");
-            let finish = Finish { bias: finish.bias.map(same), residual: finish.residual.map(same), act: finish.act };
-            let out = Out { c: as_f32_mut(c).expect("same type as A"), ldc, accumulate, finish };
-            nest::product(Isa::current(), cast(a, a32), Right::Loose(cast(b, b32)), out, threads);
-        }
-        _ => {
-            double(a, b, accumulate, c, ldc);
-            complete(m, n, c, ldc, &finish);
-        }
-    }
+    let Some(a32) = as_f32(a.data) else {
+        let Right::Loose(b) = b else { panic!("gemm: an operand packed in f32 for a product in f64") };
+        double(a, b, accumulate, c, ldc);
+        return complete(m, n, c, ldc, &finish);
+    };
+    let same = |x| as_f32(x).expect("same type as A");
+    let cast = |x: Mat<'_, F>, data| Mat {
+        data,
+        offset: x.offset,
+        rows: x.rows,
+        cols: x.cols,
+        row_stride: x.row_stride,
+        col_stride: x.col_stride,
+    };
+    let b = match b {
+        Right::Loose(b) => Right::Loose(cast(b, same(b.data))),
+        Right::Packed(b) => Right::Packed(b),
+    };
+    let finish = Finish { bias: finish.bias.map(same), residual: finish.residual.map(same), act: finish.act };
+    let out = Out { c: as_f32_mut(c).expect("same type as A"), ldc, accumulate, finish };
+    let isa = if let Right::Packed(b) = b { b.isa() } else { Isa::current() };
+    nest::product(isa, cast(a, a32), b, out, threads);
 }
 
 /// f64 through `matrixmultiply`.
@@ -349,11 +370,11 @@ mod tests {
                     if let Some(act) = act { eval_on(isa, Activated(act, &mut parts[i * ldc..][..n])); }
                 }
                 let mut whole = start.clone();
-                gemm_packed(a, &Packed::on(isa, b), &mut whole, ldc, finish, seed % 2 == 0);
+                multiply(a, Right::Packed(&Packed::on(isa, b)), &mut whole, ldc, finish, seed % 2 == 0);
                 if k > 0 { prop_assert_eq!(&whole, &parts, "{}", isa); } else { for (x, y) in whole.iter().zip(&parts) { prop_assert!((x - y).abs() < 1e-6); } }
                 if isa == Isa::current() {
                     let mut loose = start.clone();
-                    gemm_finish(a, b, &mut loose, ldc, finish);
+                    multiply(a, Right::Loose(b), &mut loose, ldc, finish, true);
                     prop_assert_eq!(&loose, &whole);
                 }
             }

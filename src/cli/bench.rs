@@ -223,15 +223,37 @@ fn infer(args: &Args, what: What, global: &Global) -> Result<serde_json::Value> 
         }
     };
     let mask = Tensor::full(if input.rank() == 2 { *input.dims() } else { Dims::new(&[0]) }, 1.0, DType::U8);
+    let _ = dual;
+    let planned = crate::models::Planned::new(&pipeline.network);
+    let eager = std::env::var("EAGER").is_ok();
     let forward = || match what {
-        What::Text => dual.encode_text(&input, &mask).whole,
-        _ => dual.encode_image(&input).whole,
+        What::Text if eager => dual.encode_text(&input, &mask).whole,
+        _ if eager => dual.encode_image(&input).whole,
+        What::Text => planned.say_texts(&input, &mask).unwrap().1.unwrap().whole,
+        _ => planned.say_images(&input).unwrap().1.unwrap().whole,
     };
     let mut output = None;
     let (first, times) = times(args, || {
         output = Some(forward());
         Ok(())
     })?;
+    if std::env::var("PROFILE").is_ok() {
+        let x = if what == What::Text { vec![input.clone(), mask.clone()] } else { vec![input.clone()] };
+        let mut by: std::collections::BTreeMap<String, (f64, u64, usize)> = Default::default();
+        for _ in 0..5 {
+            for c in planned.profile(&x).unwrap() {
+                let e = by.entry(format!("{} {:.2}", c.name, c.flops as f64 / 1e9)).or_default();
+                e.0 += c.time.as_secs_f64() / 5.0;
+                e.1 += c.flops / 5;
+                e.2 += 1;
+            }
+        }
+        let mut rows: Vec<_> = by.into_iter().collect();
+        rows.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+        for (n, (t, f, k)) in rows.iter().take(24) {
+            eprintln!("{n:30} {:4} {:8.3} ms {:7.1} GF/s", k / 5, t * 1e3, *f as f64 / t / 1e9);
+        }
+    }
     let relerr = match (of("output")?, output) {
         (Some(expected), Some(got)) if expected.dims() == got.dims() => {
             let (a, b) = (got.to_f64_vec(), expected.to_f64_vec());

@@ -1,8 +1,10 @@
 //! Matrix products.
 
+use std::sync::Arc;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use kernels_cpu::gemm::{self, Finish, Mat, Packed};
+use kernels_cpu::gemm::{self, Finish, Mat, Packed, Right};
 use kernels_cpu::map::{self, Saved as Needs, Unary};
 
 use crate::dtype::{DType, Element};
@@ -10,7 +12,7 @@ use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::layout::Dims;
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
-use crate::plan::{Joined, Prepared};
+use crate::plan::{Joined, Packs, Prepared};
 use crate::tensor::Tensor;
 
 /// C = A B for matrices [.., m, k] and [.., k, n] in any layout; batch dimensions broadcast.
@@ -141,7 +143,7 @@ impl Op for Linear {
         for_float!("linear", out.dtype, F => {
             let product = Tensor::write(out.dims, |z: &mut [F]| {
                 let finish = Finish { bias: bias.as_ref().map(|b| b.as_slice::<F>()), residual: None, act };
-                gemm::gemm_finish(matrix(&rows, 0), matrix::<F>(w, 0).t(), z, w.dims()[0].max(1), finish);
+                gemm::multiply(matrix(&rows, 0), Right::Loose(matrix::<F>(w, 0).t()), z, w.dims()[0].max(1), finish, true);
             });
             match apart {
                 None => product.into(),
@@ -153,16 +155,16 @@ impl Op for Linear {
         })
     }
 
-    fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>]) -> Option<Box<dyn Prepared>> {
+    fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], packs: &mut Packs) -> Option<Box<dyn Prepared>> {
         if x[0].dtype != DType::F32 || constants[0].is_some() {
             return None;
         }
-        let weight = widened(constants[1]?);
+        let weight = constants[1]?;
         let bias = match constants.get(2) {
             Some(bias) => Some(widened((*bias)?).packed()),
             None => None,
         };
-        let weight = Packed::new(matrix::<f32>(&weight, 0).t());
+        let weight = packs.get(weight, || Packed::new(matrix::<f32>(&widened(weight), 0).t()));
         Some(Box::new(PackedLinear { weight, bias, act: self.act }))
     }
 
@@ -226,7 +228,7 @@ impl Op for Linear {
 
 /// A linear op whose weight is packed as the kernel reads it.
 struct PackedLinear {
-    weight: Packed,
+    weight: Arc<Packed>,
     bias: Option<Tensor>,
     act: Option<Unary>,
 }
@@ -244,7 +246,14 @@ impl Prepared for PackedLinear {
                 residual: residual.as_ref().map(|r| r.as_slice()),
                 act: joined.act.or(self.act),
             };
-            gemm::gemm_packed(matrix(&rows, 0), &self.weight, y, self.weight.size()[1].max(1), finish, true);
+            gemm::multiply(
+                matrix(&rows, 0),
+                Right::Packed(&self.weight),
+                y,
+                self.weight.size()[1].max(1),
+                finish,
+                true,
+            );
         })
     }
 }

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::float::Float;
-use crate::gemm::{Mat, gemm, gemm_serial};
+use crate::gemm::{Finish, Mat, Right, multiply};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
 
@@ -124,24 +124,25 @@ impl<F: Float> Gather<'_, F> {
         }
     }
 
-    /// Windows times a matrix [taps * channels, outputs of the group] for each group.
+    /// Windows times a matrix [taps * channels, outputs of the group] for each group, finished. What is added lies as `y` does.
     pub(super) fn multiply<'m>(
         &self,
         groups: usize,
-        matrix: impl Fn(usize) -> Mat<'m, F> + Sync,
+        matrix: &(impl Fn(usize) -> Right<'m, F> + Sync),
         outputs: usize,
-        bias: Option<&[F]>,
+        finish: Finish<'_, F>,
         y: &mut [F],
         target: Target,
     ) {
         if outputs == 0 || self.items() == 0 {
             return;
         }
-        let (c, o, depth) = (self.channels / groups, outputs / groups, matrix(0).rows);
+        let (c, o, depth) = (self.channels / groups, outputs / groups, matrix(0).rows());
         let (items, block) = (self.items(), self.block(depth));
         let in_place = target.step == [1, 1] && target.size == self.grid;
+        assert!(in_place || finish.residual.is_none(), "conv2d: something added to scattered results");
         // Threads take blocks, or share the only one.
-        let product = if items <= block { gemm } else { gemm_serial };
+        let shared = items <= block;
         let y = Shared::new(y);
         par::for_each(items.div_ceil(block), block * (depth * o * groups / 8 + depth * groups), |blocks| {
             let (mut scratch, mut results) = (Vec::new(), Vec::new());
@@ -156,8 +157,12 @@ impl<F: Float> Gather<'_, F> {
                 };
                 for group in 0..groups {
                     let a = self.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch);
-                    let bias = bias.map(|bias| &bias[group * o..][..o]);
-                    product(a, matrix(group), false, &mut into[group * o..], outputs, bias);
+                    let finish = Finish {
+                        bias: finish.bias.map(|bias| &bias[group * o..][..o]),
+                        residual: finish.residual.map(|r| &r[rows.start * outputs + group * o..]),
+                        act: finish.act,
+                    };
+                    multiply(a, matrix(group), &mut into[group * o..], outputs, finish, shared);
                 }
                 if !in_place {
                     let mut at = self.position(rows.start);

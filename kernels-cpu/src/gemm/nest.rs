@@ -6,7 +6,7 @@ use core::ops::Range;
 
 use super::pack::{self, Line};
 use super::tile::{self, Columns, Rows, Target};
-use super::{Finish, Mat, Out};
+use super::{Finish, Mat, Out, Right};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par::{self, Shared};
@@ -23,15 +23,6 @@ const PACKED_B: usize = 1 << 18;
 const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
 const FAR_APART: usize = 1024;
-
-/// The right operand.
-#[derive(Clone, Copy)]
-pub(super) enum Right<'a> {
-    /// Packed in passing, or read where it lies.
-    Loose(Mat<'a, f32>),
-    /// Packed before, all of it.
-    Packed(&'a Packed),
-}
 
 /// Slabs of about equal length, which depends on K alone.
 fn slab_of(k: usize) -> usize {
@@ -96,12 +87,8 @@ fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + 
 }
 
 /// C = A B (+ C), finished, on a tier. No size is 0.
-pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Right<'_>, out: Out<'_>, threads: bool) {
-    let (m, k) = (a.rows, a.cols);
-    let n = match b {
-        Right::Loose(b) => b.cols,
-        Right::Packed(b) => b.cols,
-    };
+pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Right<'_, f32>, out: Out<'_>, threads: bool) {
+    let (m, k, n) = (a.rows, a.cols, b.cols());
     let (mr, nr) = tile::size(isa);
     let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
     let slab = slab_of(k);
