@@ -42,6 +42,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line of `p`, which may be anywhere.
     #[inline(always)]
     fn prefetch(self, _p: *const f32) {}
+    /// As [`Simd::prefetch`], into the second-level cache.
+    #[inline(always)]
+    fn prefetch_far(self, _p: *const f32) {}
     /// a + b
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// a - b

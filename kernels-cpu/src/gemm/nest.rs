@@ -243,16 +243,21 @@ impl Job<'_> {
             }
             for p in self.panels.clone() {
                 let b = if p < self.direct_b {
-                    Columns { start: element(&self.b, start, p * nr), step: self.b.row_stride }
+                    let start = element(&self.b, start, p * nr);
+                    Columns { start, step: self.b.row_stride, next: start, next_lines: 0 }
                 } else {
                     let at = (start - self.start) * packed_panels + (p - self.direct_b) * depth;
-                    Columns { start: self.packed_b.wrapping_add(at * nr), step: nr as isize }
+                    // The panel after this one comes to the second-level cache by parts, one with each tile of rows.
+                    let start = self.packed_b.wrapping_add(at * nr);
+                    let next = start.wrapping_add(depth * nr);
+                    Columns { start, step: nr as isize, next, next_lines: (depth * nr / 16).div_ceil(m.div_ceil(mr)) }
                 };
                 let cols = nr.min(n - p * nr);
                 let last = start + depth == k;
                 let bias = self.finish.bias.filter(|_| last).map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr());
                 let residual = self.finish.residual.filter(|_| last);
                 for i in (0..m).step_by(mr) {
+                    let b = Columns { next: b.next.wrapping_add(i / mr * b.next_lines * 16), ..b };
                     let a = if PACKED {
                         Rows { start: packed_a.wrapping_add(i * depth), row_stride: 0 }
                     } else {

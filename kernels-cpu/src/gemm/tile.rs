@@ -25,6 +25,9 @@ pub(super) struct Rows {
 pub(super) struct Columns {
     pub start: *const f32,
     pub step: isize,
+    /// Numbers that later tiles will read, as many lines of 16 as this tile is to ask for.
+    pub next: *const f32,
+    pub next_lines: usize,
 }
 
 /// Where a tile goes: element (0, 0), the distance of rows, and what is added.
@@ -109,7 +112,12 @@ unsafe fn multiply<S: Simd, const MR: usize, const WIDTH: usize, const NV: usize
     // The tile's lines of C are asked for one after the other on the way: all at once they would hold up those of A and B.
     let piece = depth.div_ceil(MR);
     let mut line = out.c.cast_const();
+    let (mut next, next_lines) = (b.next, b.next_lines.div_ceil(MR));
     for start in (0..depth).step_by(piece) {
+        for _ in 0..next_lines {
+            s.prefetch_far(next);
+            next = next.wrapping_add(16);
+        }
         s.prefetch(line);
         s.prefetch(line.wrapping_add(NV * S::LANES - 1));
         line = line.wrapping_add(out.ldc);
