@@ -352,6 +352,7 @@ fn phases(window: &Window, axis: usize, size: usize) -> Vec<Phase> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::map::Unary;
     use crate::rng::Rng;
     use proptest::prelude::*;
 
@@ -366,7 +367,7 @@ mod tests {
 
     prop_compose! {
         fn conv()(n in 0usize..3, size in any::<[u8; 2]>(), kernel in any::<[u8; 2]>(), stride in any::<[u8; 2]>(), padding in any::<[u8; 2]>(),
-                  dilation in any::<[u8; 2]>(), c in 0usize..4, o in 0usize..4, groups in 1usize..4, depthwise in any::<bool>()) -> Conv2d {
+                  dilation in any::<[u8; 2]>(), c in prop_oneof![0usize..4, 14usize..20], o in 0usize..4, groups in 1usize..4, depthwise in any::<bool>()) -> Conv2d {
             let pick = |pair: [u8; 2], low: usize, n: usize| pair.map(|x| low + usize::from(x) % n);
             let window = Window { kernel: pick(kernel, 1, 4), stride: pick(stride, 1, 3), padding: pick(padding, 0, 3), dilation: pick(dilation, 1, 3) };
             let reach = |k: usize| ((window.kernel[k] - 1) * window.dilation[k] + 1).saturating_sub(2 * window.padding[k]);
@@ -386,6 +387,15 @@ mod tests {
             let mut y = vec![f32::NAN; ny];
             conv.forward(&x, &w, biased.then_some(&b[..]), &mut y);
             for (y, e) in y.iter().zip(&expected) { prop_assert!((f64::from(*y) - e).abs() < 1e-4, "{y} instead of {e}"); }
+            if let Some(packed) = conv.pack(&w) {
+                let (residual, mut parts) = (values(ny, seed ^ 4), vec![0.0; ny]);
+                let sums: Vec<f32> = y.iter().zip(&residual).map(|(y, r)| y + r).collect();
+                crate::map::map(Unary::Relu, &sums, &mut parts);
+                let mut whole = vec![f32::NAN; ny];
+                let finish = Finish { bias: biased.then_some(&b[..]), residual: Some(&residual), act: Some(Unary::Relu) };
+                conv.forward_packed(&x, &packed, finish, &mut whole);
+                prop_assert_eq!(whole, parts);
+            }
             // The output is linear in x and in w: gradients are what the definition gives for unit vectors.
             let (mut dx, mut dw) = (vec![f32::NAN; nx], vec![f32::NAN; nw]);
             conv.backward_input(&dy, &w, &mut dx);
@@ -406,7 +416,7 @@ mod tests {
 
     #[test]
     fn many_blocks_give_the_definition_and_the_same_bits_for_any_thread_count() {
-        for (groups, input, output) in [(1, 8, 12), (2, 6, 4), (16, 16, 16)] {
+        for (groups, input, output) in [(1, 8, 12), (2, 6, 4), (16, 16, 16), (1, 20, 12), (2, 40, 68)] {
             let window = Window { dilation: [1, 2], ..Window::square(3, 2, 1) };
             let conv = Conv2d { n: 3, size: [61, 43], input, output, groups, window };
             let [nx, nw, ny] = conv.lengths();
@@ -427,7 +437,7 @@ mod tests {
             // y is linear in x and in w, so all three products are the same number.
             let dot = |a: &[f32], b: &[f32]| wide(a).iter().zip(wide(b)).map(|(a, b)| a * b).sum::<f64>();
             let (of_y, of_x, of_w) = (dot(&one.0, &dy), dot(&x, &one.1), dot(&w, &one.2));
-            assert!((of_x - of_y).abs() < 1e-2 && (of_w - of_y).abs() < 1e-2, "{of_y} {of_x} {of_w}");
+            assert!((of_x - of_y).abs() < 3e-2 && (of_w - of_y).abs() < 3e-2, "{of_y} {of_x} {of_w}");
         }
     }
 

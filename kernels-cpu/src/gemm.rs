@@ -95,6 +95,56 @@ impl Packed {
     }
 }
 
+/// The left operand of a product in f32.
+#[derive(Clone, Copy)]
+enum Left<'a> {
+    Mat(Mat<'a, f32>),
+    Windows(&'a Windows<'a>),
+}
+
+impl Left<'_> {
+    fn size(&self) -> [usize; 2] {
+        match self {
+            Self::Mat(a) => [a.rows, a.cols],
+            Self::Windows(w) => [w.rows, w.taps * w.channels],
+        }
+    }
+}
+
+/// A matrix whose rows are windows over a map, read where they lie: `channels` numbers at each of `taps` places.
+pub(crate) struct Windows<'a> {
+    pub rows: usize,
+    pub taps: usize,
+    pub channels: usize,
+    /// Writes where the channels of `rows` start, as [tile][tap][row of the tile] for tiles of a height. Every place that a row of the range has
+    /// must be readable for all channels.
+    pub locate: &'a Locate<'a>,
+}
+
+pub(crate) type Locate<'a> = dyn Fn(core::ops::Range<usize>, usize, &mut [*const f32]) + Sync + 'a;
+
+/// C = act(A B + bias + residual) for windows A, with the bits of the product of their copies.
+///
+/// # Safety
+/// [`Windows::locate`] must keep its promise.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub(crate) unsafe fn multiply_windows(
+    a: &Windows<'_>,
+    b: Right<'_, f32>,
+    c: &mut [f32],
+    ldc: usize,
+    finish: Finish<'_, f32>,
+) {
+    let (k, n) = (a.taps * a.channels, b.cols());
+    check([a.rows, k], [b.rows(), n], c, ldc, &finish);
+    if a.rows > 0 && n > 0 && k > 0 {
+        let isa = if let Right::Packed(b) = b { b.isa() } else { Isa::current() };
+        nest::product(isa, Left::Windows(a), b, Out { c, ldc, accumulate: false, finish }, true);
+    }
+}
+
 /// The right operand of a product.
 #[derive(Clone, Copy)]
 pub enum Right<'a, F> {
@@ -175,9 +225,8 @@ pub fn gemm_batched<'a, F: Float>(
     par::chunks_mut(c, m * n, 2 * m * n * k / 16 + m * n, |i, c| gemm_serial(a(i), b(i), false, c, n, None));
 }
 
-fn check<F: Float>(a: Mat<'_, F>, [k, n]: [usize; 2], c: &[F], ldc: usize, finish: &Finish<'_, F>) {
-    let m = a.rows;
-    assert_eq!(a.cols, k, "gemm: [{m}, {}] times [{k}, {n}]", a.cols);
+fn check<F: Float>([m, k]: [usize; 2], [rows, n]: [usize; 2], c: &[F], ldc: usize, finish: &Finish<'_, F>) {
+    assert_eq!(k, rows, "gemm: [{m}, {k}] times [{rows}, {n}]");
     assert!(
         ldc >= n && finish.bias.is_none_or(|bias| bias.len() == n),
         "gemm: rows of {n} placed {ldc} apart, bias of {:?}",
@@ -188,7 +237,6 @@ fn check<F: Float>(a: Mat<'_, F>, [k, n]: [usize; 2], c: &[F], ldc: usize, finis
         assert!(c.len() >= least, "gemm: {} elements for [{m}, {n}] with rows {ldc} apart", c.len());
         assert!(finish.residual.is_none_or(|r| r.len() >= least), "gemm: a residual too short for [{m}, {n}]");
     }
-    a.check();
 }
 
 /// A product without terms.
@@ -225,7 +273,8 @@ fn run<F: Float>(
     threads: bool,
 ) {
     let (m, k, n) = (a.rows, a.cols, b.cols());
-    check(a, [b.rows(), n], c, ldc, &finish);
+    check([m, k], [b.rows(), n], c, ldc, &finish);
+    a.check();
     if let Right::Loose(b) = b {
         b.check();
     }
@@ -256,7 +305,7 @@ fn run<F: Float>(
     let finish = Finish { bias: finish.bias.map(same), residual: finish.residual.map(same), act: finish.act };
     let out = Out { c: as_f32_mut(c).expect("same type as A"), ldc, accumulate, finish };
     let isa = if let Right::Packed(b) = b { b.isa() } else { Isa::current() };
-    nest::product(isa, cast(a, a32), b, out, threads);
+    nest::product(isa, Left::Mat(cast(a, a32)), b, out, threads);
 }
 
 /// f64 through `matrixmultiply`.
@@ -336,7 +385,7 @@ mod tests {
             for (x, e) in double.iter().zip(&expected) { prop_assert!((x - e).abs() < 1e-11); }
             for isa in Isa::available() {
                 let mut ours = c.clone();
-                if k > 0 && m > 0 && n > 0 { nest::product(isa, a, Right::Loose(b), Out { c: &mut ours, ldc, accumulate, finish: Finish { bias, ..Finish::default() } }, true); } else { gemm(a, b, accumulate, &mut ours, ldc, bias); }
+                if k > 0 && m > 0 && n > 0 { nest::product(isa, Left::Mat(a), Right::Loose(b), Out { c: &mut ours, ldc, accumulate, finish: Finish { bias, ..Finish::default() } }, true); } else { gemm(a, b, accumulate, &mut ours, ldc, bias); }
                 for (x, e) in ours.iter().zip(&expected) { prop_assert!((f64::from(*x) - e).abs() < 1e-4, "{isa}: {x} instead of {e}"); }
             }
         }
@@ -357,7 +406,7 @@ mod tests {
                 let mut parts = start.clone();
                 if m > 0 && n > 0 {
                     if k > 0 {
-                        nest::product(isa, a, Right::Loose(b), Out { c: &mut parts, ldc, accumulate: false, finish: Finish { bias: finish.bias, ..Finish::default() } }, true);
+                        nest::product(isa, Left::Mat(a), Right::Loose(b), Out { c: &mut parts, ldc, accumulate: false, finish: Finish { bias: finish.bias, ..Finish::default() } }, true);
                     } else {
                         nothing(false, m, n, &mut parts, ldc, &Finish { bias: finish.bias, ..Finish::default() });
                     }

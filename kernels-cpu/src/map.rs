@@ -210,7 +210,7 @@ impl Unary {
 
 /// f on a vector; the same formulas as [`Unary::f`].
 #[inline(always)]
-fn vector<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
+pub(crate) fn vector<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
     let one = s.splat(1.0);
     match op {
         Unary::Neg => s.sub(s.splat(0.0), x),

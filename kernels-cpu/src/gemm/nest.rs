@@ -5,12 +5,12 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::pack::{self, Line};
-use super::tile::{self, Columns, Rows, Target};
-use super::{Finish, Mat, Out, Right};
+use super::tile::{self, Columns, Target};
+use super::{Finish, Left, Mat, Out, Right};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par::{self, Shared};
-use crate::simd::{Simd, SimdOp, eval_on};
+use crate::simd::{Simd, SimdOp, again, eval_on};
 
 /// Longest slab of k: two vectors of B over it stay in the first-level cache. Fixed, as a size probed from the machine's
 /// caches would change bits between machines.
@@ -23,6 +23,10 @@ const PACKED_B: usize = 1 << 18;
 const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
 const FAR_APART: usize = 1024;
+/// Numbers that stay in a second-level cache beside what passes through.
+const NEAR: usize = 1 << 16;
+/// Rows of A that so many panels of B meet are packed, however they lie.
+const MANY_PANELS: usize = 16;
 
 /// Slabs of about equal length, which depends on K alone.
 fn slab_of(k: usize) -> usize {
@@ -87,8 +91,8 @@ fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + 
 }
 
 /// C = A B (+ C), finished, on a tier. No size is 0.
-pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Right<'_, f32>, out: Out<'_>, threads: bool) {
-    let (m, k, n) = (a.rows, a.cols, b.cols());
+pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, threads: bool) {
+    let ([m, k], n) = (a.size(), b.cols());
     let (mr, nr) = tile::size(isa);
     let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
     let slab = slab_of(k);
@@ -100,7 +104,14 @@ pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Right<'_, f32>, out: Out<'_>
     let panels_per_job = panels.div_ceil((wanted / row_jobs).clamp(1, panels));
     let col_jobs = panels.div_ceil(panels_per_job);
 
-    let direct_a = a.col_stride == 1 && !crowds_cache_sets(a.row_stride, mr) && panels < 16;
+    let reading = match a {
+        Left::Windows(_) => Reading::Windows,
+        // What many panels read, and rows that would crowd each other out of the cache, are packed.
+        Left::Mat(a) if a.col_stride == 1 && !crowds_cache_sets(a.row_stride, mr) && panels < MANY_PANELS => {
+            Reading::InPlace
+        }
+        Left::Mat(_) => Reading::Packed,
+    };
     let c = Shared::new(out.c);
     let run = |b: Option<Mat<'_, f32>>, packed_b: &[Line], direct_b: usize, ks: Range<usize>| {
         let packed_b = SendPtr(packed_b.as_ptr().cast());
@@ -113,12 +124,13 @@ pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Right<'_, f32>, out: Out<'_>
                 let panels = j * panels_per_job..((j + 1) * panels_per_job).min(panels);
                 let job = Job {
                     a,
+                    k,
                     b: b.unwrap_or(Mat { data: &[], offset: 0, rows: k, cols: n, row_stride: 0, col_stride: 0 }),
                     rows,
                     panels,
                     packed_b: packed_b.get(),
                     direct_b,
-                    direct_a,
+                    reading,
                     start: ks.start,
                     end: ks.end,
                     slab,
@@ -169,6 +181,14 @@ unsafe impl Send for SendPtr {}
 // SAFETY: as above.
 unsafe impl Sync for SendPtr {}
 
+/// How a job reads its rows of A.
+#[derive(Clone, Copy)]
+enum Reading {
+    InPlace,
+    Packed,
+    Windows,
+}
+
 /// Whether rows this far apart would push each other out of the first-level cache (64 sets of lines of 16 numbers).
 fn crowds_cache_sets(stride: isize, rows: usize) -> bool {
     let lines = stride.unsigned_abs() / 16;
@@ -195,13 +215,14 @@ impl SimdOp for PackPanel<'_> {
 
 /// A block of C over a group of slabs.
 struct Job<'a> {
-    a: Mat<'a, f32>,
+    a: Left<'a>,
     b: Mat<'a, f32>,
+    k: usize,
     rows: Range<usize>,
     panels: Range<usize>,
     packed_b: *const f32,
     direct_b: usize,
-    direct_a: bool,
+    reading: Reading,
     start: usize,
     end: usize,
     slab: usize,
@@ -215,73 +236,101 @@ impl SimdOp for Job<'_> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        if self.direct_a {
-            return self.slabs::<S, false>(s, core::ptr::null_mut());
-        }
         let (mr, _) = tile::size(S::ISA);
-        let mut packed =
-            scratch::take(0, self.rows.len().next_multiple_of(mr) * self.slab.min(self.end - self.start) + 16);
-        self.slabs::<S, true>(s, pack::numbers(&mut packed).as_mut_ptr());
-        scratch::give(0, packed);
+        match (self.reading, self.a) {
+            (Reading::Packed, Left::Mat(a)) => {
+                let depth = self.slab.min(self.end - self.start);
+                let mut lines = scratch::take(0, self.rows.len().next_multiple_of(mr) * depth + 16);
+                let place = pack::numbers(&mut lines).as_mut_ptr();
+                self.slabs(s, |start, depth| {
+                    // SAFETY: rows and columns of A, into a buffer of their size and a vector.
+                    unsafe { pack::panels(s, a, [self.rows.start, self.rows.len()], mr, [start, depth], place) };
+                    move |i: usize| tile::Packed { start: place.wrapping_add(i * depth), width: mr }
+                });
+                scratch::give(0, lines);
+            }
+            (_, Left::Mat(a)) => self.slabs(s, |start, _| {
+                move |i: usize| tile::Strided {
+                    start: element(&a, self.rows.start + i, start),
+                    row_stride: a.row_stride,
+                }
+            }),
+            (_, Left::Windows(windows)) => {
+                // [tile of rows][tap][row of the tile]
+                let taps = windows.taps;
+                let mut table = vec![core::ptr::null::<f32>(); self.rows.len().next_multiple_of(mr) * taps];
+                (windows.locate)(self.rows.clone(), mr, &mut table);
+                let table = table.as_ptr();
+                self.slabs(s, |start, _| {
+                    move |i: usize| tile::Windowed {
+                        table: table.wrapping_add(i * taps),
+                        width: mr,
+                        channels: windows.channels,
+                        first: start,
+                    }
+                });
+            }
+        }
     }
 }
 
+#[inline(always)]
+fn element(x: &Mat<'_, f32>, i: usize, j: usize) -> *const f32 {
+    x.data.as_ptr().wrapping_offset(x.offset as isize + i as isize * x.row_stride + j as isize * x.col_stride)
+}
+
 impl Job<'_> {
+    /// Every tile. For a slab that starts somewhere and is so deep, `rows_of` gives the rows of the tile that begins with a row of the job.
     #[inline(always)]
-    fn slabs<S: Simd, const PACKED: bool>(&self, s: S, packed_a: *mut f32) {
+    fn slabs<S: Simd, A: tile::Rows, F: Fn(usize) -> A>(&self, s: S, rows_of: impl Fn(usize, usize) -> F) {
         let (mr, nr) = tile::size(S::ISA);
-        let (m, k, n) = (self.rows.len(), self.a.cols, self.b.cols);
+        let (m, k, n) = (self.rows.len(), self.k, self.b.cols);
         let packed_panels = n.div_ceil(nr) - self.direct_b;
-        let element = |x: &Mat<'_, f32>, i: usize, j: usize| {
-            x.data.as_ptr().wrapping_offset(x.offset as isize + i as isize * x.row_stride + j as isize * x.col_stride)
-        };
         for start in (self.start..self.end).step_by(self.slab) {
             let depth = self.slab.min(self.end - start);
-            if PACKED {
-                // SAFETY: rows and columns of A, into a buffer of their size and a vector.
-                unsafe { pack::panels(s, self.a, [self.rows.start, m], mr, [start, depth], packed_a) };
-            }
-            for p in self.panels.clone() {
+            let rows_of = rows_of(start, depth);
+            let (tiles, panels) = (m.div_ceil(mr), self.panels.len());
+            // A slab of B that stays in the second-level cache is gone through for each tile of rows, which then is read once. Else a panel
+            // stays in the first-level cache for all tiles.
+            let rows_first = panels < tiles && panels * nr * depth <= NEAR;
+            for t in 0..tiles * panels {
+                let (i, p) = if rows_first { (t / panels, t % panels) } else { (t % tiles, t / tiles) };
+                let (i, p) = (i * mr, self.panels.start + p);
                 let b = if p < self.direct_b {
                     let start = element(&self.b, start, p * nr);
                     Columns { start, step: self.b.row_stride, next: start, next_lines: 0 }
                 } else {
                     let at = (start - self.start) * packed_panels + (p - self.direct_b) * depth;
                     // The panel after this one comes to the second-level cache by parts, one with each tile of rows.
-                    let start = self.packed_b.wrapping_add(at * nr);
+                    let (start, lines) = (self.packed_b.wrapping_add(at * nr), depth * nr / 16);
                     let next = start.wrapping_add(depth * nr);
-                    Columns { start, step: nr as isize, next, next_lines: (depth * nr / 16).div_ceil(m.div_ceil(mr)) }
-                };
-                let cols = nr.min(n - p * nr);
-                let last = start + depth == k;
-                let bias = self.finish.bias.filter(|_| last).map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr());
-                let residual = self.finish.residual.filter(|_| last);
-                for i in (0..m).step_by(mr) {
-                    let b = Columns { next: b.next.wrapping_add(i / mr * b.next_lines * 16), ..b };
-                    let a = if PACKED {
-                        Rows { start: packed_a.wrapping_add(i * depth), row_stride: 0 }
-                    } else {
-                        Rows { start: element(&self.a, self.rows.start + i, start), row_stride: self.a.row_stride }
-                    };
-                    // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
-                    // data, and packed panels are whole.
-                    unsafe {
-                        let at = (self.rows.start + i) * self.ldc + p * nr;
-                        let residual = residual.map_or(core::ptr::null(), |r| r[at..].as_ptr());
-                        let accumulate = self.accumulate || start > 0;
-                        let (c, rows) = (self.c.at(at), mr.min(m - i));
-                        tile::run::<S, PACKED>(
-                            s,
-                            a,
-                            b,
-                            depth,
-                            rows,
-                            cols,
-                            Target { c, ldc: self.ldc, accumulate, bias, residual },
-                        );
-                        if let (Some(act), true) = (self.finish.act, last) {
-                            eval_on(S::ISA, Activate { act, c, ldc: self.ldc, rows, cols });
+                    match (rows_first, i) {
+                        (true, 0) => Columns { start, step: nr as isize, next, next_lines: lines },
+                        (true, _) => Columns { start, step: nr as isize, next, next_lines: 0 },
+                        (false, i) => {
+                            let share = lines.div_ceil(tiles);
+                            let next = next.wrapping_add(i / mr * share * 16);
+                            Columns { start, step: nr as isize, next, next_lines: share }
                         }
+                    }
+                };
+                let (rows, cols, last) = (mr.min(m - i), nr.min(n - p * nr), start + depth == k);
+                let finish = if last { self.finish } else { Finish::default() };
+                // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
+                // data, and packed panels are whole.
+                unsafe {
+                    let at = (self.rows.start + i) * self.ldc + p * nr;
+                    let out = Target {
+                        c: self.c.at(at),
+                        ldc: self.ldc,
+                        accumulate: self.accumulate || start > 0,
+                        bias: finish.bias.map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr()),
+                        residual: finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr()),
+                        relu: finish.act == Some(Unary::Relu),
+                    };
+                    tile::run(s, rows_of(i), b, depth, rows, cols, out);
+                    if let Some(act) = finish.act.filter(|_| !out.relu) {
+                        again(s, Activate { act, c: out.c, ldc: self.ldc, rows, cols });
                     }
                 }
             }
