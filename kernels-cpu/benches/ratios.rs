@@ -7,7 +7,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use kernels_cpu::Isa;
+use kernels_cpu::conv::{Conv2d, Window};
 use kernels_cpu::gemm::{Finish, Mat, Packed, Right, gemm, gemm_batched, multiply};
+use kernels_cpu::map::Unary;
 use kernels_cpu::par::Pool;
 use kernels_cpu::simd::{Simd, SimdOp, dispatch};
 
@@ -187,6 +189,26 @@ fn streamed([m, n, k]: [usize; 3], pools: &[Pool; 2]) -> f64 {
     (m * n * k * layers.len()) as f64 / best / best_peak
 }
 
+/// Convolutions of ResNet-50: map, channels in and out, kernel, stride. Share of the peak on one thread.
+fn convolution([side, input, output, kernel, stride]: [usize; 5], pools: &[Pool; 2]) -> f64 {
+    let window = Window::square(kernel, stride, kernel / 2);
+    let conv = Conv2d { n: 1, size: [side; 2], input, output, groups: 1, window };
+    let values = |len: usize| (0..len).map(|i| (i % 17) as f32 - 6.0).collect::<Vec<f32>>();
+    let [rows, cols] = conv.grid();
+    let (x, w, mut y) =
+        (values(side * side * input), values(output * input * kernel * kernel), vec![0.0; rows * cols * output]);
+    let packed = conv.pack(&w).expect("it has channels");
+    let [mut best, mut best_peak] = [f64::INFINITY, 0.0];
+    for _ in 0..31 {
+        pools[0].install(|| {
+            best_peak = peak().max(best_peak);
+            let finish = Finish { act: Some(Unary::Relu), ..Finish::default() };
+            best = time(|| conv.forward_packed(&x, &packed, finish, &mut y)).min(best);
+        });
+    }
+    (rows * cols * output * input * kernel * kernel) as f64 / best / best_peak
+}
+
 fn main() {
     // `cargo test --bench` and `cargo bench -- --test` or `-- --list` run this too; only a plain `cargo bench` measures.
     let given = |flag: &str| std::env::args().any(|arg| arg == flag);
@@ -195,6 +217,22 @@ fn main() {
     }
     let pools = [Pool::new(1), Pool::new(2)];
     println!("Tier {}, {:.0} Gflop/s at the peak of one core just now.\n", Isa::current(), 2e-9 * peak());
+    println!("| convolution (side, channels, kernel, stride) | of peak |\n|---|---|");
+    for c in [
+        [224, 3, 64, 7, 2],
+        [56, 64, 64, 1, 1],
+        [56, 64, 256, 1, 1],
+        [56, 256, 64, 1, 1],
+        [56, 64, 64, 3, 1],
+        [28, 128, 128, 3, 1],
+        [14, 256, 256, 3, 1],
+        [7, 512, 512, 3, 1],
+        [14, 1024, 256, 1, 1],
+        [7, 2048, 512, 1, 1],
+    ] {
+        let share = 100.0 * convolution(c, &pools);
+        println!("| {} {} to {} {}x{} /{} | {share:.0} % |", c[0], c[1], c[2], c[3], c[3], c[4]);
+    }
     println!("\n| product (m n k) | another right operand each time: of peak |\n|---|---|");
     for case in [[50, 768, 3072], [50, 3072, 768], [77, 2048, 512], [197, 3072, 768]] {
         println!("| {} {} {} | {:.0} % |", case[0], case[1], case[2], 100.0 * streamed(case, &pools));
