@@ -200,7 +200,7 @@ fn times(args: &Args, mut run: impl FnMut() -> Result<()>) -> Result<(f64, Vec<f
 fn infer(args: &Args, what: What, global: &Global) -> Result<serde_json::Value> {
     let path = args.model.as_ref().ok_or_else(|| Error::usage("which model? Give --model PATH"))?;
     let pipeline = Pipeline::open(path, !global.no_mmap)?;
-    let network = &pipeline.network;
+    let (dual, tokenizer) = pipeline.dual()?;
     let batch = args.batch.unwrap_or(1);
     let golden = args.golden.as_ref().map(|path| Weights::open(path, !global.no_mmap)).transpose()?;
     let of = |what: &str| -> Result<Option<Tensor>> {
@@ -212,9 +212,9 @@ fn infer(args: &Args, what: What, global: &Global) -> Result<serde_json::Value> 
     let input = match (of("input")?, what) {
         (Some(input), _) => input,
         (None, What::Text) => {
-            let (n, t) = (batch, 77);
+            let (n, t) = (batch, tokenizer.max_length());
             let mut rng = Rng::new(1, 0);
-            let ids: Vec<i64> = (0..n * t).map(|_| rng.below(1000) as i64).collect();
+            let ids: Vec<i64> = (0..n * t).map(|_| rng.below(tokenizer.vocabulary()) as i64).collect();
             Tensor::from_slice(&ids, [n, t])
         }
         (None, _) => {
@@ -223,40 +223,15 @@ fn infer(args: &Args, what: What, global: &Global) -> Result<serde_json::Value> 
         }
     };
     let mask = Tensor::full(if input.rank() == 2 { *input.dims() } else { Dims::new(&[0]) }, 1.0, DType::U8);
-    let planned = crate::models::Planned::new(&pipeline.network);
-    let eager = std::env::var("EAGER").is_ok();
-    let forward = || {
-        let said = match what {
-            What::Text if eager => network.say_texts(&input, &mask),
-            _ if eager => network.say_images(&input),
-            What::Text => planned.say_texts(&input, &mask),
-            _ => planned.say_images(&input),
-        };
-        let (o, e) = said.unwrap();
-        o.unwrap_or_else(|| e.unwrap().whole)
+    let forward = || match what {
+        What::Text => dual.encode_text(&input, &mask).whole,
+        _ => dual.encode_image(&input).whole,
     };
     let mut output = None;
     let (first, times) = times(args, || {
         output = Some(forward());
         Ok(())
     })?;
-    if std::env::var("PROFILE").is_ok() {
-        let x = if what == What::Text { vec![input.clone(), mask.clone()] } else { vec![input.clone()] };
-        let mut by: std::collections::BTreeMap<String, (f64, u64, usize)> = Default::default();
-        for _ in 0..5 {
-            for c in planned.profile(&x).unwrap() {
-                let e = by.entry(format!("{} {:.2}", c.name, c.flops as f64 / 1e9)).or_default();
-                e.0 += c.time.as_secs_f64() / 5.0;
-                e.1 += c.flops / 5;
-                e.2 += 1;
-            }
-        }
-        let mut rows: Vec<_> = by.into_iter().collect();
-        rows.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-        for (n, (t, f, k)) in rows.iter().take(24) {
-            eprintln!("{n:30} {:4} {:8.3} ms {:7.1} GF/s", k / 5, t * 1e3, *f as f64 / t / 1e9);
-        }
-    }
     let relerr = match (of("output")?, output) {
         (Some(expected), Some(got)) if expected.dims() == got.dims() => {
             let (a, b) = (got.to_f64_vec(), expected.to_f64_vec());

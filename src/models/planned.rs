@@ -55,6 +55,34 @@ impl<'n> Planned<'n> {
         self.say(&[ids.clone(), mask.clone()], &|x| self.network.say_texts(&x[0], &x[1]))
     }
 
+    /// As [`DualEncoder::encode_image`](super::DualEncoder::encode_image).
+    ///
+    /// # Panics
+    /// If the network has no joint space.
+    pub fn encode_image(&self, pixels: &Tensor) -> Embeddings {
+        self.say_images(pixels)
+            .and_then(|said| said.1)
+            .expect("a network with a joint space, which the caller has seen")
+    }
+
+    /// As [`DualEncoder::encode_text`](super::DualEncoder::encode_text).
+    ///
+    /// # Panics
+    /// If the network has no joint space or knows no texts.
+    pub fn encode_text(&self, ids: &Tensor, mask: &Tensor) -> Embeddings {
+        self.say_texts(ids, mask)
+            .and_then(|said| said.1)
+            .expect("a network with a joint space, which the caller has seen")
+    }
+
+    /// As [`Classifier::forward`](super::Classifier::forward).
+    ///
+    /// # Panics
+    /// If the network has no output of its own.
+    pub fn output(&self, pixels: &Tensor) -> Tensor {
+        self.say_images(pixels).and_then(|said| said.0).expect("a network with an output, which the caller has seen")
+    }
+
     /// What each step of the plan for these inputs takes, which are pixels, or ids and mask. `None`: there is no plan for them yet.
     pub fn profile(&self, x: &[Tensor]) -> Option<Vec<Cost>> {
         let inputs: Vec<Meta> = x.iter().map(Tensor::meta).collect();

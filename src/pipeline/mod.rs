@@ -13,8 +13,8 @@ use crate::error::{At, Error, Result};
 use crate::files;
 use crate::formats::safetensors;
 use crate::image::{Preprocess, SixteenBit};
-use crate::models::DualEncoder;
 use crate::models::dual_encoder::Embeddings;
+use crate::models::{DualEncoder, Planned};
 pub use crate::models::{Network, NetworkConfig};
 use crate::nn::Module;
 use crate::tensor::Tensor;
@@ -205,12 +205,12 @@ impl Pipeline {
 
     /// Embeddings of texts, a batch at a time, with the tokens they were read as.
     pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<(Tokens, Embeddings)>> {
-        let (model, tokenizer) = self.dual()?;
+        let ((_, tokenizer), planned) = (self.dual()?, Planned::new(&self.network));
         texts
             .chunks(TEXTS_AT_ONCE)
             .map(|chunk| {
                 let tokens = tokenizer.encode(chunk)?;
-                let embeddings = model.encode_text(&tokens.ids, &tokens.mask);
+                let embeddings = planned.encode_text(&tokens.ids, &tokens.mask);
                 Ok((tokens, embeddings))
             })
             .collect()
