@@ -2,6 +2,7 @@
 
 use std::alloc::{self, Layout as Block};
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,6 +80,20 @@ impl Buffer {
         Ok(Self::new(Bytes::Mapped { file: file.clone(), start, len }))
     }
 
+    /// A part of a file on the heap, read past the mapping, whose pages stay untouched.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(file: &MappedFile, start: usize, len: usize) -> Result<Self> {
+        let mut buffer = Self::heap::<u8>(len);
+        let bytes = buffer.get_mut::<u8>().expect("a new buffer is unshared");
+        let mut file = file.file.lock().unwrap_or_else(|e| e.into_inner());
+        file.seek(SeekFrom::Start(start as u64))?;
+        file.read_exact(&mut bytes[..len])?;
+        drop(file);
+        Ok(buffer)
+    }
+
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         match &self.0.bytes {
@@ -134,7 +149,10 @@ fn cast<T: Element>(bytes: &[u8]) -> &[T] {
 ///
 /// The mapping is a view of the file: while it is alive nobody may truncate or rewrite the file in place. Replacing
 /// it by renaming another one over it, as everything here does, is safe: the mapping keeps the old bytes.
-pub struct MappedFile(Mmap);
+pub struct MappedFile {
+    map: Mmap,
+    file: Mutex<File>,
+}
 
 impl MappedFile {
     /// Maps a whole file.
@@ -143,22 +161,30 @@ impl MappedFile {
         let file = File::open(path).at(path)?;
         // SAFETY: read-only, and the contract above (no truncation in place) is documented to users.
         let map = unsafe { Mmap::map(&file) }.at(path)?;
-        Ok(Arc::new(Self(map)))
+        Ok(Arc::new(Self { map, file: Mutex::new(file) }))
     }
 
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.map
+    }
+
+    /// Tells the system that the pages of these bytes will be read soon, so that it fetches many such places at once.
+    pub fn soon(&self, start: usize, len: usize) {
+        #[cfg(unix)]
+        if start.checked_add(len).is_some_and(|end| end <= self.map.len()) {
+            let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, len);
+        }
     }
 
     /// Runs `read` telling the system that it reads a few bytes here and there: it then fetches those alone from the disk.
     pub fn scattered<T>(&self, read: impl FnOnce() -> T) -> T {
         // Advice only: nothing depends on it being taken.
         #[cfg(unix)]
-        let _ = self.0.advise(memmap2::Advice::Random);
+        let _ = self.map.advise(memmap2::Advice::Random);
         let out = read();
         #[cfg(unix)]
-        let _ = self.0.advise(memmap2::Advice::Normal);
+        let _ = self.map.advise(memmap2::Advice::Normal);
         out
     }
 }
@@ -323,6 +349,9 @@ mod tests {
         let part = Buffer::mapped(&file, 0, 4, 4).unwrap();
         assert_eq!(part.get::<f32>(), [1.0]);
         assert!(part.is_mapped() && part.clone().get_mut::<f32>().is_none());
+        let read = Buffer::read(&file, 1, 4).unwrap();
+        assert!(read.bytes() == [0, 128, 63, 7] && !read.is_mapped());
+        assert!(Buffer::read(&file, 3, 4).is_err());
         assert!(Buffer::mapped(&file, 2, 4, 4).is_err());
         assert!(Buffer::mapped(&file, 1, 4, 4).is_err());
         assert!(Buffer::mapped(&file, usize::MAX, 4, 1).is_err());

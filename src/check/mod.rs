@@ -2,8 +2,10 @@
 
 pub mod case;
 pub mod deviation;
+pub mod inputs;
 pub mod verify;
 
 pub use case::Case;
-pub use deviation::{Inputs, deviations, outputs};
+pub use deviation::{deviations, outputs};
+pub use inputs::Inputs;
 pub use verify::{Check, verify};

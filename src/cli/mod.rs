@@ -136,7 +136,7 @@ enum Command {
     /// What a model folder or file of weights holds.
     Inspect(inspect::Args),
     /// How fast a model runs, or a training step is, here.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// A model of any layout as a folder of ours, or in Hugging Face's.
     Convert(Box<convert::Args>),
     /// Train a model on pairs of images and texts, or continue a run.
@@ -179,6 +179,9 @@ fn run(cli: Cli) -> Result<()> {
             "--device {}: this build computes on the CPU only; use --device cpu",
             cli.global.device
         )));
+    }
+    if let (Some(0), _) | (_, Some(0)) = (cli.global.threads, cli.global.workers) {
+        return Err(Error::usage("--threads and --workers: at least 1"));
     }
     let threads = cli.global.thread_count();
     kernels_cpu::par::Pool::new(threads).install(|| {

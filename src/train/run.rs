@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::average::Average;
 use super::checkpoint::{self, Kept, State};
-use super::setup::{adopt, network, tokenizer};
+use super::setup::{Source, adopt, network, tokenizer};
 use super::step::{self, Parts};
 use super::tables::Tables;
 use super::validate::{Validation, Validator};
@@ -124,11 +124,12 @@ pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) 
     {
         *path = std::fs::canonicalize(&*path).at(&*path)?;
     }
-    adopt(&mut config)?;
+    let sources = Source::all(&config)?;
+    adopt(&mut config, &sources)?;
     config.check()?;
     let tables = Tables::open(&config)?;
     let tokenizer = tokenizer(&mut config, &tables)?;
-    let network = network(&config, &tables)?;
+    let network = network(&config, &tables, &sources)?;
     std::fs::create_dir_all(folder.checkpoints()).at(folder.checkpoints())?;
     let mut pipeline = pipeline(&config, &folder, network, tokenizer);
     pipeline.save(&folder.model(), None)?;
@@ -155,7 +156,9 @@ pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> 
         }
         Objective::Supervised => tokenizer(&mut config, &tables)?,
     };
-    let network = network(&config, &tables)?;
+    // A checkpoint has all weights.
+    let sources = if folder.last().exists() { Vec::new() } else { Source::all(&config)? };
+    let network = network(&config, &tables, &sources)?;
     let pipeline = pipeline(&config, &folder, network, tokenizer);
     let mut run = Run::new(config, folder, tables, pipeline, watch)?;
     let state = if run.folder.last().exists() {
