@@ -13,7 +13,7 @@ use crate::op::Meta;
 use crate::tensor::Tensor;
 
 /// Most tensors a file may have: ten times what the largest model here has.
-pub(super) const MAX_TENSORS: usize = 16_384;
+pub const MAX_TENSORS: usize = 16_384;
 /// Longest name of a tensor, in bytes.
 pub(super) const MAX_NAME: usize = 1024;
 
