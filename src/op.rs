@@ -127,6 +127,11 @@ impl Saved {
         }
     }
 
+    /// The inputs that were kept.
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = &Tensor> {
+        self.inputs.iter().flatten()
+    }
+
     /// Input `i`, which [`Op::saves`] must have named.
     pub fn input(&self, i: usize) -> &Tensor {
         self.inputs[i]
@@ -185,6 +190,7 @@ pub fn apply_aux(op: impl Op, x: &[&Tensor]) -> (Tensor, Vec<Tensor>) {
     let out = op.shape(&metas);
     let output = op.cpu(x, out);
     debug_assert_eq!(output.value.meta(), out, "{}: the CPU arm does not keep its shape rule", op.name());
+    crate::finite::saw(op.name(), false, &[&output.value], x.iter().copied());
     if !x.iter().any(|t| t.is_tracked()) {
         return (output.value, output.aux);
     }
