@@ -15,6 +15,7 @@ pub mod error;
 #[cfg(feature = "cli")]
 pub mod eval;
 pub mod files;
+pub mod finite;
 pub mod formats;
 pub mod gradcheck;
 #[cfg(feature = "image")]

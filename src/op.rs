@@ -143,6 +143,11 @@ impl Saved {
         }
     }
 
+    /// The inputs that were kept.
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = &Tensor> {
+        self.inputs.iter().flatten()
+    }
+
     /// Input `i`, which [`Op::saves`] must have named.
     pub fn input(&self, i: usize) -> &Tensor {
         self.inputs[i]
@@ -205,6 +210,7 @@ pub fn apply_aux(op: impl Op, x: &[&Tensor]) -> (Tensor, Vec<Tensor>) {
         trace::record(Box::new(op), x, out, &output);
         return (output.value, output.aux);
     }
+    crate::finite::saw(op.name(), false, &[&output.value], x.iter().copied());
     if !x.iter().any(|t| t.is_tracked()) {
         return (output.value, output.aux);
     }

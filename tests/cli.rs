@@ -449,6 +449,42 @@ fn verify_tells_tensor_by_tensor_and_fails_where_one_does() {
 }
 
 #[test]
+fn a_selftest_says_what_was_checked_and_fails_where_a_number_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let record = folder.path().join("record.json");
+    let table = done(&["selftest", "-q", "-o", text(&record)]);
+    assert!(
+        table.contains("checks passed") && table.contains("layer_norm") && table.contains("GPU: not built"),
+        "{table}"
+    );
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    let findings = record["findings"].as_array().unwrap();
+    assert!(
+        record["passed"] == true && record["schema"] == 1 && record["machine"]["cores"].as_u64() > Some(0),
+        "{record}"
+    );
+    let of = |part: &str| findings.iter().filter(|f| f["part"] == part).count();
+    let tiers = kernels_cpu::Isa::available().count();
+    assert_eq!(
+        (of("kernels"), of("gradients")),
+        (tiers * tiergrad::ops::REGISTRY.len(), tiergrad::ops::REGISTRY.len())
+    );
+    assert_eq!((of("golden"), of("threads"), of("speed")), (2 * (tiers + 1), 6, tiers + 1));
+
+    let wrong = folder.path().join("golden.json");
+    let golden = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/check/golden.json")).unwrap();
+    let mut numbers: serde_json::Value = serde_json::from_str(&golden).unwrap();
+    numbers["resnet + bert"]["loss"][1] = (1.001 * numbers["resnet + bert"]["loss"][1].as_f64().unwrap()).into();
+    std::fs::write(&wrong, numbers.to_string()).unwrap();
+    let output = tier(&["selftest", "-q", "--json", "--golden", text(&wrong)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("{} of", tiers + 1)));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let failed = lines.lines().filter(|line| line.contains("\"passed\":false"));
+    assert_eq!(failed.count(), tiers + 2, "every tier, f64 and the summary: {lines}");
+}
+
+#[test]
 fn the_demo_sums_up_its_seeds_and_goes_on_from_what_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("demo");

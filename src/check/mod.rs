@@ -1,8 +1,11 @@
-//! Proof of the numbers: models against cases that PyTorch computed.
+//! Proof of the numbers: models against cases that PyTorch computed, the program on this machine against its definitions.
 
 pub mod case;
 pub mod deviation;
+pub mod golden;
 pub mod inputs;
+pub mod machine;
+pub mod selftest;
 pub mod verify;
 
 pub use case::Case;

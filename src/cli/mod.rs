@@ -17,6 +17,7 @@ mod model;
 mod phantom;
 mod preprocess;
 mod report;
+mod selftest;
 mod tokenize;
 mod train;
 mod verify;
@@ -141,6 +142,8 @@ enum Command {
     Convert(Box<convert::Args>),
     /// Train a model on pairs of images and texts, or continue a run.
     Train(Box<train::Args>),
+    /// Whether the program computes on this machine what it should.
+    Selftest(selftest::Args),
     /// A model against what PyTorch computed with it.
     Verify(Box<verify::Args>),
     /// The ids that texts become.
@@ -198,6 +201,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Bench(args) => bench::run(args, global),
             Command::Convert(args) => convert::run(args, global),
             Command::Train(args) => train::run(args, global),
+            Command::Selftest(args) => selftest::run(args, global),
             Command::Verify(args) => verify::run(args, global),
             Command::Tokenize(args) => tokenize::run(args, global),
             Command::Metrics(args) => metrics::run(args, global),
