@@ -1,5 +1,6 @@
 //! `tier bench`: how fast a model runs, or a training step is, here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,11 @@ use crate::models::bert::BertConfig;
 use crate::models::clip_text::TextConfig;
 use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
-use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind};
+use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind, Planned};
 use crate::nn::{Activation, Module, ProjectionKind};
 use crate::optim::{Optimiser, OptimiserConfig, Rule};
 use crate::pipeline::{NetworkConfig, Pipeline, Unused};
+use crate::plan::Cost;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
@@ -49,6 +51,18 @@ pub struct Args {
     /// One run only.
     #[arg(long)]
     once: bool,
+    /// What the steps of inference take, by kind, the longest first.
+    #[arg(long, conflicts_with = "once")]
+    profile: bool,
+    /// Arithmetic of inference.
+    #[arg(long, default_value = "f32")]
+    dtype: Arithmetic,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Arithmetic {
+    /// Products and sums in f32, whatever the file's weights are.
+    F32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -174,7 +188,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if global.json {
         global.print(line)?;
     } else {
-        let fields = line.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {v}"));
+        let fields = line
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| *key != "profile")
+            .map(|(k, v)| format!("{k} {v}"));
         global.print(fields.collect::<Vec<_>>().join("  "))?;
     }
     Ok(())
@@ -216,10 +235,11 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     };
     let inputs = inputs(what, &pipeline, batch, of("input")?)?;
     inputs.fits(&checkpoint.config, false)?;
+    let planned = Planned::new(&pipeline.network);
     let forward = || {
         let (images, texts) = (&inputs.pixels, &inputs.texts);
-        let said = images.as_ref().and_then(|pixels| pipeline.network.say_images(pixels));
-        let said = said.or_else(|| texts.as_ref().and_then(|[ids, mask]| pipeline.network.say_texts(ids, mask)));
+        let said = images.as_ref().and_then(|pixels| planned.say_images(pixels));
+        let said = said.or_else(|| texts.as_ref().and_then(|[ids, mask]| planned.say_texts(ids, mask)));
         said.and_then(|(output, embeddings)| output.or(embeddings.map(|e| e.whole)))
     };
     let mut output = None;
@@ -242,13 +262,48 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         }
         _ => None,
     };
+    let profile = if args.profile { Some(profile(&planned, &inputs, global)?) } else { None };
     let median = times[times.len() / 2];
     let what = if what == What::Text { "text" } else { "image" };
     Ok(
-        serde_json::json!({ "bench": "infer", "what": what, "model": args.model.name(), "dtype": checkpoint.precision().name(), "batch": batch, "threads": global.thread_count(),
+        serde_json::json!({ "bench": "infer", "profile": profile, "what": what, "model": args.model.name(), "dtype": checkpoint.precision().name(), "batch": batch, "threads": global.thread_count(),
         "ms": round(median * 1e3), "best_ms": round(times[0] * 1e3), "per_s": round(batch as f64 / median), "runs": times.len(),
         "first_ms": round(first * 1e3), "rss_mib": peak_mib(), "relerr": relerr }),
     )
+}
+
+/// Runs of a profile; what a step takes is the mean.
+const PROFILED: u32 = 10;
+
+/// Prints what the plan's steps take, by kind; the same as JSON.
+fn profile(planned: &Planned<'_>, inputs: &Inputs, global: &Global) -> Result<serde_json::Value> {
+    let x: Vec<Tensor> = inputs.pixels.iter().chain(inputs.texts.iter().flatten()).cloned().collect();
+    let mut kinds: BTreeMap<String, (usize, Cost)> = BTreeMap::new();
+    for _ in 0..PROFILED {
+        for cost in planned.profile(&x).ok_or_else(|| Error::new("--profile needs more runs: no plan was made"))? {
+            let kind = kinds.entry(cost.name.clone());
+            let (count, sum) =
+                kind.or_insert_with(|| (0, Cost { time: Duration::ZERO, flops: 0, bytes: 0, name: cost.name.clone() }));
+            *count += 1;
+            sum.time += cost.time;
+            sum.flops += cost.flops;
+            sum.bytes += cost.bytes;
+        }
+    }
+    let mut kinds: Vec<(usize, Cost)> = kinds.into_values().collect();
+    kinds.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.time));
+    let all: f64 = kinds.iter().map(|(_, cost)| cost.time.as_secs_f64()).sum();
+    global.say(format_args!("{:28} {:>5} {:>10} {:>9} {:>8} {:>7}", "step", "count", "ms", "GFLOP/s", "GB/s", "share"));
+    let mut rows = Vec::new();
+    for (count, cost) in &kinds {
+        let (runs, seconds) = (f64::from(PROFILED), cost.time.as_secs_f64());
+        let (count, ms, share) = (count / PROFILED as usize, 1e3 * seconds / runs, seconds / all);
+        let [gflops, gbytes] = [cost.flops, cost.bytes].map(|n| n as f64 / seconds * 1e-9);
+        let name = &cost.name;
+        global.say(format_args!("{name:28} {count:>5} {ms:>10.3} {gflops:>9.1} {gbytes:>8.1} {:>6.1}%", 100.0 * share));
+        rows.push(serde_json::json!({ "step": name, "count": count, "ms": round(ms), "gflops": round(gflops), "gb_per_s": round(gbytes), "share": round(share) }));
+    }
+    Ok(rows.into())
 }
 
 /// What a model is timed on: the golden input, or noise.

@@ -7,6 +7,7 @@ use super::{Global, model};
 use crate::check::Inputs;
 use crate::error::{At, Error, Result};
 use crate::formats::safetensors;
+use crate::models::Planned;
 use crate::models::Said;
 use crate::pipeline::{NetworkConfig, Pipeline, Unused};
 use crate::tensor::Tensor;
@@ -37,12 +38,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let unused = Unused { pictures: args.images.is_empty(), texts: args.texts.is_empty() };
     let pipeline = args.model.open_for(unused, global)?;
-    let network = &pipeline.network;
+    let planned = Planned::new(&pipeline.network);
     let say_images =
-        |pixels: &Tensor| network.say_images(pixels).ok_or_else(|| Error::new("this model knows no images"));
+        |pixels: &Tensor| planned.say_images(pixels).ok_or_else(|| Error::new("this model knows no images"));
     let say_texts =
-        |[ids, mask]: &[Tensor; 2]| network.say_texts(ids, mask).ok_or_else(|| Error::new("this model knows no texts"));
-    let config = NetworkConfig::of(network);
+        |[ids, mask]: &[Tensor; 2]| planned.say_texts(ids, mask).ok_or_else(|| Error::new("this model knows no texts"));
+    let config = NetworkConfig::of(&pipeline.network);
     let (mut images, mut said, mut mask): (Vec<Said>, Vec<Said>, _) = (Vec::new(), Vec::new(), None);
     let mut rows = Rows::default();
     if !args.images.is_empty() {
