@@ -407,6 +407,11 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     refused(&["train", "--out", text(&out), "--pairs", text(&ragged)], 1, &["ragged.csv"]);
     refused(&["inspect", text(&ragged)], 1, &["ragged.csv", "safetensors"]);
     refused(&["classify", "--model", text(folder.path()), "--prompts", "p.csv", "x.png"], 1, &["model.safetensors"]);
+    let heat = ["heatmap", "--model", text(model()), "x.png"];
+    let heat = |more: &[&'static str]| [&heat[..], more].concat();
+    refused(&heat(&["--text", "a", "-o", "h.jpg"]), 2, &["h.jpg", "PNG"]);
+    refused(&heat(&["--text", " ", "-o", "h.png"]), 2, &["says nothing"]);
+    refused(&heat(&["--text", "a", "-o", "h.png", "--scale", "-1"]), 2, &["--scale -1"]);
     let garbage = folder.path().join("garbage.png");
     std::fs::write(&garbage, b"\x89PNG\r\n\x1a\nnot a picture").unwrap();
     let prompts = phantoms().join("prompts.csv");
@@ -438,6 +443,12 @@ fn verify_tells_tensor_by_tensor_and_fails_where_one_does() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stdout).contains("FAIL"));
     assert!(String::from_utf8_lossy(&output.stderr).contains("differ by more than the case allows"));
+    // Also where nobody reads its lines to the end.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let arguments = ["verify", "--model", text(&changed), "--case", &case];
+    let unread = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).stdout(writer).output().unwrap();
+    assert_eq!(unread.status.code(), Some(1));
 
     // No case, half a case, another model's case.
     refused(&["verify", "--model", &model, "--case", &at("own/model.safetensors")], 1, &["not a parity case"]);

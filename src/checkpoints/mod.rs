@@ -156,8 +156,8 @@ impl Checkpoint {
                     let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
                     let first: Vec<&str> = metas.iter().take(3).map(|(name, _)| *name).collect();
                     return Err(Error::new(format!(
-                        "tensors of no known model ({}, ...); known are {}. If they are one's below another name, save that part's \
-                         state_dict()",
+                        "tensors of no known model ({}, ...); known are {}. Of a model that is a part of another, save \
+                         its own state_dict()",
                         first.join(", "),
                         known.join(", ")
                     )));
@@ -195,7 +195,10 @@ impl Checkpoint {
         if !aliases.is_empty() {
             passed.push(("second names of tensors".to_owned(), aliases));
         }
-        notes.extend(passed.iter().map(|(what, names)| format!("{what}: {}", names::listed(names, LISTED))));
+        notes.extend(passed.iter().map(|(what, names)| match names[..] {
+            [first, ..] if names.len() > LISTED => format!("{what}: {} tensors, the first {first}", names.len()),
+            _ => format!("{what}: {}", names.join(", ")),
+        }));
         let details = passed.iter().map(|(what, names)| format!("{what}: {}", names.join(", "))).collect();
         if !scales.is_empty() {
             let numbers: usize = scales.keys().filter_map(|name| read.metas.get(name)).map(|m| m.dims.numel()).sum();

@@ -252,7 +252,7 @@ impl Table {
         if without.is_empty() {
             return Ok(Names(names));
         }
-        Err(Error::new(format!("this layout has no names for {}", listed(&without, LISTED))))
+        Err(Error::new(format!("this layout has no names for {}", listed(&without))))
     }
 
     /// What this family calls a canonical parameter.
@@ -348,11 +348,11 @@ impl Names {
 /// How many names an error lists.
 const LISTED: usize = 20;
 
-/// The first names of a list, at most so many, and how many more there are.
-pub(super) fn listed(names: &[impl AsRef<str>], most: usize) -> String {
-    let mut text = names.iter().take(most).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
-    if names.len() > most {
-        text.push_str(&format!(" and {} more", names.len() - most));
+/// The first names of a list, and how many more there are.
+fn listed(names: &[impl AsRef<str>]) -> String {
+    let mut text = names.iter().take(LISTED).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    if names.len() > LISTED {
+        text.push_str(&format!(" and {} more", names.len() - LISTED));
     }
     text
 }
@@ -400,7 +400,7 @@ pub(super) fn check(expected: &BTreeMap<String, Dims>, read: &Read, table: &Tabl
     let mut told = Vec::new();
     for (what, names) in [("missing", &missing), ("of other dims", &other), ("not part of the model", &unexpected)] {
         if !names.is_empty() {
-            told.push(format!("{} {what}: {}", names.len(), listed(names, LISTED)));
+            told.push(format!("{} {what}: {}", names.len(), listed(names)));
         }
     }
     if told.is_empty() { Ok(()) } else { Err(Error::new(format!("tensors that do not fit: {}", told.join("; ")))) }

@@ -186,6 +186,10 @@ fn run(cli: Cli) -> Result<()> {
     if let (Some(0), _) | (_, Some(0)) = (cli.global.threads, cli.global.workers) {
         return Err(Error::usage("--threads and --workers: at least 1"));
     }
+    // It computes nothing: starting threads would take longer than all it does.
+    if let Command::Inspect(args) = &cli.command {
+        return inspect::run(args, &cli.global);
+    }
     let threads = cli.global.thread_count();
     kernels_cpu::par::Pool::new(threads).install(|| {
         let global = &cli.global;

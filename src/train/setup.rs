@@ -40,10 +40,12 @@ impl Source {
 
     /// Whether a parameter of that name comes from here.
     fn has(&self, name: &str) -> bool {
-        let of = |side: &str, projection: &str| name.starts_with(side) || name.starts_with(projection);
-        self.image && self.text
-            || self.image && of("vision_model.", "visual_projection.")
-            || self.text && of("text_model.", "text_projection.")
+        let begins = |starts: [&str; 2]| starts.iter().any(|start| name.starts_with(start));
+        match (self.image, self.text) {
+            (true, true) => true,
+            (true, false) => begins(["vision_model.", "visual_projection."]),
+            (false, _) => self.text && begins(["text_model.", "text_projection."]),
+        }
     }
 }
 
