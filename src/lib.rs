@@ -15,6 +15,7 @@ pub mod error;
 #[cfg(feature = "cli")]
 pub mod eval;
 pub mod files;
+pub mod finite;
 pub mod formats;
 pub mod gradcheck;
 #[cfg(feature = "image")]
@@ -30,6 +31,7 @@ pub mod optim;
 pub mod phantom;
 #[cfg(all(feature = "text", feature = "image"))]
 pub mod pipeline;
+pub mod plan;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod tape;

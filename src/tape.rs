@@ -168,6 +168,8 @@ pub fn backward_with(outputs: Vec<(Tensor, Tensor)>) -> Grads {
             Kind::Leaf => accumulate(&mut grads.0, node.id, dy),
             Kind::Op { op, inputs, saved } => {
                 let gradients = op.vjp(saved, &dy);
+                let results: Vec<&Tensor> = gradients.iter().flatten().collect();
+                crate::finite::saw(op.name(), true, &results, saved.inputs().chain([&dy]));
                 drop(dy);
                 assert_eq!(gradients.len(), inputs.len(), "{}: vjp gives one entry per input", op.name());
                 for (i, (edge, gradient)) in inputs.iter().zip(gradients).enumerate() {

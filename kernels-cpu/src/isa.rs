@@ -2,6 +2,12 @@
 
 use core::fmt;
 
+#[cfg(feature = "std")]
+std::thread_local! {
+    /// What the pool that the thread belongs to was made for.
+    static OF_THREAD: core::cell::Cell<Option<Isa>> = const { core::cell::Cell::new(None) };
+}
+
 /// A tier of kernels, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
@@ -48,11 +54,22 @@ impl Isa {
         Self::available().last().unwrap_or(Self::Scalar)
     }
 
-    /// The tier in use: the best one, or the lower one that the environment variable `TIER_ISA` names.
+    /// The tier in use: that of the thread's pool where it was made for one, else the best one, or the lower one that the environment
+    /// variable `TIER_ISA` names.
     #[cfg(feature = "std")]
     pub fn current() -> Self {
         static CURRENT: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
-        *CURRENT.get_or_init(|| Self::requested().unwrap_or_else(|_| Self::best()))
+        OF_THREAD.get().unwrap_or_else(|| *CURRENT.get_or_init(|| Self::requested().unwrap_or_else(|_| Self::best())))
+    }
+
+    /// Holds the calling thread to this tier.
+    ///
+    /// # Panics
+    /// If the machine does not have it.
+    #[cfg(feature = "rayon")]
+    pub(crate) fn hold(self) {
+        assert!(self.is_available(), "this machine does not have {self}");
+        OF_THREAD.set(Some(self));
     }
 
     /// What `TIER_ISA` asks for; an error in words where it cannot be had. Programs check this at start.

@@ -13,6 +13,8 @@ pub const SERIAL_BELOW: usize = 60_000;
 mod pool {
     use std::sync::{Arc, RwLock};
 
+    use crate::isa::Isa;
+
     /// Threads that kernels run on, exactly as many as asked for.
     #[derive(Clone)]
     pub struct Pool(Arc<rayon::ThreadPool>);
@@ -23,8 +25,27 @@ mod pool {
         /// # Panics
         /// If the system refuses to start them.
         pub fn new(threads: usize) -> Self {
-            let pool =
-                rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|i| std::format!("kernel-{i}"));
+            Self::with(threads, None)
+        }
+
+        /// A pool of `threads` threads whose kernels are of a given tier, whatever the process's: for comparing tiers.
+        ///
+        /// # Panics
+        /// If the machine does not have it; also as [`Pool::new`].
+        pub fn on(isa: Isa, threads: usize) -> Self {
+            assert!(isa.is_available(), "this machine does not have {isa}");
+            Self::with(threads, Some(isa))
+        }
+
+        fn with(threads: usize, isa: Option<Isa>) -> Self {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads.max(1))
+                .thread_name(|i| std::format!("kernel-{i}"))
+                .start_handler(move |_| {
+                    if let Some(isa) = isa {
+                        isa.hold();
+                    }
+                });
             Self(Arc::new(pool.build().expect("the system starts threads for kernels")))
         }
 
@@ -59,6 +80,11 @@ mod pool {
         if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { default().threads() }
     }
 
+    /// Runs `f` where its kernels need not be sent to their threads one by one.
+    pub fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+        if rayon::current_thread_index().is_some() { f() } else { default().install(f) }
+    }
+
     /// Splits `range` in halves down to `grain`.
     pub(super) fn split(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
         fn halves(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
@@ -81,7 +107,13 @@ mod pool {
 }
 
 #[cfg(feature = "rayon")]
-pub use pool::{Pool, set_threads, threads};
+pub use pool::{Pool, enter, set_threads, threads};
+
+/// Runs `f` where its kernels need not be sent to their threads one by one.
+#[cfg(not(feature = "rayon"))]
+pub fn enter<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
 
 /// Threads that a kernel called here would use.
 #[cfg(not(feature = "rayon"))]
@@ -175,6 +207,21 @@ pub fn map_chunks<R: Send + Default + Clone>(
 #[cfg(all(test, feature = "rayon"))]
 mod tests {
     use super::*;
+    use crate::isa::Isa;
+
+    #[test]
+    fn a_pool_keeps_to_its_tier_and_leaves_others_theirs() {
+        let own = Isa::current();
+        for isa in Isa::available() {
+            let seen = Pool::on(isa, 3).install(|| {
+                let all = map_chunks(64, 1, SERIAL_BELOW, |_| Some(Isa::current()));
+                assert!(Pool::new(2).install(Isa::current) == own, "a pool inside {isa}");
+                all
+            });
+            assert!(seen.iter().all(|&seen| seen == Some(isa)), "{isa}: {seen:?}");
+        }
+        assert_eq!(Isa::current(), own);
+    }
 
     #[test]
     fn every_item_once_for_any_thread_count() {

@@ -1,9 +1,14 @@
-//! Proof of the numbers: models against cases that PyTorch computed.
+//! Proof of the numbers: models against cases that PyTorch computed, the program on this machine against its definitions.
 
 pub mod case;
 pub mod deviation;
+pub mod golden;
+pub mod inputs;
+pub mod machine;
+pub mod selftest;
 pub mod verify;
 
 pub use case::Case;
-pub use deviation::{Inputs, deviations, outputs};
+pub use deviation::{deviations, outputs};
+pub use inputs::Inputs;
 pub use verify::{Check, verify};

@@ -17,6 +17,7 @@ mod model;
 mod phantom;
 mod preprocess;
 mod report;
+mod selftest;
 mod tokenize;
 mod train;
 mod verify;
@@ -136,11 +137,13 @@ enum Command {
     /// What a model folder or file of weights holds.
     Inspect(inspect::Args),
     /// How fast a model runs, or a training step is, here.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// A model of any layout as a folder of ours, or in Hugging Face's.
     Convert(Box<convert::Args>),
     /// Train a model on pairs of images and texts, or continue a run.
     Train(Box<train::Args>),
+    /// Whether the program computes on this machine what it should.
+    Selftest(selftest::Args),
     /// A model against what PyTorch computed with it.
     Verify(Box<verify::Args>),
     /// The ids that texts become.
@@ -180,6 +183,13 @@ fn run(cli: Cli) -> Result<()> {
             cli.global.device
         )));
     }
+    if let (Some(0), _) | (_, Some(0)) = (cli.global.threads, cli.global.workers) {
+        return Err(Error::usage("--threads and --workers: at least 1"));
+    }
+    // It computes nothing: starting threads would take longer than all it does.
+    if let Command::Inspect(args) = &cli.command {
+        return inspect::run(args, &cli.global);
+    }
     let threads = cli.global.thread_count();
     kernels_cpu::par::Pool::new(threads).install(|| {
         let global = &cli.global;
@@ -195,6 +205,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Bench(args) => bench::run(args, global),
             Command::Convert(args) => convert::run(args, global),
             Command::Train(args) => train::run(args, global),
+            Command::Selftest(args) => selftest::run(args, global),
             Command::Verify(args) => verify::run(args, global),
             Command::Tokenize(args) => tokenize::run(args, global),
             Command::Metrics(args) => metrics::run(args, global),

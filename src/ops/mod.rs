@@ -82,7 +82,8 @@ pub const REGISTRY: &[Entry] = &[
 ];
 
 /// One test per op of a file: `check_ops!(Exp, Log);`. Each draws cases from seeds and sizes by proptest and runs every
-/// check of [`Case::check`]: value, gradient by finite differences in f64, f32 against f64, fused against composed.
+/// check of [`Case::check`]: value, gradient by finite differences in f64, f32 against f64, fused against composed; and the f32 path on
+/// every tier that the machine has, with sizes beyond a vector's.
 #[macro_export]
 macro_rules! check_ops {
     ($($op:ident),+ $(,)?) => {
@@ -94,19 +95,29 @@ macro_rules! check_ops {
     };
 }
 
-/// Draws and checks 96 cases (or as many as `PROPTEST_CASES` says), shrinking a failing one to a small size.
+/// Draws and checks 96 cases (or as many as `PROPTEST_CASES` says), shrinking a failing one to a small size; and a sixth as many of larger
+/// sizes on every tier.
 #[cfg(test)]
 pub(crate) fn check_cases(cases: fn(&mut Gen) -> Case) {
+    use kernels_cpu::{Isa, par::Pool};
     use proptest::test_runner::{Config, TestRunner};
     let number = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(96);
-    let config = Config { cases: number, failure_persistence: None, ..Config::default() };
-    let run = TestRunner::new(config).run(&(proptest::num::u64::ANY, 1usize..8), |(seed, size)| {
-        let mut g = Gen::new(seed, size);
-        cases(&mut g).check(&mut g.rng);
-        Ok(())
-    });
-    if let Err(failure) = run {
-        panic!("{failure}");
+    let draw = |number, sizes: std::ops::Range<usize>, check: &dyn Fn(&mut Gen, &Case)| {
+        let config = Config { cases: number, failure_persistence: None, ..Config::default() };
+        let run = TestRunner::new(config).run(&(proptest::num::u64::ANY, sizes), |(seed, size)| {
+            let mut g = Gen::new(seed, size);
+            let case = cases(&mut g);
+            check(&mut g, &case);
+            Ok(())
+        });
+        if let Err(failure) = run {
+            panic!("{failure}");
+        }
+    };
+    draw(number, 1..8, &|g, case| case.check(&mut g.rng));
+    for isa in Isa::available() {
+        let pool = Pool::on(isa, 2);
+        draw(number.div_ceil(6), 2..24, &|g, case| pool.install(|| case.check_single(&mut g.rng)));
     }
 }
 

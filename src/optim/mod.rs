@@ -103,11 +103,7 @@ impl Optimiser {
                 shared.join(", ")
             )));
         }
-        let norm = grads
-            .values()
-            .map(|g| for_float!("norm", g.dtype(), F => reduce::sum_squares(g.packed().as_slice::<F>())))
-            .sum::<f64>()
-            .sqrt();
+        let norm = norm(&grads);
         if self.config.clip_norm > 0.0 && norm > self.config.clip_norm {
             let scale = self.config.clip_norm / norm;
             grads.values_mut().for_each(|g| *g = g.affine(scale, 0.0));
@@ -130,6 +126,12 @@ impl Optimiser {
         });
         Ok(norm)
     }
+}
+
+/// The Euclidean norm of a whole gradient; not finite where one of its numbers is not.
+pub fn norm(grads: &Grads) -> f64 {
+    let squares = |g: &Tensor| for_float!("norm", g.dtype(), F => reduce::sum_squares(g.packed().as_slice::<F>()));
+    grads.values().map(squares).sum::<f64>().sqrt()
 }
 
 fn update(

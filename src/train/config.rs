@@ -151,7 +151,8 @@ pub struct TrainConfig {
     pub keep: usize,
     /// Steps between checkpoints to resume from; 0: one at the end of every epoch.
     pub checkpoint_steps: u64,
-    /// Stop where a loss is not a number, naming the step and its images.
+    /// Stop where pixels, loss or gradient are not finite, naming the step, the samples and where it began; and write no checkpoint of
+    /// weights that are not finite.
     pub check_finite: bool,
 }
 

@@ -3,6 +3,7 @@
 mod average;
 mod checkpoint;
 mod config;
+mod finite;
 mod run;
 mod setup;
 pub mod step;

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::average::Average;
 use super::checkpoint::{self, Kept, State};
-use super::setup::{adopt, network, tokenizer};
+use super::finite::{self, Trouble};
+use super::setup::{Source, adopt, network, tokenizer};
 use super::step::{self, Parts};
 use super::tables::Tables;
 use super::validate::{Validation, Validator};
@@ -19,11 +20,12 @@ use crate::error::{At, Error, Result};
 use crate::eval::compare;
 use crate::eval::scores::ScoreOptions;
 use crate::files;
+use crate::finite::watch;
 use crate::formats::{Weights, safetensors};
 use crate::nn::Module;
 use crate::op::apply;
 use crate::ops::loss::BceWithLogits;
-use crate::optim::Optimiser;
+use crate::optim::{self, Optimiser};
 use crate::pipeline::{Network, Origin, Pipeline};
 use crate::report::run::{self, Checkpoint, Judged, RunReport, curves_png};
 use crate::report::{Provenance, found};
@@ -124,11 +126,12 @@ pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) 
     {
         *path = std::fs::canonicalize(&*path).at(&*path)?;
     }
-    adopt(&mut config)?;
+    let sources = Source::all(&config)?;
+    adopt(&mut config, &sources)?;
     config.check()?;
     let tables = Tables::open(&config)?;
     let tokenizer = tokenizer(&mut config, &tables)?;
-    let network = network(&config, &tables)?;
+    let network = network(&config, &tables, &sources)?;
     std::fs::create_dir_all(folder.checkpoints()).at(folder.checkpoints())?;
     let mut pipeline = pipeline(&config, &folder, network, tokenizer);
     pipeline.save(&folder.model(), None)?;
@@ -155,7 +158,9 @@ pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> 
         }
         Objective::Supervised => tokenizer(&mut config, &tables)?,
     };
-    let network = network(&config, &tables)?;
+    // A checkpoint has all weights.
+    let sources = if folder.last().exists() { Vec::new() } else { Source::all(&config)? };
+    let network = network(&config, &tables, &sources)?;
     let pipeline = pipeline(&config, &folder, network, tokenizer);
     let mut run = Run::new(config, folder, tables, pipeline, watch)?;
     let state = if run.folder.last().exists() {
@@ -319,32 +324,54 @@ impl<'a> Run<'a> {
 
     fn gradients(&mut self, numbers: &[usize], views: Vec<Tensor>) -> Result<step::Step> {
         let rows: Vec<&Row> = numbers.iter().map(|&i| &self.tables.train[i]).collect();
-        let one = match &mut self.pipeline.network {
-            Network::Dual(model) => {
-                let tokenizer = self.pipeline.tokenizer.as_ref().expect("a dual encoder has a tokenizer");
-                let pairs = pairs(tokenizer, &self.tables, &rows, numbers, views)?;
-                step::step(model, &pairs, &self.config.tier, self.config.train.micro_batch)
+        let check = self.config.train.check_finite;
+        let trouble = |what: &str| Trouble { step: self.optimiser.steps + 1, what: what.to_owned(), rows: &rows };
+        let at = &self.folder.0;
+        if check {
+            let odd = finite::samples(&views);
+            if !odd.is_empty() {
+                return Err(trouble("the pixels are").error("they came so from preprocessing", &odd).at(at));
             }
-            Network::Classifier(model) => {
-                let [targets, known] = self.tables.targets(&rows).expect("a supervised run has labels");
-                let (logits, noted) = model.forward_train(&views[0]);
-                noted.apply(model);
-                let loss = apply(BceWithLogits, &[&logits, &targets, &known]);
-                let value = loss.item();
-                let parts = Parts { total: value, clip: value, ..Parts::default() };
-                step::Step { parts, grads: loss.backward() }
-            }
-            Network::Image(_) | Network::Text(_) => return Err(Error::new("an encoder alone is not trained")),
+        }
+        let network = &mut self.pipeline.network;
+        let pairs = match (&*network, &self.pipeline.tokenizer) {
+            (Network::Dual(_), Some(tokenizer)) => Some(pairs(tokenizer, &self.tables, &rows, numbers, views.clone())?),
+            _ => None,
         };
-        if self.config.train.check_finite && !one.parts.total.is_finite() {
-            let images: Vec<&str> = rows.iter().map(|row| row.image.as_str()).take(8).collect();
-            return Err(Error::new(format!(
-                "the loss of step {} is {}; its batch begins with {}. The last checkpoint is kept: lower schedule.lr, or look at these images",
-                self.optimiser.steps + 1,
-                one.parts.total,
-                images.join(", ")
-            ))
-            .at(&self.folder.0));
+        let [targets, known] = match &*network {
+            Network::Classifier(_) => {
+                self.tables.targets(&rows).map(|two| two.map(Some)).expect("a supervised run has labels")
+            }
+            _ => [None, None],
+        };
+        let once = |network: &mut Network| -> Result<step::Step> {
+            match (network, &pairs, &targets, &known) {
+                (Network::Dual(model), Some(pairs), ..) => {
+                    Ok(step::step(model, pairs, &self.config.tier, self.config.train.micro_batch))
+                }
+                (Network::Classifier(model), _, Some(targets), Some(known)) => {
+                    let (logits, noted) = model.forward_train(&views[0]);
+                    noted.apply(model);
+                    let loss = apply(BceWithLogits, &[&logits, targets, known]);
+                    let value = loss.item();
+                    let parts = Parts { total: value, clip: value, ..Parts::default() };
+                    Ok(step::Step { parts, grads: loss.backward() })
+                }
+                _ => Err(Error::new("an encoder alone is not trained")),
+            }
+        };
+        let one = once(network)?;
+        if check {
+            let what = match (one.parts.total.is_finite(), optim::norm(&one.grads).is_finite()) {
+                (true, true) => return Ok(one),
+                (true, false) => "the gradient is",
+                _ => "the loss is",
+            };
+            // Once more, watched: what it changes is not kept, as training stops.
+            let (again, origin) = watch(|| once(network));
+            let began = finite::began(network, origin.as_ref(), Some(&again?.grads));
+            let samples = pairs.as_ref().map(|pairs| finite::embedded(network, pairs)).unwrap_or_default();
+            return Err(trouble(what).error(&began, &samples).at(at));
         }
         Ok(one)
     }
@@ -496,6 +523,17 @@ impl<'a> Run<'a> {
     }
 
     fn save(&mut self, state: &State) -> Result<()> {
+        if self.config.train.check_finite {
+            let broken = finite::parameters(&mut self.pipeline.network);
+            if let Some(name) = broken.first() {
+                return Err(Error::new(format!(
+                    "after step {} {name} and {} other tensors of the model are not finite: the checkpoint before is kept. Lower schedule.lr",
+                    state.step,
+                    broken.len() - 1
+                ))
+                .at(&self.folder.0));
+            }
+        }
         self.log.sync_data().at(self.folder.log())?;
         checkpoint::save(&self.folder.last(), &mut self.pipeline.network, &self.optimiser, self.average.as_ref(), state)
     }
