@@ -158,6 +158,9 @@ pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> 
         Objective::Supervised => tokenizer(&mut config, &tables)?,
     };
     let network = network(&config, &tables)?;
+    for part in [folder.0.clone(), folder.checkpoints(), folder.model()].iter().filter(|part| part.is_dir()) {
+        files::remove_parts(part)?;
+    }
     let pipeline = pipeline(&config, &folder, network, tokenizer);
     let mut run = Run::new(config, folder, tables, pipeline, watch)?;
     let state = if run.folder.last().exists() {
