@@ -2,21 +2,30 @@
 
 use std::alloc::{self, Layout as Block};
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use memmap2::Mmap;
 
 use crate::dtype::Element;
 use crate::error::{At, Error, Result};
+use crate::plan::trace;
 
 /// Alignment of heap bytes: a cache line, and the widest SIMD register.
 pub const ALIGNMENT: usize = 64;
 
 /// Shared bytes. Clones share; writing needs the only handle.
 #[derive(Clone)]
-pub struct Buffer(Arc<Bytes>);
+pub struct Buffer(Arc<Shared>);
+
+struct Shared {
+    /// No other buffer of this process ever has it.
+    id: u64,
+    bytes: Bytes,
+}
 
 enum Bytes {
     Heap(Heap),
@@ -24,9 +33,19 @@ enum Bytes {
 }
 
 impl Buffer {
+    fn new(bytes: Bytes) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(Arc::new(Shared { id: NEXT.fetch_add(1, Ordering::Relaxed), bytes }))
+    }
+
+    /// What tells the bytes from all others, also from those that lie where freed ones did.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
     /// `len` elements on the heap with unspecified (but initialised) values: for outputs that are written whole.
     pub fn heap<T: Element>(len: usize) -> Self {
-        Self(Arc::new(Bytes::Heap(Heap::new(len * size_of::<T>()))))
+        Self::new(Bytes::Heap(Heap::new(len * size_of::<T>())))
     }
 
     /// `len` zeros on the heap.
@@ -58,12 +77,26 @@ impl Buffer {
         if !(file.bytes().as_ptr() as usize + start).is_multiple_of(alignment) {
             return Err(Error::new(format!("byte {start} is not aligned to {alignment}")));
         }
-        Ok(Self(Arc::new(Bytes::Mapped { file: file.clone(), start, len })))
+        Ok(Self::new(Bytes::Mapped { file: file.clone(), start, len }))
+    }
+
+    /// A part of a file on the heap, read past the mapping, whose pages stay untouched.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(file: &MappedFile, start: usize, len: usize) -> Result<Self> {
+        let mut buffer = Self::heap::<u8>(len);
+        let bytes = buffer.get_mut::<u8>().expect("a new buffer is unshared");
+        let mut file = file.file.lock().unwrap_or_else(|e| e.into_inner());
+        file.seek(SeekFrom::Start(start as u64))?;
+        file.read_exact(&mut bytes[..len])?;
+        drop(file);
+        Ok(buffer)
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
-        match &*self.0 {
+        match &self.0.bytes {
             Bytes::Heap(heap) => heap.bytes(),
             Bytes::Mapped { file, start, len } => &file.bytes()[*start..start + len],
         }
@@ -73,13 +106,15 @@ impl Buffer {
     ///
     /// # Panics
     /// If the bytes are not aligned for `T`.
+    #[track_caller]
     pub fn get<T: Element>(&self) -> &[T] {
+        trace::check_read(self.id());
         cast(self.bytes())
     }
 
     /// As [`Buffer::get`], for writing: only where no other handle shares the bytes and they are not mapped.
     pub fn get_mut<T: Element>(&mut self) -> Option<&mut [T]> {
-        match Arc::get_mut(&mut self.0)? {
+        match &mut Arc::get_mut(&mut self.0)?.bytes {
             Bytes::Heap(heap) => Some(heap.get_mut()),
             Bytes::Mapped { .. } => None,
         }
@@ -87,12 +122,12 @@ impl Buffer {
 
     /// Whether a write would be allowed: heap bytes with no other handle.
     pub fn is_unshared(&self) -> bool {
-        matches!(&*self.0, Bytes::Heap(_)) && Arc::strong_count(&self.0) == 1
+        matches!(self.0.bytes, Bytes::Heap(_)) && Arc::strong_count(&self.0) == 1
     }
 
     /// Whether the bytes are a view of a mapped file.
     pub fn is_mapped(&self) -> bool {
-        matches!(&*self.0, Bytes::Mapped { .. })
+        matches!(self.0.bytes, Bytes::Mapped { .. })
     }
 
     /// Whether two handles share the same bytes.
@@ -114,7 +149,10 @@ fn cast<T: Element>(bytes: &[u8]) -> &[T] {
 ///
 /// The mapping is a view of the file: while it is alive nobody may truncate or rewrite the file in place. Replacing
 /// it by renaming another one over it, as everything here does, is safe: the mapping keeps the old bytes.
-pub struct MappedFile(Mmap);
+pub struct MappedFile {
+    map: Mmap,
+    file: Mutex<File>,
+}
 
 impl MappedFile {
     /// Maps a whole file.
@@ -123,22 +161,30 @@ impl MappedFile {
         let file = File::open(path).at(path)?;
         // SAFETY: read-only, and the contract above (no truncation in place) is documented to users.
         let map = unsafe { Mmap::map(&file) }.at(path)?;
-        Ok(Arc::new(Self(map)))
+        Ok(Arc::new(Self { map, file: Mutex::new(file) }))
     }
 
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.map
+    }
+
+    /// Tells the system that the pages of these bytes will be read soon, so that it fetches many such places at once.
+    pub fn soon(&self, start: usize, len: usize) {
+        #[cfg(unix)]
+        if start.checked_add(len).is_some_and(|end| end <= self.map.len()) {
+            let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, len);
+        }
     }
 
     /// Runs `read` telling the system that it reads a few bytes here and there: it then fetches those alone from the disk.
     pub fn scattered<T>(&self, read: impl FnOnce() -> T) -> T {
         // Advice only: nothing depends on it being taken.
         #[cfg(unix)]
-        let _ = self.0.advise(memmap2::Advice::Random);
+        let _ = self.map.advise(memmap2::Advice::Random);
         let out = read();
         #[cfg(unix)]
-        let _ = self.0.advise(memmap2::Advice::Normal);
+        let _ = self.map.advise(memmap2::Advice::Normal);
         out
     }
 }
@@ -303,6 +349,9 @@ mod tests {
         let part = Buffer::mapped(&file, 0, 4, 4).unwrap();
         assert_eq!(part.get::<f32>(), [1.0]);
         assert!(part.is_mapped() && part.clone().get_mut::<f32>().is_none());
+        let read = Buffer::read(&file, 1, 4).unwrap();
+        assert!(read.bytes() == [0, 128, 63, 7] && !read.is_mapped());
+        assert!(Buffer::read(&file, 3, 4).is_err());
         assert!(Buffer::mapped(&file, 2, 4, 4).is_err());
         assert!(Buffer::mapped(&file, 1, 4, 4).is_err());
         assert!(Buffer::mapped(&file, usize::MAX, 4, 1).is_err());

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 
 /// Writes `bytes` to `path` so that no reader and no crash ever sees a part of them.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
@@ -17,6 +17,10 @@ pub fn write_atomic_with(
     write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.exists()) {
+        return Err(Error::new(format!("there is no folder {}; make it first", folder.display())).at(path));
+    }
     let beside = beside(path);
     let attempt = || -> std::io::Result<()> {
         let mut file = BufWriter::new(File::create(&beside)?);

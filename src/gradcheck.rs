@@ -132,6 +132,18 @@ impl Case {
         Self { inputs, run: Box::new(run), reference: None, differentiable: true }
     }
 
+    /// What it is drawn for.
+    #[cfg(test)]
+    pub(crate) fn inputs(&self) -> &[Tensor] {
+        &self.inputs
+    }
+
+    /// The case's computation on other inputs.
+    #[cfg(test)]
+    pub(crate) fn run(&self, x: &[Tensor]) -> Tensor {
+        (self.run)(x)
+    }
+
     /// The same by a slower way (the composition of a fused op, or a plain loop): value, and gradient where it has one, must agree.
     pub fn equals(mut self, reference: impl Fn(&[Tensor]) -> Tensor + Send + Sync + 'static) -> Self {
         self.reference = Some(Box::new(reference));

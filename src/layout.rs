@@ -87,7 +87,7 @@ impl From<&[usize]> for Dims {
 
 /// Where each element is: element `[i0, i1, ..]` of a tensor is at `offset + sum(i_k * stride_k)`, in elements.
 /// A stride of 0 broadcasts, a negative one flips.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Layout {
     dims: Dims,
     strides: [isize; MAX_RANK],

@@ -31,6 +31,7 @@ pub mod optim;
 pub mod phantom;
 #[cfg(all(feature = "text", feature = "image"))]
 pub mod pipeline;
+pub mod plan;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod tape;

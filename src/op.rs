@@ -2,6 +2,7 @@
 
 use crate::dtype::DType;
 use crate::layout::Dims;
+use crate::plan::{Packs, Prepared, Role, trace};
 use crate::tape::Node;
 use crate::tensor::Tensor;
 
@@ -40,6 +41,21 @@ pub trait Op: Send + Sync + 'static {
     /// Computes on a GPU, where the op has a shader. `None`: it runs on the CPU, and is counted.
     fn gpu(&self) -> Option<GpuArm> {
         None
+    }
+
+    /// How a plan may join this op to the one that makes its input.
+    fn role(&self) -> Role {
+        Role::Other
+    }
+
+    /// The op with its constant inputs (those that are there) worked into a form that is quicker to use, where there is one.
+    fn prepare(&self, _x: &[Meta], _constants: &[Option<&Tensor>], _packs: &mut Packs) -> Option<Box<dyn Prepared>> {
+        None
+    }
+
+    /// Operations of its matrix products, two for a multiplication and an addition: what a profile divides by.
+    fn flops(&self, _x: &[Meta], _out: Meta) -> u64 {
+        0
     }
 
     /// What [`Op::vjp`] will ask for; `needs[i]` tells whether input `i` wants a gradient.
@@ -188,8 +204,12 @@ pub fn apply(op: impl Op, x: &[&Tensor]) -> Tensor {
 pub fn apply_aux(op: impl Op, x: &[&Tensor]) -> (Tensor, Vec<Tensor>) {
     let metas: Vec<Meta> = x.iter().map(|t| t.meta()).collect();
     let out = op.shape(&metas);
-    let output = op.cpu(x, out);
+    let output = trace::inside(|| op.cpu(x, out));
     debug_assert_eq!(output.value.meta(), out, "{}: the CPU arm does not keep its shape rule", op.name());
+    if trace::is_listening() {
+        trace::record(Box::new(op), x, out, &output);
+        return (output.value, output.aux);
+    }
     crate::finite::saw(op.name(), false, &[&output.value], x.iter().copied());
     if !x.iter().any(|t| t.is_tracked()) {
         return (output.value, output.aux);

@@ -1,11 +1,12 @@
 //! The `tier` command as a user meets it: phantoms in, a trained model, scores, pictures and reports out.
 
 mod common;
+mod runs;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::*;
+use runs::*;
 
 #[test]
 fn a_run_has_its_files_and_its_model_can_be_used() {
@@ -368,6 +369,11 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     refused(&["train", "--out", text(&out), "--pairs", text(&ragged)], 1, &["ragged.csv"]);
     refused(&["inspect", text(&ragged)], 1, &["ragged.csv", "safetensors"]);
     refused(&["classify", "--model", text(folder.path()), "--prompts", "p.csv", "x.png"], 1, &["model.safetensors"]);
+    let heat = ["heatmap", "--model", text(model()), "x.png"];
+    let heat = |more: &[&'static str]| [&heat[..], more].concat();
+    refused(&heat(&["--text", "a", "-o", "h.jpg"]), 2, &["h.jpg", "PNG"]);
+    refused(&heat(&["--text", " ", "-o", "h.png"]), 2, &["says nothing"]);
+    refused(&heat(&["--text", "a", "-o", "h.png", "--scale", "-1"]), 2, &["--scale -1"]);
     let garbage = folder.path().join("garbage.png");
     std::fs::write(&garbage, b"\x89PNG\r\n\x1a\nnot a picture").unwrap();
     let prompts = phantoms().join("prompts.csv");
@@ -399,6 +405,12 @@ fn verify_tells_tensor_by_tensor_and_fails_where_one_does() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stdout).contains("FAIL"));
     assert!(String::from_utf8_lossy(&output.stderr).contains("differ by more than the case allows"));
+    // Also where nobody reads its lines to the end.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let arguments = ["verify", "--model", text(&changed), "--case", &case];
+    let unread = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).stdout(writer).output().unwrap();
+    assert_eq!(unread.status.code(), Some(1));
 
     // No case, half a case, another model's case.
     refused(&["verify", "--model", &model, "--case", &at("own/model.safetensors")], 1, &["not a parity case"]);
@@ -532,4 +544,112 @@ fn a_converted_model_embeds_the_same_bits_and_one_of_fewer_bits_tells_its_error(
     refused(&["convert", source, "-o", &at("clip"), "--to", "hf-clip"], 1, &["CLIPModel", "class token"]);
     refused(&["convert", "-o", &at("none")], 2, &["SRC"]);
     assert!(!folder.path().join("clip").exists());
+}
+
+#[test]
+fn models_of_one_side_and_of_two_files_are_timed_and_shown_without_what_they_do_not_need() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let at = |name: &str| text(&golden.join(name)).to_owned();
+    let timed = |arguments: &[&str]| -> serde_json::Value {
+        let line = done(&[&["bench", "--once", "--json", "-q"], arguments].concat());
+        serde_json::from_str(line.trim()).unwrap()
+    };
+    let (biovil, bert, clip) = (at("biovil.pt"), at("cxr-bert"), at("hf-clip"));
+    assert_eq!(timed(&["--model", &biovil, "--crop", "64", "--batch", "2"])["what"], "image");
+    assert_eq!(timed(&["--model", &bert])["what"], "text");
+    let pair = ["--image-model", &biovil, "--text-model", &bert];
+    assert_eq!(timed(&[&pair[..], &["--what", "text"]].concat())["model"], format!("{biovil} + {bert}"));
+    assert_eq!(timed(&["--model", &clip, "--what", "text", "--batch", "3"])["batch"], 3);
+    refused(&["bench", "--model", &bert, "--what", "image", "-q"], 2, &["no images"]);
+    refused(&["bench"], 2, &["--model"]);
+    refused(&["tokenize", "--model", &biovil, "a"], 2, &["no texts"]);
+    refused(&["preprocess", "--model", &bert, "x.png", "-o", "x.safetensors"], 2, &["no images"]);
+    refused(&["devices", "--threads", "0"], 2, &["--threads"]);
+
+    // Our own format without preprocessor_config.json and tokenizer.json, which given values do not need.
+    let out = text(&folder.path().join("e.safetensors")).to_owned();
+    let embed = |inputs: &str| tier(&["embed", "--model", &at("own"), "--inputs", inputs, "-o", &out, "-q"]);
+    assert!(embed(&at("own.case.safetensors")).status.success());
+    let shown: serde_json::Value = serde_json::from_str(&done(&["inspect", &out, "--json"])).unwrap();
+    let described: serde_json::Value = serde_json::from_str(shown["metadata"]["tiergrad"].as_str().unwrap()).unwrap();
+    let rows: Vec<String> = serde_json::from_str(described["images"].as_str().unwrap()).unwrap();
+    assert!(rows.len() > 1 && rows[1].ends_with("own.case.safetensors[1]"), "{rows:?}");
+
+    // What is not an id, a mask or a pixel is said, not cast.
+    let inputs = folder.path().join("inputs.safetensors");
+    let ids = |values: &[i64]| tiergrad::Tensor::from_slice(values, [1, values.len()]);
+    let floats = |values: &[f32]| tiergrad::Tensor::from_slice(values, [1, values.len()]);
+    let pixels = |x: f32| tiergrad::Tensor::from_slice(&vec![x; 3 * 32 * 32], [1, 3, 32, 32]);
+    for (tensors, words) in [
+        (vec![("input_ids", floats(&[1.0, 2.7]))], "integers"),
+        (vec![("input_ids", ids(&[1, 2])), ("attention_mask", ids(&[1, 7]))], "has 7"),
+        (vec![("input_ids", ids(&[1, 2])), ("attention_mask", ids(&[0, 0]))], "no real token in row 0"),
+        (vec![("input_ids", ids(&[1, 2])), ("attention_mask", ids(&[1]))], "attention_mask [1, 1]"),
+        (vec![("input_ids", ids(&[1, 1 << 40]))], "input_ids[0, 1]"),
+        (vec![("pixel_values", pixels(f32::NAN))], "not finite at element 0"),
+        (vec![("pixels", pixels(0.0))], "neither pixel_values nor input_ids"),
+    ] {
+        let named = tensors.iter().map(|(name, t)| ((*name).to_owned(), t));
+        tiergrad::formats::safetensors::save(&inputs, named, &std::collections::BTreeMap::new()).unwrap();
+        let output = embed(text(&inputs));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains(words), "{words:?} is not in: {said}");
+    }
+}
+
+#[test]
+fn training_starts_from_the_weights_of_other_programs_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let [clip60, clip40, bert50] = ["clip60.json", "clip40.json", "vocab.txt"].map(|name| folder.path().join(name));
+    common::clip_tokenizer(&clip60, 60, 77);
+    common::clip_tokenizer(&clip40, 40, 77);
+    common::bert_vocabulary(&bert50, 50);
+    let (whole, image, text_side) = ("--init", "--init-image", "--init-text");
+    for (i, (from, tokenizer)) in [
+        (vec![(whole, "hf-clip")], &clip60),
+        (vec![(image, "alone/hf-vit-old"), (text_side, "alone/clip-text")], &clip40),
+        (vec![(image, "alone/resnet"), (text_side, "cxr-bert")], &bert50),
+        (vec![(image, "biovil.pt"), (text_side, "cxr-bert")], &bert50),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = folder.path().join(format!("run-{i}"));
+        let pairs = phantoms().join("pairs.csv");
+        let tokenizer = format!("tokenizer.path={}", text(tokenizer));
+        let from: Vec<(&str, PathBuf)> = from.into_iter().map(|(flag, name)| (flag, golden.join(name))).collect();
+        let mut arguments = vec!["train", "--out", text(&out), "-q", "--pairs", text(&pairs), "--set", &tokenizer];
+        // So small a step that nothing moves: what is saved at the end is what the first step saw.
+        for setting in ["train.batch=16", "train.epochs=1", "schedule.lr=1e-30"] {
+            arguments.extend(["--set", setting]);
+        }
+        arguments.extend(from.iter().flat_map(|(flag, path)| [*flag, text(path)]));
+        done(&arguments);
+        let model = tiergrad::checkpoints::Checkpoint::open(&out.join("model"), true).unwrap().tensors().unwrap();
+        let mut compared = 0;
+        for (flag, path) in &from {
+            let source = tiergrad::checkpoints::Checkpoint::open(path, true).unwrap().tensors().unwrap();
+            let sides = match *flag {
+                "--init-image" => ["vision_model.", "visual_projection."],
+                "--init-text" => ["text_model.", "text_projection."],
+                _ => ["", "logit_scale"],
+            };
+            for (name, t) in &source {
+                // The pooler leads nowhere; running statistics move; a new joint space has a new way into it.
+                let Some(found) = model.get(name).filter(|_| sides.iter().any(|side| name.starts_with(side))) else {
+                    continue;
+                };
+                if name.contains(".running_") || found.dims() != t.dims() {
+                    continue;
+                }
+                let off = found.to_f64_vec().iter().zip(t.to_f64_vec()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(off < 1e-25, "{name} of {}: {off}", path.display());
+                compared += 1;
+            }
+        }
+        assert!(compared >= 30, "{compared} tensors of {from:?}");
+        assert_eq!(log(&out)[0]["step"], 1);
+    }
 }

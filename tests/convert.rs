@@ -1,5 +1,7 @@
 //! Models of every family, converted: the same bits, or a stated difference.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use tiergrad::check::{Case, Inputs, deviations, outputs};
@@ -32,7 +34,7 @@ impl Example {
     }
 
     fn inputs(&self) -> Inputs {
-        Inputs::of(&self.case, &self.checkpoint.config).unwrap()
+        self.case.inputs.clone()
     }
 
     fn pipeline(&self, tokenizer: Option<PathBuf>) -> Pipeline {
@@ -107,7 +109,7 @@ fn every_family_computes_the_same_bits_in_our_layout() {
             assert!(metadata["format"].starts_with("tiergrad "));
             let record: serde_json::Value = serde_json::from_str(&metadata["tiergrad"]).unwrap();
             assert_eq!(record["source"], example.model.as_str());
-            assert_eq!(record["layout"], example.checkpoint.layout.name);
+            assert_eq!(record["layout"], example.checkpoint.layout_name());
         }
         layouts.insert(example.checkpoint.layout.name);
     }
@@ -254,4 +256,60 @@ fn the_end_of_a_text_must_be_sayable() {
     assert_eq!(eos(WholeText::LastReal, ends(9)), Ok(2));
     assert!(eos(WholeText::LastReal, ends(8)).unwrap_err().contains("last real token"));
     assert!(eos(WholeText::LastReal, None).unwrap_err().contains("last real token"));
+}
+
+/// A copy of a golden model, with its configs but no tokenizer.
+fn copy(name: &str, into: &Path) {
+    for entry in std::fs::read_dir(golden().join(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, into.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn a_converted_tokenizer_cuts_long_texts_where_the_original_does() {
+    let long = vec!["w7 w8"; 40].join(" ");
+    let short = "w9 unheard w11";
+    for (name, longest) in [("hf-clip", 14), ("open-clip", 11), ("biomedclip", 16), ("cxr-bert", 12)] {
+        let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let [source, ours, theirs] = folders.each_ref().map(|folder| folder.path());
+        copy(name, source);
+        let entries = Checkpoint::open(source, true).unwrap().config.text().unwrap().vocabulary();
+        match name {
+            "hf-clip" | "open-clip" => common::clip_tokenizer(&source.join("tokenizer.json"), entries, 77),
+            _ => {
+                common::bert_vocabulary(&source.join("vocab.txt"), entries);
+                // CXR-BERT has 18 positions; its tokenizer says where it stops.
+                let says = serde_json::json!({ "model_max_length": longest }).to_string();
+                std::fs::write(source.join("tokenizer_config.json"), says).unwrap();
+            }
+        }
+        let mut pipeline = Pipeline::open(source, true).unwrap();
+        let read = |pipeline: &Pipeline| {
+            let tokens = pipeline.tokenizer().unwrap().encode(&[&long, short, ""]).unwrap();
+            (tokens.ids.dims()[1], tokens.ids.to_vec::<i64>(), tokens.mask.to_vec::<u8>(), tokens.cut)
+        };
+        let expected = read(&pipeline);
+        assert_eq!((expected.0, &expected.3), (longest, &vec![0]), "{name}");
+        pipeline.convert(ours, &Conversion::default()).unwrap();
+        assert_eq!(read(&Pipeline::open(ours, true).unwrap()), expected, "{name}");
+        if name == "hf-clip" {
+            pipeline.convert(theirs, &Conversion { to: Target::HfClip, ..Conversion::default() }).unwrap();
+            assert_eq!(read(&Pipeline::open(theirs, true).unwrap()), expected);
+        }
+    }
+}
+
+#[test]
+fn int8_stays_the_same_int8() {
+    let (first, opened) = Example::golden("hf-clip").converted(Target::Tier, Some(Precision::Int8));
+    assert_eq!(opened.precision(), Precision::Int8);
+    let again = tempfile::tempdir().unwrap();
+    let conversion = Conversion { precision: Some(opened.precision()), ..Conversion::default() };
+    Pipeline::open(first.path(), true).unwrap().convert(again.path(), &conversion).unwrap();
+    let tensors = |folder: &Path| Checkpoint::open(folder, true).unwrap().tensors().unwrap();
+    let (before, after) = (tensors(first.path()), tensors(again.path()));
+    assert!(before.iter().all(|(name, t)| bits(t) == bits(&after[name])));
+    let kept = Weights::open_folder(again.path(), true).unwrap();
+    assert!(kept.metas().any(|(_, meta)| meta.dtype == DType::I8));
 }

@@ -1,12 +1,12 @@
 //! Training when the machine or its user misbehaves: kills, full disks, files that vanish or change, numbers that are not finite.
 
-mod common;
+mod runs;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::*;
+use runs::*;
 use tiergrad::formats::Weights;
 use tiergrad::rng::Rng;
 

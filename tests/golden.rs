@@ -11,7 +11,11 @@ fn folder() -> PathBuf {
 }
 
 fn cases() -> Vec<PathBuf> {
-    let files = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    cases_in(&folder())
+}
+
+fn cases_in(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut cases: Vec<PathBuf> = files.filter(|path| path.to_string_lossy().ends_with(".case.safetensors")).collect();
     cases.sort();
     cases
@@ -47,6 +51,51 @@ fn every_case_is_reproduced() {
         assert!(checks.len() >= case.expected.len());
         assert!(failed(&checks).is_empty(), "{}: {:#?}", path.display(), failed(&checks));
     }
+}
+
+/// What transformers' and torchvision's own classes give: logits, a pooler's output, features, projected texts.
+#[test]
+fn towers_alone_give_what_their_classes_give() {
+    let cases = cases_in(&folder().join("alone"));
+    let names: Vec<String> =
+        cases.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    for name in ["bert", "clip-text", "clip-vision", "hf-vit", "hf-vit-old", "hf-vit.interpolated", "resnet"] {
+        assert!(names.contains(&format!("{name}.case.safetensors")), "{name}: {names:?}");
+    }
+    for path in cases {
+        let (checkpoint, case) = open(&path);
+        assert!(case.expected.contains_key("output"), "{}", path.display());
+        let checks = verify(&checkpoint, &case).unwrap();
+        assert!(failed(&checks).is_empty(), "{}: {:#?}", path.display(), failed(&checks));
+        // The bound is one that another epsilon, activation or pooling breaks.
+        assert!(checks.iter().all(|check| check.tolerance < 1e-3));
+    }
+}
+
+/// Hugging Face's ViT wants both sides resized, whatever the picture's shape.
+#[test]
+fn pictures_are_stretched_as_pillow_does() {
+    use tiergrad::image::{Filter, Picture, Preprocess, Preset};
+    let golden = Weights::open(folder().join("alone/stretch.safetensors"), true).unwrap();
+    let mut compared = 0;
+    for name in ["wide", "tall", "grey"] {
+        let levels = golden.get(&format!("{name}.picture")).unwrap();
+        let [height, width, channels] = [0, 1, 2].map(|k| levels.dims()[k]);
+        let picture = Picture { width, height, channels, pixels: levels.to_vec() };
+        for (filter, kernel) in [("bilinear", Filter::Bilinear), ("bicubic", Filter::Bicubic)] {
+            let expected = golden.get(&format!("{name}.{filter}")).unwrap();
+            let side = expected.dims()[0];
+            let way =
+                Preprocess { stretch: true, resize: side, crop: side, filter: kernel, ..Preset::Clip.preprocess() };
+            let seen = way.seen(&picture);
+            let three = 3 / seen.channels;
+            let found: Vec<u8> = seen.pixels.iter().flat_map(|&level| std::iter::repeat_n(level, three)).collect();
+            assert_eq!((seen.width, seen.height), (side, side));
+            assert!(found == expected.to_vec::<u8>(), "{name}, {filter}");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 6);
 }
 
 #[test]

@@ -7,9 +7,34 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use kernels_cpu::Isa;
-use kernels_cpu::gemm::{Mat, gemm, gemm_batched};
+use kernels_cpu::conv::{Conv2d, Window};
+use kernels_cpu::gemm::{Finish, Mat, Packed, Right, gemm, gemm_batched, multiply};
+use kernels_cpu::map::Unary;
 use kernels_cpu::par::Pool;
 use kernels_cpu::simd::{Simd, SimdOp, dispatch};
+
+/// The transformers' shapes of the peers' harness, and cubes.
+const SHAPES: [[usize; 3]; 19] = [
+    [197, 768, 768],
+    [197, 768, 3072],
+    [1576, 2304, 768],
+    [1576, 768, 3072],
+    [1024, 1024, 1024],
+    [512, 512, 512],
+    [50, 768, 3072],
+    [392, 128, 2048],
+    [64, 64, 64],
+    [128, 128, 128],
+    [256, 256, 256],
+    [2048, 2048, 2048],
+    [50, 768, 768],
+    [50, 2304, 768],
+    [50, 3072, 768],
+    [197, 2304, 768],
+    [197, 3072, 768],
+    [1576, 768, 768],
+    [1576, 3072, 768],
+];
 
 /// So many rounds of fused multiply-adds on more registers than their latency needs. Gives the number of multiply-adds.
 struct Peak(usize);
@@ -111,6 +136,79 @@ fn sgemm<'a>(
     }
 }
 
+/// Products with the right operand packed before: share of the peak, and two threads to one.
+fn packed([m, n, k]: [usize; 3], pools: &[Pool; 2]) -> [f64; 3] {
+    let values = |len: usize, modulus: usize| (0..len).map(|i| (i % modulus) as f32 - 6.0).collect::<Vec<f32>>();
+    let (a, b, mut c) = (values(m * k, 17), values(k * n, 13), vec![0.0f32; m * n]);
+    let before = Packed::new(Mat::new(&b, n, k).t());
+    let work = (m * k * n) as f64;
+    let repeats = (1e8 / work).ceil() as usize;
+    let [mut best, mut loose, mut best_of_two, mut best_peak] = [f64::INFINITY, f64::INFINITY, f64::INFINITY, 0.0];
+    for _ in 0..31 {
+        let mut ours = || {
+            time(|| {
+                (0..repeats).for_each(|_| {
+                    multiply(Mat::new(&a, m, k), Right::Packed(&before), &mut c, n, Finish::default(), true)
+                })
+            })
+        };
+        best_of_two = pools[1].install(&mut ours).min(best_of_two);
+        let [peak, one] = pools[0].install(|| [peak(), ours()]);
+        loose = pools[0]
+            .install(|| {
+                time(|| {
+                    (0..repeats).for_each(|_| gemm(Mat::new(&a, m, k), Mat::new(&b, n, k).t(), false, &mut c, n, None))
+                })
+            })
+            .min(loose);
+        best_peak = peak.max(best_peak);
+        best = one.min(best);
+    }
+    let work = work * repeats as f64 / best_peak;
+    [work / best, work / loose, best / best_of_two]
+}
+
+/// As the layers of a network follow each other: every product has another right operand, which comes from memory. Share of the peak.
+fn streamed([m, n, k]: [usize; 3], pools: &[Pool; 2]) -> f64 {
+    let a: Vec<f32> = (0..m * k).map(|i| (i % 17) as f32 - 6.0).collect();
+    let b: Vec<f32> = (0..k * n).map(|i| (i % 13) as f32 - 6.0).collect();
+    let layers: Vec<Packed> = (0..(300 << 20) / (4 * k * n)).map(|_| Packed::new(Mat::new(&b, n, k).t())).collect();
+    let mut c = vec![0.0f32; m * n];
+    let [mut best, mut best_peak] = [f64::INFINITY, 0.0];
+    for _ in 0..11 {
+        pools[0].install(|| {
+            best_peak = peak().max(best_peak);
+            let mut all = || {
+                for b in &layers {
+                    multiply(Mat::new(&a, m, k), Right::Packed(b), &mut c, n, Finish::default(), true);
+                }
+            };
+            best = time(&mut all).min(best);
+        });
+    }
+    (m * n * k * layers.len()) as f64 / best / best_peak
+}
+
+/// Convolutions of ResNet-50: map, channels in and out, kernel, stride. Share of the peak on one thread.
+fn convolution([side, input, output, kernel, stride]: [usize; 5], pools: &[Pool; 2]) -> f64 {
+    let window = Window::square(kernel, stride, kernel / 2);
+    let conv = Conv2d { n: 1, size: [side; 2], input, output, groups: 1, window };
+    let values = |len: usize| (0..len).map(|i| (i % 17) as f32 - 6.0).collect::<Vec<f32>>();
+    let [rows, cols] = conv.grid();
+    let (x, w, mut y) =
+        (values(side * side * input), values(output * input * kernel * kernel), vec![0.0; rows * cols * output]);
+    let packed = conv.pack(&w).expect("it has channels");
+    let [mut best, mut best_peak] = [f64::INFINITY, 0.0];
+    for _ in 0..31 {
+        pools[0].install(|| {
+            best_peak = peak().max(best_peak);
+            let finish = Finish { act: Some(Unary::Relu), ..Finish::default() };
+            best = time(|| conv.forward_packed(&x, &packed, finish, &mut y)).min(best);
+        });
+    }
+    (rows * cols * output * input * kernel * kernel) as f64 / best / best_peak
+}
+
 fn main() {
     // `cargo test --bench` and `cargo bench -- --test` or `-- --list` run this too; only a plain `cargo bench` measures.
     let given = |flag: &str| std::env::args().any(|arg| arg == flag);
@@ -119,7 +217,37 @@ fn main() {
     }
     let pools = [Pool::new(1), Pool::new(2)];
     println!("Tier {}, {:.0} Gflop/s at the peak of one core just now.\n", Isa::current(), 2e-9 * peak());
-    println!("| product (m k n) | layout | of peak | to matrixmultiply | 2 threads |\n|---|---|---|---|---|");
+    println!("| convolution (side, channels, kernel, stride) | of peak |\n|---|---|");
+    for c in [
+        [224, 3, 64, 7, 2],
+        [56, 64, 64, 1, 1],
+        [56, 64, 256, 1, 1],
+        [56, 256, 64, 1, 1],
+        [56, 64, 64, 3, 1],
+        [28, 128, 128, 3, 1],
+        [14, 256, 256, 3, 1],
+        [7, 512, 512, 3, 1],
+        [14, 1024, 256, 1, 1],
+        [7, 2048, 512, 1, 1],
+    ] {
+        let share = 100.0 * convolution(c, &pools);
+        println!("| {} {} to {} {}x{} /{} | {share:.0} % |", c[0], c[1], c[2], c[3], c[3], c[4]);
+    }
+    println!("\n| product (m n k) | another right operand each time: of peak |\n|---|---|");
+    for case in [[50, 768, 3072], [50, 3072, 768], [77, 2048, 512], [197, 3072, 768]] {
+        println!("| {} {} {} | {:.0} % |", case[0], case[1], case[2], 100.0 * streamed(case, &pools));
+    }
+    println!("\n| product (m n k) | packed before: of peak | packed in passing | 2 threads |\n|---|---|---|---|");
+    // `--packed` ends after this table, `--packed 64` after its first lines.
+    let first = std::env::args().skip_while(|arg| arg != "--packed").nth(1).and_then(|n| n.parse().ok());
+    for case in SHAPES.into_iter().take(first.unwrap_or(SHAPES.len())) {
+        let [one, loose, two] = packed(case, &pools);
+        println!("| {} {} {} | {:.0} % | {:.0} % | {two:.2} |", case[0], case[1], case[2], 100.0 * one, 100.0 * loose);
+    }
+    if given("--packed") {
+        return;
+    }
+    println!("\n| product (m k n) | layout | of peak | to matrixmultiply | 2 threads |\n|---|---|---|---|---|");
     for (layout, transposed) in [("A B", [false, false]), ("A Bᵀ", [false, true]), ("Aᵀ B", [true, false])] {
         for [m, k, n] in [
             [1024, 192, 192],

@@ -12,7 +12,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::float::Float;
-use crate::gemm::{Mat, gemm_serial};
+use crate::gemm::{Finish, Mat, Packed, Right, gemm_serial};
 use crate::par;
 use crate::simd::dispatch;
 use crate::zip::add_assign;
@@ -69,6 +69,9 @@ pub struct Conv2d {
     /// The window.
     pub window: Window,
 }
+
+/// A weight packed by [`Conv2d::pack`], one operand for each group.
+pub struct PackedWeight(Vec<Packed>);
 
 /// The definition, for tests: y [n, oh, ow, output].
 pub fn conv2d_def<F: Float>(conv: &Conv2d, x: &[F], weight: &[F], bias: Option<&[F]>) -> Vec<F> {
@@ -148,17 +151,62 @@ impl Conv2d {
             self.lengths() == [x.len(), weight.len(), y.len()] && bias.is_none_or(|b| b.len() == self.output),
             "conv2d: lengths for {self:?}"
         );
-        let taps = [0, 1].map(|k| (0..self.window.kernel[k]).collect::<Vec<_>>());
         let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
         let windows = self.windows(x);
         if self.is_depthwise() {
-            return windows.multiply_depthwise(&self.by_tap(weight, &taps), bias, y, target);
+            return windows.multiply_depthwise(&self.by_tap(weight, &self.taps()), bias, y, target);
         }
-        // [output][tap][channel], read transposed.
-        let packed = self.reordered(weight);
-        let (depth, width) = (taps[0].len() * taps[1].len() * (self.input / self.groups), self.output / self.groups);
-        let matrix = |group: usize| Mat::new(&packed[group * width * depth..][..width * depth], width, depth).t();
-        windows.multiply(self.groups, matrix, self.output, bias, y, target);
+        let (packed, finish) = (self.reordered(weight), Finish { bias, ..Finish::default() });
+        windows.multiply(
+            self.groups,
+            &|group| Right::Loose(self.matrix(&packed, group)),
+            self.output,
+            finish,
+            y,
+            target,
+        );
+    }
+
+    /// The weight in the order in which the kernels read it: worth its memory where it serves many maps. `None`: depthwise, or with a group
+    /// without channels, where nothing is gained.
+    ///
+    /// # Panics
+    /// If its length does not fit the sizes.
+    pub fn pack(&self, weight: &[f32]) -> Option<PackedWeight> {
+        assert_eq!(self.lengths()[1], weight.len(), "conv2d: length of the weight for {self:?}");
+        if self.is_depthwise() || weight.is_empty() {
+            return None;
+        }
+        let ordered = self.reordered(weight);
+        Some(PackedWeight((0..self.groups).map(|group| Packed::new(self.matrix(&ordered, group))).collect()))
+    }
+
+    /// y = act(x * weight + bias + residual) for a packed weight: the bits are those of [`Conv2d::forward`] and what follows.
+    ///
+    /// # Panics
+    /// If lengths do not fit the sizes.
+    pub fn forward_packed(&self, x: &[f32], weight: &PackedWeight, finish: Finish<'_, f32>, y: &mut [f32]) {
+        let [x_len, _, y_len] = self.lengths();
+        assert!(
+            [x_len, y_len, self.groups] == [x.len(), y.len(), weight.0.len()]
+                && finish.bias.is_none_or(|b| b.len() == self.output)
+                && finish.residual.is_none_or(|r| r.len() == y_len),
+            "conv2d: lengths for {self:?}"
+        );
+        let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
+        let matrix = |group: usize| Right::Packed(&weight.0[group]);
+        self.windows(x).multiply(self.groups, &matrix, self.output, finish, y, target);
+    }
+
+    fn taps(&self) -> [Vec<usize>; 2] {
+        self.window.kernel.map(|k| (0..k).collect())
+    }
+
+    /// Of a weight [output][tap][channel], a group's matrix [taps * channels, outputs].
+    fn matrix<'a, F: Float>(&self, ordered: &'a [F], group: usize) -> Mat<'a, F> {
+        let depth = self.window.kernel[0] * self.window.kernel[1] * (self.input / self.groups);
+        let width = self.output / self.groups;
+        Mat::new(&ordered[group * width * depth..][..width * depth], width, depth).t()
     }
 
     /// dx, from dy and the weight.
@@ -187,8 +235,8 @@ impl Conv2d {
                 continue;
             }
             let depth = taps[0].len() * taps[1].len() * o;
-            let matrix = |group: usize| Mat::new(&packed[group * depth * c..][..depth * c], depth, c);
-            windows.multiply(self.groups, matrix, self.input, None, dx, target);
+            let matrix = |group: usize| Right::Loose(Mat::new(&packed[group * depth * c..][..depth * c], depth, c));
+            windows.multiply(self.groups, &matrix, self.input, Finish::default(), dx, target);
         }
     }
 
@@ -304,6 +352,7 @@ fn phases(window: &Window, axis: usize, size: usize) -> Vec<Phase> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::map::Unary;
     use crate::rng::Rng;
     use proptest::prelude::*;
 
@@ -318,7 +367,7 @@ mod tests {
 
     prop_compose! {
         fn conv()(n in 0usize..3, size in any::<[u8; 2]>(), kernel in any::<[u8; 2]>(), stride in any::<[u8; 2]>(), padding in any::<[u8; 2]>(),
-                  dilation in any::<[u8; 2]>(), c in 0usize..4, o in 0usize..4, groups in 1usize..4, depthwise in any::<bool>()) -> Conv2d {
+                  dilation in any::<[u8; 2]>(), c in prop_oneof![0usize..4, 14usize..20], o in 0usize..4, groups in 1usize..4, depthwise in any::<bool>()) -> Conv2d {
             let pick = |pair: [u8; 2], low: usize, n: usize| pair.map(|x| low + usize::from(x) % n);
             let window = Window { kernel: pick(kernel, 1, 4), stride: pick(stride, 1, 3), padding: pick(padding, 0, 3), dilation: pick(dilation, 1, 3) };
             let reach = |k: usize| ((window.kernel[k] - 1) * window.dilation[k] + 1).saturating_sub(2 * window.padding[k]);
@@ -338,6 +387,15 @@ mod tests {
             let mut y = vec![f32::NAN; ny];
             conv.forward(&x, &w, biased.then_some(&b[..]), &mut y);
             for (y, e) in y.iter().zip(&expected) { prop_assert!((f64::from(*y) - e).abs() < 1e-4, "{y} instead of {e}"); }
+            if let Some(packed) = conv.pack(&w) {
+                let (residual, mut parts) = (values(ny, seed ^ 4), vec![0.0; ny]);
+                let sums: Vec<f32> = y.iter().zip(&residual).map(|(y, r)| y + r).collect();
+                crate::map::map(Unary::Relu, &sums, &mut parts);
+                let mut whole = vec![f32::NAN; ny];
+                let finish = Finish { bias: biased.then_some(&b[..]), residual: Some(&residual), act: Some(Unary::Relu) };
+                conv.forward_packed(&x, &packed, finish, &mut whole);
+                prop_assert_eq!(whole, parts);
+            }
             // The output is linear in x and in w: gradients are what the definition gives for unit vectors.
             let (mut dx, mut dw) = (vec![f32::NAN; nx], vec![f32::NAN; nw]);
             conv.backward_input(&dy, &w, &mut dx);
@@ -358,7 +416,7 @@ mod tests {
 
     #[test]
     fn many_blocks_give_the_definition_and_the_same_bits_for_any_thread_count() {
-        for (groups, input, output) in [(1, 8, 12), (2, 6, 4), (16, 16, 16)] {
+        for (groups, input, output) in [(1, 8, 12), (2, 6, 4), (16, 16, 16), (1, 20, 12), (2, 40, 68)] {
             let window = Window { dilation: [1, 2], ..Window::square(3, 2, 1) };
             let conv = Conv2d { n: 3, size: [61, 43], input, output, groups, window };
             let [nx, nw, ny] = conv.lengths();
@@ -379,7 +437,7 @@ mod tests {
             // y is linear in x and in w, so all three products are the same number.
             let dot = |a: &[f32], b: &[f32]| wide(a).iter().zip(wide(b)).map(|(a, b)| a * b).sum::<f64>();
             let (of_y, of_x, of_w) = (dot(&one.0, &dy), dot(&x, &one.1), dot(&w, &one.2));
-            assert!((of_x - of_y).abs() < 1e-2 && (of_w - of_y).abs() < 1e-2, "{of_y} {of_x} {of_w}");
+            assert!((of_x - of_y).abs() < 3e-2 && (of_w - of_y).abs() < 3e-2, "{of_y} {of_x} {of_w}");
         }
     }
 

@@ -10,7 +10,10 @@ mod tile;
 
 use crate::float::{Float, as_f32, as_f32_mut, as_f64, as_f64_mut};
 use crate::isa::Isa;
+use crate::map::{self, Unary};
 use crate::par;
+
+pub use nest::Packed;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.
 #[derive(Clone, Copy, Debug)]
@@ -64,12 +67,132 @@ pub fn gemm_def<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mu
     }
 }
 
+/// What a product becomes on its way out: act(A B + bias + residual), each where it is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Finish<'a, F> {
+    /// A number per column.
+    pub bias: Option<&'a [F]>,
+    /// A matrix of the product's size with rows as far apart as those of C.
+    pub residual: Option<&'a [F]>,
+    /// Applied last.
+    pub act: Option<Unary>,
+}
+
+impl<F> Default for Finish<'_, F> {
+    fn default() -> Self {
+        Self { bias: None, residual: None, act: None }
+    }
+}
+
+impl Packed {
+    /// Packs `b` [k, n] for the tier in use: worth its memory where many products have it on their right.
+    ///
+    /// # Panics
+    /// If it leaves its data.
+    pub fn new(b: Mat<'_, f32>) -> Self {
+        b.check();
+        Self::on(Isa::current(), b)
+    }
+}
+
+/// The left operand of a product in f32.
+#[derive(Clone, Copy)]
+enum Left<'a> {
+    Mat(Mat<'a, f32>),
+    Windows(&'a Windows<'a>),
+}
+
+impl Left<'_> {
+    fn size(&self) -> [usize; 2] {
+        match self {
+            Self::Mat(a) => [a.rows, a.cols],
+            Self::Windows(w) => [w.rows, w.taps * w.channels],
+        }
+    }
+}
+
+/// A matrix whose rows are windows over a map, read where they lie: `channels` numbers at each of `taps` places.
+pub(crate) struct Windows<'a> {
+    pub rows: usize,
+    pub taps: usize,
+    pub channels: usize,
+    /// Writes where the channels of `rows` start, as [tile][tap][row of the tile] for tiles of a height. Every place that a row of the range has
+    /// must be readable for all channels.
+    pub locate: &'a Locate<'a>,
+}
+
+pub(crate) type Locate<'a> = dyn Fn(core::ops::Range<usize>, usize, &mut [*const f32]) + Sync + 'a;
+
+/// C = act(A B + bias + residual) for windows A, with the bits of the product of their copies.
+///
+/// # Safety
+/// [`Windows::locate`] must keep its promise.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub(crate) unsafe fn multiply_windows(
+    a: &Windows<'_>,
+    b: Right<'_, f32>,
+    c: &mut [f32],
+    ldc: usize,
+    finish: Finish<'_, f32>,
+) {
+    let (k, n) = (a.taps * a.channels, b.cols());
+    check([a.rows, k], [b.rows(), n], c, ldc, &finish);
+    if a.rows > 0 && n > 0 && k > 0 {
+        let isa = if let Right::Packed(b) = b { b.isa() } else { Isa::current() };
+        nest::product(isa, Left::Windows(a), b, Out { c, ldc, accumulate: false, finish }, true);
+    }
+}
+
+/// The right operand of a product.
+#[derive(Clone, Copy)]
+pub enum Right<'a, F> {
+    /// Packed in passing, or read where it lies.
+    Loose(Mat<'a, F>),
+    /// Packed before, all of it: f32 alone.
+    Packed(&'a Packed),
+}
+
+impl<F> Right<'_, F> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Loose(b) => b.rows,
+            Self::Packed(b) => b.size()[0],
+        }
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Loose(b) => b.cols,
+            Self::Packed(b) => b.size()[1],
+        }
+    }
+}
+
+/// C = act(A B + bias + residual), on several threads or the calling one alone. How B is given does not change a bit.
+///
+/// # Panics
+/// As [`gemm`]; also if B is packed and not of f32.
+pub fn multiply<F: Float>(
+    a: Mat<'_, F>,
+    b: Right<'_, F>,
+    c: &mut [F],
+    ldc: usize,
+    finish: Finish<'_, F>,
+    threads: bool,
+) {
+    run(a, b, false, c, ldc, finish, threads);
+}
+
 /// C = A B, or C + A B where `accumulate`; plus a bias per column. C is row-major with rows `ldc` apart.
 ///
 /// # Panics
 /// If the sizes do not fit, or a matrix leaves its data.
 pub fn gemm<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mut [F], ldc: usize, bias: Option<&[F]>) {
-    run(a, b, accumulate, c, ldc, bias, true);
+    run(a, Right::Loose(b), accumulate, c, ldc, Finish { bias, ..Finish::default() }, true);
 }
 
 /// As [`gemm`], on the calling thread alone: for kernels that split work themselves.
@@ -81,7 +204,7 @@ pub fn gemm_serial<F: Float>(
     ldc: usize,
     bias: Option<&[F]>,
 ) {
-    run(a, b, accumulate, c, ldc, bias, false);
+    run(a, Right::Loose(b), accumulate, c, ldc, Finish { bias, ..Finish::default() }, false);
 }
 
 /// `batch` products of equal sizes, item i written to the i-th block of `rows * cols` elements of `c`.
@@ -102,63 +225,91 @@ pub fn gemm_batched<'a, F: Float>(
     par::chunks_mut(c, m * n, 2 * m * n * k / 16 + m * n, |i, c| gemm_serial(a(i), b(i), false, c, n, None));
 }
 
-fn run<F: Float>(
-    a: Mat<'_, F>,
-    b: Mat<'_, F>,
-    accumulate: bool,
-    c: &mut [F],
-    ldc: usize,
-    bias: Option<&[F]>,
-    threads: bool,
-) {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
-    assert_eq!(k, b.rows, "gemm: [{m}, {k}] times [{}, {n}]", b.rows);
+fn check<F: Float>([m, k]: [usize; 2], [rows, n]: [usize; 2], c: &[F], ldc: usize, finish: &Finish<'_, F>) {
+    assert_eq!(k, rows, "gemm: [{m}, {k}] times [{rows}, {n}]");
     assert!(
-        ldc >= n && bias.is_none_or(|bias| bias.len() == n),
+        ldc >= n && finish.bias.is_none_or(|bias| bias.len() == n),
         "gemm: rows of {n} placed {ldc} apart, bias of {:?}",
-        bias.map(<[F]>::len)
+        finish.bias.map(<[F]>::len)
     );
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!(c.len() >= (m - 1) * ldc + n, "gemm: {} elements for [{m}, {n}] with rows {ldc} apart", c.len());
-    a.check();
-    b.check();
-    if k == 0 {
-        for row in c.chunks_mut(ldc).take(m) {
-            for (j, x) in row[..n].iter_mut().enumerate() {
-                *x = if accumulate { *x } else { F::ZERO } + bias.map_or(F::ZERO, |bias| bias[j]);
-            }
-        }
-        return;
-    }
-    match (as_f32(a.data), as_f32(b.data)) {
-        (Some(a32), Some(b32)) => {
-            let cast = |x: Mat<'_, F>, data| Mat {
-                data,
-                offset: x.offset,
-                rows: x.rows,
-                cols: x.cols,
-                row_stride: x.row_stride,
-                col_stride: x.col_stride,
-            };
-            let c = as_f32_mut(c).expect("same type as A");
-            single(
-                cast(a, a32),
-                cast(b, b32),
-                accumulate,
-                c,
-                ldc,
-                bias.map(|bias| as_f32(bias).expect("same type as A")),
-                threads,
-            );
-        }
-        _ => double(a, b, accumulate, c, ldc, bias),
+    if m > 0 && n > 0 {
+        let least = (m - 1) * ldc + n;
+        assert!(c.len() >= least, "gemm: {} elements for [{m}, {n}] with rows {ldc} apart", c.len());
+        assert!(finish.residual.is_none_or(|r| r.len() >= least), "gemm: a residual too short for [{m}, {n}]");
     }
 }
 
+/// A product without terms.
+fn nothing<F: Float>(accumulate: bool, m: usize, n: usize, c: &mut [F], ldc: usize, finish: &Finish<'_, F>) {
+    if !accumulate {
+        c.chunks_mut(ldc).take(m).for_each(|row| row[..n].fill(F::ZERO));
+    }
+    complete(m, n, c, ldc, finish);
+}
+
+/// What is left to do where a product was only multiplied.
+fn complete<F: Float>(m: usize, n: usize, c: &mut [F], ldc: usize, finish: &Finish<'_, F>) {
+    for (i, row) in c.chunks_mut(ldc).take(m).enumerate() {
+        let row = &mut row[..n];
+        if let Some(bias) = finish.bias {
+            row.iter_mut().zip(bias).for_each(|(x, &b)| *x += b);
+        }
+        if let Some(residual) = finish.residual {
+            row.iter_mut().zip(&residual[i * ldc..]).for_each(|(x, &r)| *x += r);
+        }
+        if let Some(act) = finish.act {
+            map::map_in_place(act, row);
+        }
+    }
+}
+
+fn run<F: Float>(
+    a: Mat<'_, F>,
+    b: Right<'_, F>,
+    accumulate: bool,
+    c: &mut [F],
+    ldc: usize,
+    finish: Finish<'_, F>,
+    threads: bool,
+) {
+    let (m, k, n) = (a.rows, a.cols, b.cols());
+    check([m, k], [b.rows(), n], c, ldc, &finish);
+    a.check();
+    if let Right::Loose(b) = b {
+        b.check();
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        return nothing(accumulate, m, n, c, ldc, &finish);
+    }
+    let Some(a32) = as_f32(a.data) else {
+        let Right::Loose(b) = b else { panic!("gemm: an operand packed in f32 for a product in f64") };
+        double(a, b, accumulate, c, ldc);
+        return complete(m, n, c, ldc, &finish);
+    };
+    let same = |x| as_f32(x).expect("same type as A");
+    let cast = |x: Mat<'_, F>, data| Mat {
+        data,
+        offset: x.offset,
+        rows: x.rows,
+        cols: x.cols,
+        row_stride: x.row_stride,
+        col_stride: x.col_stride,
+    };
+    let b = match b {
+        Right::Loose(b) => Right::Loose(cast(b, same(b.data))),
+        Right::Packed(b) => Right::Packed(b),
+    };
+    let finish = Finish { bias: finish.bias.map(same), residual: finish.residual.map(same), act: finish.act };
+    let out = Out { c: as_f32_mut(c).expect("same type as A"), ldc, accumulate, finish };
+    let isa = if let Right::Packed(b) = b { b.isa() } else { Isa::current() };
+    nest::product(isa, Left::Mat(cast(a, a32)), b, out, threads);
+}
+
 /// f64 through `matrixmultiply`.
-fn double<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mut [F], ldc: usize, bias: Option<&[F]>) {
+fn double<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mut [F], ldc: usize) {
     let (da, db) = (as_f64(a.data).expect("f32 or f64"), as_f64(b.data).expect("f32 or f64"));
     let dc = as_f64_mut(c).expect("f32 or f64");
     // SAFETY: all three matrices were checked to lie in their slices.
@@ -180,23 +331,6 @@ fn double<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mut [F],
             1,
         );
     }
-    if let Some(bias) = bias {
-        for row in c.chunks_mut(ldc).take(a.rows) {
-            row[..b.cols].iter_mut().zip(bias).for_each(|(x, &b)| *x += b);
-        }
-    }
-}
-
-fn single(
-    a: Mat<'_, f32>,
-    b: Mat<'_, f32>,
-    accumulate: bool,
-    c: &mut [f32],
-    ldc: usize,
-    bias: Option<&[f32]>,
-    threads: bool,
-) {
-    nest::product(Isa::current(), a, b, Out { c, ldc, accumulate, bias }, threads);
 }
 
 /// Where a product goes.
@@ -204,13 +338,14 @@ struct Out<'a> {
     c: &'a mut [f32],
     ldc: usize,
     accumulate: bool,
-    bias: Option<&'a [f32]>,
+    finish: Finish<'a, f32>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rng::Rng;
+    use crate::simd::eval_on;
     use alloc::vec;
     use alloc::vec::Vec;
     use proptest::prelude::*;
@@ -250,9 +385,57 @@ mod tests {
             for (x, e) in double.iter().zip(&expected) { prop_assert!((x - e).abs() < 1e-11); }
             for isa in Isa::available() {
                 let mut ours = c.clone();
-                if k > 0 && m > 0 && n > 0 { nest::product(isa, a, b, Out { c: &mut ours, ldc, accumulate, bias }, true); } else { gemm(a, b, accumulate, &mut ours, ldc, bias); }
+                if k > 0 && m > 0 && n > 0 { nest::product(isa, Left::Mat(a), Right::Loose(b), Out { c: &mut ours, ldc, accumulate, finish: Finish { bias, ..Finish::default() } }, true); } else { gemm(a, b, accumulate, &mut ours, ldc, bias); }
                 for (x, e) in ours.iter().zip(&expected) { prop_assert!((f64::from(*x) - e).abs() < 1e-4, "{isa}: {x} instead of {e}"); }
             }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn packed_and_finished_products_have_the_bits_of_their_parts(m in 0usize..40, n in 0usize..70, k in prop_oneof![0usize..20, 250usize..520], tb in any::<bool>(),
+                                                                     pad in 0usize..3, biased in any::<bool>(), added in any::<bool>(), act in prop_oneof![Just(None), Just(Some(Unary::Gelu)), Just(Some(Unary::Relu))], seed in any::<u64>()) {
+            let (a, b) = (values(pad + (m + pad) * (k + pad) + m.max(k) * 3, seed), values(pad + (n + pad) * (k + pad) + n.max(k) * 3, seed ^ 1));
+            let (a, b) = (mat(&a, m, k, false, pad), mat(&b, k, n, tb, pad));
+            let (bias, ldc) = (values(n, seed ^ 2), n + pad);
+            let (residual, start) = (values(m * ldc + 1, seed ^ 3), values(m * ldc + 1, seed ^ 4));
+            let finish = Finish { bias: biased.then_some(&bias[..]), residual: added.then_some(&residual[..]), act };
+            for isa in Isa::available() {
+                // Step by step.
+                let mut parts = start.clone();
+                if m > 0 && n > 0 {
+                    if k > 0 {
+                        nest::product(isa, Left::Mat(a), Right::Loose(b), Out { c: &mut parts, ldc, accumulate: false, finish: Finish { bias: finish.bias, ..Finish::default() } }, true);
+                    } else {
+                        nothing(false, m, n, &mut parts, ldc, &Finish { bias: finish.bias, ..Finish::default() });
+                    }
+                }
+                for i in 0..m {
+                    for j in 0..n {
+                        let x = &mut parts[i * ldc + j];
+                        if added { *x += residual[i * ldc + j]; }
+                    }
+                    if let Some(act) = act { eval_on(isa, Activated(act, &mut parts[i * ldc..][..n])); }
+                }
+                let mut whole = start.clone();
+                multiply(a, Right::Packed(&Packed::on(isa, b)), &mut whole, ldc, finish, seed % 2 == 0);
+                if k > 0 { prop_assert_eq!(&whole, &parts, "{}", isa); } else { for (x, y) in whole.iter().zip(&parts) { prop_assert!((x - y).abs() < 1e-6); } }
+                if isa == Isa::current() {
+                    let mut loose = start.clone();
+                    multiply(a, Right::Loose(b), &mut loose, ldc, finish, true);
+                    prop_assert_eq!(&loose, &whole);
+                }
+            }
+        }
+    }
+
+    struct Activated<'a>(Unary, &'a mut [f32]);
+
+    impl crate::simd::SimdOp for Activated<'_> {
+        type Output = ();
+        fn eval<S: crate::simd::Simd>(self, s: S) {
+            map::activate(s, self.0, self.1);
         }
     }
 

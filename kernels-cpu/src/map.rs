@@ -210,7 +210,7 @@ impl Unary {
 
 /// f on a vector; the same formulas as [`Unary::f`].
 #[inline(always)]
-fn vector<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
+pub(crate) fn vector<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
     let one = s.splat(1.0);
     match op {
         Unary::Neg => s.sub(s.splat(0.0), x),
@@ -275,6 +275,19 @@ fn derivative<S: Simd>(s: S, op: Unary, v: S::F) -> S::F {
         Unary::Sigmoid => s.mul(v, s.sub(one, v)),
         Unary::Silu => logistic(1.0),
         Unary::Softplus => math::sigmoid(s, v),
+    }
+}
+
+/// x becomes f(x), inside a kernel.
+#[inline(always)]
+pub(crate) fn activate<S: Simd>(s: S, op: Unary, x: &mut [f32]) {
+    let whole = x.len() / S::LANES * S::LANES;
+    let (body, tail) = x.split_at_mut(whole);
+    for x in body.chunks_exact_mut(S::LANES) {
+        s.store(vector(s, op, s.load(x)), x);
+    }
+    if !tail.is_empty() {
+        s.store_partial(vector(s, op, s.load_partial(tail, 1.0)), tail);
     }
 }
 

@@ -80,6 +80,11 @@ mod pool {
         if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { default().threads() }
     }
 
+    /// Runs `f` where its kernels need not be sent to their threads one by one.
+    pub fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+        if rayon::current_thread_index().is_some() { f() } else { default().install(f) }
+    }
+
     /// Splits `range` in halves down to `grain`.
     pub(super) fn split(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
         fn halves(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
@@ -102,7 +107,13 @@ mod pool {
 }
 
 #[cfg(feature = "rayon")]
-pub use pool::{Pool, set_threads, threads};
+pub use pool::{Pool, enter, set_threads, threads};
+
+/// Runs `f` where its kernels need not be sent to their threads one by one.
+#[cfg(not(feature = "rayon"))]
+pub fn enter<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
 
 /// Threads that a kernel called here would use.
 #[cfg(not(feature = "rayon"))]

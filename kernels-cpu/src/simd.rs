@@ -39,6 +39,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// They must be writable at `p`.
     unsafe fn store_ptr(self, x: Self::F, p: *mut f32);
+    /// Asks for the cache line of `p`, which may be anywhere.
+    #[inline(always)]
+    fn prefetch(self, _p: *const f32) {}
+    /// As [`Simd::prefetch`], into the second-level cache.
+    #[inline(always)]
+    fn prefetch_far(self, _p: *const f32) {}
     /// a + b
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// a - b
@@ -195,13 +201,20 @@ pub fn eval_on<O: SimdOp>(isa: Isa, op: O) -> O::Output {
     run(isa, op)
 }
 
+/// Runs another kernel on a token's tier, as a function of its own: for what is rare inside a kernel.
+#[inline]
+pub fn again<S: Simd, O: SimdOp>(_: S, op: O) -> O::Output {
+    // The token proves that the machine has the tier.
+    run(S::ISA, op)
+}
+
 #[inline]
 fn run<O: SimdOp>(isa: Isa, op: O) -> O::Output {
     match isa {
         Isa::Scalar => op.eval(scalar::Scalar::new()),
         Isa::Portable => op.eval(portable::Portable::new()),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: both callers checked that the machine has the tier.
+        // SAFETY: every caller checked that, or was shown that, the machine has the tier.
         Isa::Avx2 => unsafe { avx2::run(op) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::dtype::DType;
+use super::inputs::{self, Inputs, float};
 use crate::error::{At, Error, Result};
 use crate::formats::Weights;
 use crate::loss::TierOptions;
-use crate::models::{ImageTowerConfig, NetworkConfig};
+use crate::models::NetworkConfig;
 use crate::tensor::Tensor;
 
 /// A parity case.
@@ -16,10 +16,8 @@ use crate::tensor::Tensor;
 pub struct Case {
     /// Its file.
     pub path: PathBuf,
-    /// Pixels [n, c, h, w], preprocessed.
-    pub pixels: Option<Tensor>,
-    /// Ids i64 and mask u8, [n, T] both.
-    pub texts: Option<[Tensor; 2]>,
+    /// What the model is asked about.
+    pub inputs: Inputs,
     /// Whether batch norms go by the batch, and move their running statistics.
     pub train: bool,
     /// The objective, where there is one.
@@ -80,7 +78,7 @@ impl Case {
                 Some(short) => {
                     expected.insert(short.to_owned(), float(file, name)?);
                 }
-                None if ["pixel_values", "input_ids", "attention_mask"].contains(&name) => {}
+                None if inputs::NAMES.contains(&name) => {}
                 None => ignored.push(name.to_owned()),
             }
         }
@@ -115,14 +113,12 @@ impl Case {
             adam: tolerance("rtol_adam")?,
         };
         let grad_norm = metadata.0.get("grad_norm").map(|_| metadata.number::<f64>("grad_norm")).transpose()?;
-        let pixels = file.get("pixel_values").map(|_| float(file, "pixel_values")).transpose()?;
         let said = ["global_image", "text_uses_attention_mask"]
             .into_iter()
             .filter_map(|key| Some((key.to_owned(), metadata.0.get(key)?.clone())));
         let case = Self {
             path: path.to_path_buf(),
-            pixels,
-            texts: texts(file)?,
+            inputs: Inputs::read(file)?,
             train: metadata.choice("train_mode", ["eval", "train"])? == 1,
             objective,
             adam,
@@ -137,16 +133,12 @@ impl Case {
     }
 
     fn check(&self) -> Result<()> {
-        if self.pixels.as_ref().is_some_and(|p| p.rank() != 4 || p.numel() == 0) {
-            return Err(Error::new("pixel_values must have dims [n, channels, height, width], none of them 0"));
-        }
-        let counts = [self.pixels.as_ref(), self.texts.as_ref().map(|t| &t[0])].map(|t| t.map(|t| t.dims()[0]));
-        match counts {
-            [None, None] => return Err(Error::new("neither pixel_values nor input_ids")),
-            [Some(images), Some(texts)] if images != texts => {
-                return Err(Error::new(format!("{images} images and {texts} texts: a case has pairs")));
-            }
-            _ => {}
+        let Inputs { pixels, texts } = &self.inputs;
+        let counts = [pixels.as_ref(), texts.as_ref().map(|t| &t[0])].map(|t| t.map(|t| t.dims()[0]));
+        if let [Some(images), Some(texts)] = counts
+            && images != texts
+        {
+            return Err(Error::new(format!("{images} images and {texts} texts: a case has pairs")));
         }
         if self.objective.is_some() && counts.contains(&None) {
             return Err(Error::new("an objective (lambda_p) needs pixel_values and input_ids"));
@@ -162,32 +154,7 @@ impl Case {
     /// # Errors
     /// Saying what does not fit.
     pub fn fits(&self, config: &NetworkConfig) -> Result<()> {
-        if let Some(pixels) = &self.pixels {
-            let [n, channels, height, width] = [0, 1, 2, 3].map(|k| pixels.dims()[k]);
-            config.check_pixels(channels, [height, width])?;
-            if let (Some(ImageTowerConfig::Resnet(resnet)), true) = (config.vision(), self.train) {
-                let places = n * resnet.grid([height, width]).iter().product::<usize>();
-                if places < 2 {
-                    return Err(Error::new("one image whose last map has one place: no variance for a batch norm"));
-                }
-            }
-        }
-        if let Some([ids, mask]) = &self.texts {
-            let text = config.text().ok_or_else(|| Error::new("input_ids, but this model knows no texts"))?;
-            let (t, most) = (ids.dims()[1], text.max_length());
-            if t > most {
-                return Err(Error::new(format!("input_ids has {t} tokens, this model takes at most {most}")));
-            }
-            let known = 0..i64::try_from(text.vocabulary()).unwrap_or(i64::MAX);
-            if let Some((at, id)) = ids.to_vec::<i64>().iter().enumerate().find(|(_, id)| !known.contains(id)) {
-                let (row, column) = (at / t, at % t);
-                return Err(Error::new(format!("input_ids[{row}, {column}] is {id}, this model has {known:?}")));
-            }
-            if let Some(row) = mask.to_vec::<u8>().chunks(t).position(|row| !row.contains(&1)) {
-                return Err(Error::new(format!("attention_mask has no real token in row {row}")));
-            }
-        }
-        Ok(())
+        self.inputs.fits(config, self.train)
     }
 
     /// How far off an expected tensor may be.
@@ -232,37 +199,4 @@ impl Metadata<'_> {
         let wrong = || Error::new(format!("metadata {key}: {text:?} is neither {} nor {}", choices[0], choices[1]));
         choices.iter().position(|choice| choice.eq_ignore_ascii_case(text)).ok_or_else(wrong)
     }
-}
-
-/// A tensor of floats as f32.
-fn float(file: &Weights, name: &str) -> Result<Tensor> {
-    let tensor = file.get(name).ok_or_else(|| Error::new(format!("no tensor {name}")))?;
-    if !tensor.dtype().is_float() {
-        return Err(Error::new(format!("tensor {name} is {}, not a floating type", tensor.dtype())));
-    }
-    Ok(tensor.to_dtype(DType::F32).packed())
-}
-
-/// Ids and mask; a text without a mask is real throughout.
-fn texts(file: &Weights) -> Result<Option<[Tensor; 2]>> {
-    let integers = |name: &str| -> Result<Option<Tensor>> {
-        let Some(tensor) = file.get(name) else { return Ok(None) };
-        if tensor.dtype().is_float() || tensor.rank() != 2 || tensor.numel() == 0 {
-            let found = format!("{} {:?}", tensor.dtype(), tensor.dims());
-            return Err(Error::new(format!("{name} must be integers of dims [n, T], none of them 0; it is {found}")));
-        }
-        Ok(Some(tensor.to_dtype(DType::I64).packed()))
-    };
-    let (ids, mask) = (integers("input_ids")?, integers("attention_mask")?);
-    let Some(ids) = ids else {
-        return if mask.is_some() { Err(Error::new("attention_mask without input_ids")) } else { Ok(None) };
-    };
-    let mask = mask.unwrap_or_else(|| Tensor::full(*ids.dims(), 1.0, DType::I64));
-    if mask.dims() != ids.dims() {
-        return Err(Error::new(format!("input_ids is {:?}, attention_mask {:?}", ids.dims(), mask.dims())));
-    }
-    if mask.to_vec::<i64>().iter().any(|m| !(0..=1).contains(m)) {
-        return Err(Error::new("attention_mask has values other than 0 and 1"));
-    }
-    Ok(Some([ids, mask.to_dtype(DType::U8).packed()]))
 }

@@ -1,47 +1,9 @@
 //! How far a model is from another of the same sizes: what weights in fewer bits cost.
 
-use super::Case;
-use crate::dtype::DType;
+use super::Inputs;
 use crate::error::{Error, Result};
-use crate::models::{Network, NetworkConfig, Said};
-use crate::rng::Rng;
+use crate::models::{Network, Said};
 use crate::tensor::Tensor;
-
-/// What both models get.
-pub struct Inputs {
-    pixels: Option<Tensor>,
-    texts: Option<[Tensor; 2]>,
-}
-
-/// Images and texts that are drawn, and the longest of these texts.
-const DRAWN: usize = 4;
-const TOKENS: usize = 32;
-
-impl Inputs {
-    /// Those of a case.
-    ///
-    /// # Errors
-    /// If the model does not take them.
-    pub fn of(case: &Case, config: &NetworkConfig) -> Result<Self> {
-        case.fits(config)?;
-        Ok(Self { pixels: case.pixels.clone(), texts: case.texts.clone() })
-    }
-
-    /// Standard normal pixels and uniform ids, for whatever sides a model has.
-    pub fn drawn(config: &NetworkConfig, seed: u64) -> Self {
-        let mut rng = Rng::new(seed, 0);
-        let pixels = config.vision().map(|vision| {
-            let side = vision.image_size();
-            Tensor::randn([DRAWN, vision.channels(), side, side], DType::F32, &mut rng)
-        });
-        let texts = config.text().map(|text| {
-            let dims = [DRAWN, text.max_length().min(TOKENS)];
-            let ids: Vec<i64> = (0..dims[0] * dims[1]).map(|_| rng.below(text.vocabulary()) as i64).collect();
-            [Tensor::from_slice(&ids, dims), Tensor::full(dims, 1.0, DType::U8)]
-        });
-        Self { pixels, texts }
-    }
-}
 
 /// Relative L2 difference |a - e| / |e| of everything that a model makes of the inputs, by name: `image_embeds`, `patch_embeds`, `text_embeds`,
 /// `token_embeds`, and `output` where a model of one side is not projected.

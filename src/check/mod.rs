@@ -3,10 +3,12 @@
 pub mod case;
 pub mod deviation;
 pub mod golden;
+pub mod inputs;
 pub mod machine;
 pub mod selftest;
 pub mod verify;
 
 pub use case::Case;
-pub use deviation::{Inputs, deviations, outputs};
+pub use deviation::{deviations, outputs};
+pub use inputs::Inputs;
 pub use verify::{Check, verify};

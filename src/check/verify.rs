@@ -8,8 +8,7 @@ use crate::checkpoints::names::Names;
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::loss;
-use crate::models::dual_encoder::Embeddings;
-use crate::models::{GlobalImage, Network, NetworkConfig, TextTowerConfig};
+use crate::models::{GlobalImage, Network, NetworkConfig, Said, TextTowerConfig};
 use crate::nn::{Module, Noted, Source};
 use crate::optim::{Optimiser, OptimiserConfig, Rule};
 use crate::tape::Grads;
@@ -78,8 +77,8 @@ pub fn contradictions(config: &NetworkConfig, case: &Case) -> Vec<String> {
         TextTowerConfig::Bert(_) => true.to_string(),
     });
     let ours = [
-        ("global_image", images.map(str::to_owned).filter(|_| case.pixels.is_some())),
-        ("text_uses_attention_mask", masked.filter(|_| case.texts.is_some())),
+        ("global_image", images.map(str::to_owned).filter(|_| case.inputs.pixels.is_some())),
+        ("text_uses_attention_mask", masked.filter(|_| case.inputs.texts.is_some())),
     ];
     let differs = |(key, ours): (&str, Option<String>)| {
         let (ours, said) = (ours?, case.said.get(key)?);
@@ -170,24 +169,29 @@ struct Pass {
 
 impl Pass {
     fn new(network: &Network, case: &Case) -> Result<Self> {
-        let (images, noted) = match &case.pixels {
+        let (images, noted) = match &case.inputs.pixels {
             Some(pixels) => {
-                let (images, noted) = encode_images(network, pixels, case.train)?;
+                let (images, noted) = say_images(network, pixels, case.train)?;
                 (Some(images), noted)
             }
             None => (None, None),
         };
-        let texts = case.texts.as_ref().map(|[ids, mask]| encode_texts(network, ids, mask)).transpose()?;
+        let say_texts = |[ids, mask]: &[Tensor; 2]| {
+            network.say_texts(ids, mask).ok_or_else(|| Error::new("input_ids, but this model knows no texts"))
+        };
+        let texts = case.inputs.texts.as_ref().map(say_texts).transpose()?;
         let mut values = BTreeMap::new();
-        for (of, names) in [(&images, ["image_embeds", "patch_embeds"]), (&texts, ["text_embeds", "token_embeds"])] {
-            if let Some(of) = of {
+        for (said, names) in [(&images, ["image_embeds", "patch_embeds"]), (&texts, ["text_embeds", "token_embeds"])] {
+            let Some((output, embeddings)) = said else { continue };
+            values.extend(output.as_ref().map(|output| ("output".to_owned(), output.detach())));
+            if let Some(of) = embeddings {
                 values.insert(names[0].to_owned(), of.whole.detach());
                 values.insert(names[1].to_owned(), of.parts.detach());
             }
         }
         let mut pass = Self { values, loss: None, noted };
-        if let (Some(options), Some(images), Some(texts), Some([_, mask])) =
-            (&case.objective, images, &texts, &case.texts)
+        if let (Some(options), Some((_, Some(images))), Some((_, Some(texts))), Some([_, mask])) =
+            (&case.objective, images, &texts, &case.inputs.texts)
         {
             let Network::Dual(model) = network else {
                 return Err(Error::new("an objective, but this model has one side alone"));
@@ -211,27 +215,23 @@ impl Pass {
     }
 }
 
-fn encode_images(network: &Network, pixels: &Tensor, train: bool) -> Result<(Embeddings, Option<Noted>)> {
-    let (embeddings, noted) = match (network, train) {
-        (Network::Dual(model), true) => {
+/// What a network says of pixels; where it trains, with what its batch norms noted.
+fn say_images(network: &Network, pixels: &Tensor, train: bool) -> Result<(Said, Option<Noted>)> {
+    Ok(match network {
+        Network::Dual(model) if train => {
             let (embeddings, noted) = model.encode_image_train(pixels);
-            (Some(embeddings), Some(noted))
+            ((None, Some(embeddings)), Some(noted))
         }
-        (Network::Image(model), true) => {
-            let ((_, embeddings), noted) = model.forward_train(pixels);
-            (embeddings, Some(noted))
+        Network::Image(model) if train => {
+            let (said, noted) = model.forward_train(pixels);
+            ((Some(said.0), said.1), Some(noted))
         }
-        (network, false) => (network.say_images(pixels).and_then(|(_, embeddings)| embeddings), None),
-        _ => (None, None),
-    };
-    let embeddings =
-        embeddings.ok_or_else(|| Error::new("pixel_values, but this model has no images in a joint space"))?;
-    Ok((embeddings, noted))
-}
-
-fn encode_texts(network: &Network, ids: &Tensor, mask: &Tensor) -> Result<Embeddings> {
-    let embeddings = network.say_texts(ids, mask).and_then(|(_, embeddings)| embeddings);
-    embeddings.ok_or_else(|| Error::new("input_ids, but this model has no texts in a joint space"))
+        _ if train => return Err(Error::new("train_mode is train, which this kind of model does not have here")),
+        network => {
+            let said = network.say_images(pixels);
+            (said.ok_or_else(|| Error::new("pixel_values, but this model knows no images"))?, None)
+        }
+    })
 }
 
 /// An expected tensor and what was found; of a gradient the expected rows may be the first ones.

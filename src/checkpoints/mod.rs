@@ -16,7 +16,9 @@ use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::formats::Weights;
 use crate::models::single::{ImageOutput, TextOutput};
-use crate::models::{DualEncoderConfig, GlobalText, ImageModelConfig, Network, NetworkConfig, TextModelConfig};
+use crate::models::{
+    DualEncoderConfig, GlobalText, ImageModelConfig, ImageTowerConfig, Network, NetworkConfig, TextModelConfig,
+};
 use crate::nn::Source;
 use crate::op::Meta;
 use crate::tensor::Tensor;
@@ -38,6 +40,8 @@ pub struct Checkpoint {
     pub config: NetworkConfig,
     /// What was passed over or assumed, one line each.
     pub notes: Vec<String>,
+    /// Everything that was passed over, name by name: one line for each reason.
+    pub details: Vec<String>,
     /// The configs beside the weights.
     pub evidence: Evidence,
     /// The files of weights, with what their tensors are.
@@ -47,16 +51,20 @@ pub struct Checkpoint {
 /// A file of weights, and what its tensors are.
 struct Part {
     path: PathBuf,
+    layout: &'static Layout,
     weights: Weights,
     /// Before every name, and left off.
-    prefix: &'static str,
+    prefix: String,
     read: Read,
     /// What the file calls the scales of its int8 matrices, by the matrices' canonical names.
     scales: BTreeMap<String, String>,
 }
 
-/// What training on several devices puts before every name.
-const WRAPPER: &str = "module.";
+/// What training on several devices, and Lightning, put before every name.
+const WRAPPERS: [&str; 2] = ["module.", "model."];
+
+/// How many names that were passed over a note lists.
+const LISTED: usize = 3;
 
 /// Parameters that files may have and a model may not want, and why.
 const SPARE: [(&str, &str); 1] = [("text_model.pooler.", "the pooler, which the projection does not use")];
@@ -103,35 +111,68 @@ impl Checkpoint {
         Self::recognised(path, weights).at(file)
     }
 
-    /// How many numbers the model has.
+    /// How many parameters the model has; running statistics are none.
     pub fn parameter_count(&self) -> usize {
-        self.parts.iter().flat_map(|part| part.read.metas.values()).map(|meta| meta.dims.numel()).sum()
+        let running = |name: &str| name.ends_with(".running_mean") || name.ends_with(".running_var");
+        let metas = self.parts.iter().flat_map(|part| &part.read.metas);
+        metas.filter(|(name, _)| !running(name)).map(|(_, meta)| meta.dims.numel()).sum()
+    }
+
+    /// The family, or families, it belongs to.
+    pub fn layout_name(&self) -> String {
+        let names: Vec<&str> = self.parts.iter().map(|part| part.layout.name).collect();
+        names.join(" + ")
+    }
+
+    /// How the matrices are kept: as most of their numbers are.
+    pub fn precision(&self) -> Precision {
+        let kept = [
+            (Precision::F32, DType::F32),
+            (Precision::Bf16, DType::BF16),
+            (Precision::F16, DType::F16),
+            (Precision::Int8, DType::I8),
+        ];
+        let metas = || self.parts.iter().flat_map(|part| &part.read.metas);
+        let numbers = |dtype: DType| -> usize {
+            let of_type = metas().filter(|(name, meta)| meta.dtype == dtype && precision::is_matrix(name, **meta));
+            of_type.map(|(_, meta)| meta.dims.numel()).sum()
+        };
+        kept.into_iter().max_by_key(|(_, dtype)| numbers(*dtype)).map_or(Precision::F32, |(precision, _)| precision)
     }
 
     fn recognised(path: &Path, weights: Weights) -> Result<Self> {
-        let all = || weights.metas();
-        let wrapped = all().next().is_some() && all().all(|(name, _)| name.starts_with(WRAPPER));
-        let prefix = if wrapped { WRAPPER } else { "" };
-        let metas: Vec<(&str, Meta)> = all().map(|(name, meta)| (&name[prefix.len()..], meta)).collect();
-        let names: BTreeSet<String> = metas.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let evidence = Evidence::new(names, configs_of(path, weights.path()).as_deref())?;
-        let Some(layout) = LAYOUTS.into_iter().find(|layout| (layout.fits)(&evidence)) else {
-            let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
-            let first: Vec<&str> = metas.iter().take(3).map(|(name, _)| *name).collect();
-            return Err(Error::new(format!(
-                "tensors of no known model ({}, ...); known are {}",
-                first.join(", "),
-                known.join(", ")
-            )));
+        let mut prefix = String::new();
+        let (metas, layout, evidence) = loop {
+            let metas: Vec<(&str, Meta)> = weights.metas().map(|(name, meta)| (&name[prefix.len()..], meta)).collect();
+            let names: BTreeSet<String> = metas.iter().map(|(name, _)| (*name).to_owned()).collect();
+            let evidence = Evidence::new(names, configs_of(path, weights.path()).as_deref())?;
+            if let Some(layout) = LAYOUTS.into_iter().find(|layout| (layout.fits)(&evidence)) {
+                break (metas, layout, evidence);
+            }
+            let before_all = |wrapper: &&&str| metas.iter().all(|(name, _)| name.starts_with(**wrapper));
+            match WRAPPERS.iter().find(before_all).filter(|_| !metas.is_empty()) {
+                Some(wrapper) => prefix.push_str(wrapper),
+                None => {
+                    let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
+                    let first: Vec<&str> = metas.iter().take(3).map(|(name, _)| *name).collect();
+                    return Err(Error::new(format!(
+                        "tensors of no known model ({}, ...); known are {}. Of a model that is a part of another, save \
+                         its own state_dict()",
+                        first.join(", "),
+                        known.join(", ")
+                    )));
+                }
+            }
         };
         let table = Table::new(&(layout.names)());
         let mut read = table.read(metas)?;
         let scales = precision::take_scales(&mut read)?;
         let config = (layout.config)(&Shapes { read: &read, table: &table }, &evidence)?;
         let mut notes = weights.notes().to_vec();
-        if wrapped {
-            notes.push(format!("{WRAPPER} left off every name"));
+        if !prefix.is_empty() {
+            notes.push(format!("{prefix} left off every name"));
         }
+        notes.extend((layout.assumed)(&evidence).map(str::to_owned));
         let expected = expected(&config)?;
         for (start, why) in SPARE {
             if !expected.keys().any(|name| name.starts_with(start)) {
@@ -148,18 +189,24 @@ impl Checkpoint {
         for (name, why) in &read.ignored {
             by_reason.entry(why).or_default().push(name);
         }
-        notes.extend(by_reason.iter().map(|(why, names)| format!("not used: {} ({why})", names::listed(names))));
-        if !read.aliases.is_empty() {
-            let aliases: Vec<&str> = read.aliases.iter().map(|entry| entry.foreign.as_str()).collect();
-            notes.push(format!("second names of tensors: {}", names::listed(&aliases)));
+        let aliases: Vec<&str> = read.aliases.iter().map(|entry| entry.foreign.as_str()).collect();
+        let mut passed: Vec<(String, Vec<&str>)> =
+            by_reason.into_iter().map(|(why, names)| (format!("not used: {why}"), names)).collect();
+        if !aliases.is_empty() {
+            passed.push(("second names of tensors".to_owned(), aliases));
         }
+        notes.extend(passed.iter().map(|(what, names)| match names[..] {
+            [first, ..] if names.len() > LISTED => format!("{what}: {} tensors, the first {first}", names.len()),
+            _ => format!("{what}: {}", names.join(", ")),
+        }));
+        let details = passed.iter().map(|(what, names)| format!("{what}: {}", names.join(", "))).collect();
         if !scales.is_empty() {
             let numbers: usize = scales.keys().filter_map(|name| read.metas.get(name)).map(|m| m.dims.numel()).sum();
             let mib = (4 * numbers) as f64 / f64::from(1 << 20);
             notes.push(format!("{} int8 matrices, widened to f32 in memory: {mib:.1} MiB", scales.len()));
         }
-        let parts = vec![Part { path: path.to_path_buf(), weights, prefix, read, scales }];
-        Ok(Self { path: path.to_path_buf(), layout, config, notes, evidence, parts })
+        let parts = vec![Part { path: path.to_path_buf(), layout, weights, prefix, read, scales }];
+        Ok(Self { path: path.to_path_buf(), layout, config, notes, details, evidence, parts })
     }
 
     /// Joins the image side of one checkpoint and the text side of another, with a fresh logit scale of ln(1 / 0.07).
@@ -219,14 +266,21 @@ impl Checkpoint {
                 part.keep(&starts);
             }
         }
-        let mut notes = images.notes;
-        notes.extend(texts.notes);
+        let of_both = |images: Vec<String>, texts: Vec<String>| -> Vec<String> {
+            let named = |path: &Path, lines: Vec<String>| {
+                let path = path.display().to_string();
+                lines.into_iter().map(move |line| format!("{path}: {line}"))
+            };
+            named(image, images).chain(named(text, texts)).collect()
+        };
+        let mut notes = of_both(images.notes, texts.notes);
         notes.push("logit_scale is ln(1 / 0.07): the parts have none in common".to_owned());
         Ok(Self {
-            path: image.to_path_buf(),
+            path: PathBuf::from(format!("{} + {}", image.display(), text.display())),
             layout: images.layout,
             config: NetworkConfig::TiergradDualEncoder(config),
             notes,
+            details: of_both(images.details, texts.details),
             evidence: images.evidence,
             parts: images.parts.into_iter().chain(texts.parts).collect(),
         })
@@ -242,6 +296,11 @@ impl Checkpoint {
     pub fn text_folder(&self) -> Option<PathBuf> {
         let last = self.parts.last()?;
         Some(last.weights.path().parent()?.to_path_buf())
+    }
+
+    /// What was named for the texts.
+    pub fn text_path(&self) -> &Path {
+        self.parts.last().map_or(&self.path, |part| &part.path)
     }
 
     /// Longest text that the config has, where it says.
@@ -264,13 +323,23 @@ impl Checkpoint {
     /// # Errors
     /// If two names of one parameter have different values.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.tensors_with(&|_, _| false)
+    }
+
+    /// As [`Checkpoint::tensors`], those that `widened` chooses by name in f32.
+    fn tensors_with(&self, widened: &dyn Fn(&str, Meta) -> bool) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
         for part in &self.parts {
             let of = |entry: &names::Entry| {
-                let tensor = part.foreign(&entry.foreign)?;
+                let meta = part.read.metas.get(&entry.canonical).copied();
+                // What becomes another tensor is read once, so that the file's pages do not stay in memory beside it.
+                let once = |name: &str| part.weights.read(&format!("{}{name}", part.prefix));
                 match part.scales.get(&entry.canonical) {
-                    Some(scale) => Some(precision::widened(tensor, part.foreign(scale)?)),
-                    None => entry.view.of(tensor),
+                    Some(scale) => Some(precision::widened(&once(&entry.foreign)?, part.foreign(scale)?)),
+                    None if meta.is_some_and(|meta| widened(&entry.canonical, meta)) => {
+                        Some(entry.view.of(&once(&entry.foreign)?)?.to_dtype(DType::F32))
+                    }
+                    None => entry.view.of(part.foreign(&entry.foreign)?),
                 }
             };
             for entry in &part.read.names.0 {
@@ -309,14 +378,17 @@ impl Checkpoint {
     }
 
     fn network_with(&self, half: bool) -> Result<Network> {
-        let mut tensors = self.tensors()?;
-        for (name, tensor) in &mut tensors {
-            match tensor.dtype() {
-                DType::F32 => {}
-                DType::F16 | DType::BF16 if half && precision::is_matrix(name, tensor.meta()) => {}
-                DType::F16 | DType::BF16 | DType::F64 => *tensor = tensor.to_dtype(DType::F32),
-                other => return Err(Error::new(format!("{name} is {other}, not a floating type")).at(&self.path)),
-            }
+        // Patches that are cut from the image are projected by a matrix product.
+        let patches = match self.config.vision() {
+            Some(ImageTowerConfig::Vit(vit)) if vit.stem.is_empty() => "vision_model.embeddings.patch_embedding.weight",
+            _ => "",
+        };
+        let tensors = self.tensors_with(&|name, meta| match meta.dtype {
+            DType::F16 | DType::BF16 => !(half && (precision::is_matrix(name, meta) || name == patches)),
+            other => other == DType::F64,
+        })?;
+        if let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| !tensor.dtype().is_float()) {
+            return Err(Error::new(format!("{name} is {}, not a floating type", tensor.dtype())).at(&self.path));
         }
         Network::new(&Source::tensors(&tensors).params(), &self.config).at(&self.path)
     }

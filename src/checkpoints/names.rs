@@ -257,7 +257,12 @@ impl Table {
 
     /// What this family calls a canonical parameter.
     pub(super) fn entry(&self, canonical: &str) -> Option<Entry> {
-        self.0.iter().filter(|rule| rule.written).find_map(|rule| {
+        self.entries(canonical).next()
+    }
+
+    /// Every name that this family may have for a canonical parameter, the surest first.
+    fn entries(&self, canonical: &str) -> impl Iterator<Item = Entry> {
+        self.0.iter().filter(|rule| rule.written).filter_map(move |rule| {
             let Meaning::Parameters(parameters) = &rule.meaning else { return None };
             parameters.iter().find_map(|(pattern, view)| {
                 let foreign = rule.foreign.filled(&pattern.places(canonical)?);
@@ -340,11 +345,11 @@ impl Names {
     }
 }
 
-/// How many names a message lists.
+/// How many names an error lists.
 const LISTED: usize = 20;
 
 /// The first names of a list, and how many more there are.
-pub(super) fn listed(names: &[impl AsRef<str>]) -> String {
+fn listed(names: &[impl AsRef<str>]) -> String {
     let mut text = names.iter().take(LISTED).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
     if names.len() > LISTED {
         text.push_str(&format!(" and {} more", names.len() - LISTED));
@@ -352,10 +357,15 @@ pub(super) fn listed(names: &[impl AsRef<str>]) -> String {
     text
 }
 
-/// What a file calls, or would call, a canonical parameter.
+/// What a file calls, or would call, a canonical parameter: of the family's names for it the one most like those of the file.
 pub(super) fn own_name(canonical: &str, read: &Read, table: &Table) -> String {
-    let found = read.names.foreign_name(canonical).map(str::to_owned);
-    found.or_else(|| Some(table.entry(canonical)?.foreign)).unwrap_or_else(|| canonical.to_owned())
+    if let Some(found) = read.names.foreign_name(canonical) {
+        return found.to_owned();
+    }
+    let names: Vec<String> = table.entries(canonical).map(|entry| entry.foreign).collect();
+    let unlike = |name: &String| read.names.0.iter().map(|entry| edits(&entry.foreign, name)).min();
+    let best = if names.len() < 2 { names.into_iter().next() } else { names.into_iter().min_by_key(unlike) };
+    best.unwrap_or_else(|| canonical.to_owned())
 }
 
 /// Compares what a model needs with what a file has.
@@ -393,7 +403,7 @@ pub(super) fn check(expected: &BTreeMap<String, Dims>, read: &Read, table: &Tabl
             told.push(format!("{} {what}: {}", names.len(), listed(names)));
         }
     }
-    if told.is_empty() { Ok(()) } else { Err(Error::new(format!("tensors {}", told.join("; tensors ")))) }
+    if told.is_empty() { Ok(()) } else { Err(Error::new(format!("tensors that do not fit: {}", told.join("; ")))) }
 }
 
 /// The candidate with the fewest edits, if they are few.
@@ -475,6 +485,17 @@ mod tests {
         let message = check(&expected, &read, &table).unwrap_err().to_string();
         assert!(message.contains("1 missing: a.1.in_proj_bias (nearest: a.0.in_proj_weight)"), "{message}");
         assert!(message.contains("cls (as c: [4], needed [5])") && message.contains("stray"), "{message}");
+    }
+
+    #[test]
+    fn what_is_missing_is_named_as_the_file_names_the_rest() {
+        let table = Table::new("a.* -> x.*\nb.* -> x.*");
+        let one = Tensor::zeros([2], crate::DType::F32);
+        let expected = BTreeMap::from(["x.one", "x.two"].map(|name| (name.to_owned(), Dims::new(&[2]))));
+        for (has, missing) in [("a.one", "1 missing: a.two"), ("b.one", "1 missing: b.two")] {
+            let message = check(&expected, &table.read([(has, one.meta())]).unwrap(), &table).unwrap_err().to_string();
+            assert!(message.contains(missing), "{message}");
+        }
     }
 
     #[test]

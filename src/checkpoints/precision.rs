@@ -94,9 +94,13 @@ fn narrowed(matrix: &Tensor) -> Option<(Tensor, Tensor)> {
     for row in values.chunks(columns.max(1)) {
         let scale = row.iter().fold(0.0f32, |most, x| most.max(x.abs())) / LEVELS;
         // A row of zeros, or of what is nothing beside the smallest number, has no scale.
-        let level = |x: &f32| if scale > 0.0 { (x / scale).round().clamp(-LEVELS, LEVELS) as i8 } else { 0 };
-        levels.extend(row.iter().map(level));
-        scales.push(scale);
+        let level = |scale: f32, x: f32| if scale > 0.0 { (x / scale).round().clamp(-LEVELS, LEVELS) } else { 0.0 };
+        // Rounding may have moved the scale of what was int8 before: the neighbour that gives the same values is its own.
+        let near =
+            [scale, scale.next_up(), scale.next_down(), scale.next_up().next_up(), scale.next_down().next_down()];
+        let own = near.into_iter().find(|&s| row.iter().all(|&x| s * level(s, x) == x)).unwrap_or(scale);
+        levels.extend(row.iter().map(|&x| level(own, x) as i8));
+        scales.push(own);
     }
     scales.resize(rows, 0.0);
     Some((Tensor::from_slice(&levels, [rows, columns]), Tensor::from_slice(&scales, [rows])))
@@ -161,8 +165,14 @@ mod tests {
             }
         }
         assert!(levels.to_vec::<i8>().iter().any(|&q| q.abs() == 127));
-        // Once narrowed, narrowing again changes no level.
-        assert_eq!(narrowed(&back).unwrap().0.to_vec::<i8>(), levels.to_vec::<i8>());
+        // Once narrowed, narrowing again changes no value: those of many scales.
+        let scales: Vec<f32> = (0..500).map(|i| 1e-3 + i as f32 * 3.7e-5).collect();
+        let many = Tensor::randn([500, 40], DType::F32, &mut rng).mul(&Tensor::from_slice(&scales, [500, 1]));
+        for matrix in [back, many] {
+            let widen = |(levels, scale): (Tensor, Tensor)| widened(&levels, &scale);
+            let once = widen(narrowed(&matrix).unwrap());
+            assert_eq!(widen(narrowed(&once).unwrap()).to_vec::<f32>(), once.to_vec::<f32>());
+        }
         assert!(narrowed(&Tensor::from_slice(&[1.0, f32::NAN], [1, 2])).is_none());
     }
 

@@ -272,6 +272,18 @@ fn tensors_that_do_not_fit_are_listed_with_the_nearest_names() {
     assert_eq!(refused(&harmless), None);
     let notes = Checkpoint::open(folder.path(), true).unwrap().notes.join("\n");
     assert!(notes.contains("context_length") && notes.contains("module."), "{notes}");
+    assert!(notes.contains("QuickGELU and heads of 64 are assumed"), "{notes}");
+    // Lightning's prefix, before that of several devices; long lists are counts, in full in the details.
+    let lightning = |t: &mut BTreeMap<String, Tensor>| {
+        (0..9).for_each(|i| drop(t.insert(format!("{i}.attn_mask"), Tensor::scalar(0.0f32))));
+        *t = std::mem::take(t).into_iter().map(|(name, t)| (format!("model.module.{name}"), t)).collect();
+    };
+    assert_eq!(refused(&lightning), None);
+    let checkpoint = Checkpoint::open(folder.path(), true).unwrap();
+    let (notes, details) = (checkpoint.notes.join("\n"), checkpoint.details.join("\n"));
+    assert!(notes.contains("model.module. left off") && notes.contains("9 tensors, the first 0.attn_mask"), "{notes}");
+    assert!(details.contains("8.attn_mask") && !notes.contains("8.attn_mask"), "{details}");
+    checkpoint.network().unwrap();
     let unknown = refused(&|t| *t = BTreeMap::from([("a".to_owned(), Tensor::scalar(1.0f32))])).unwrap();
     assert!(unknown.contains("no known model"), "{unknown}");
 }

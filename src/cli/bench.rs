@@ -1,11 +1,16 @@
 //! `tier bench`: how fast a model runs, or a training step is, here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
 use super::Global;
+use super::model::ModelArgs;
+use crate::DType;
+use crate::check::Inputs;
+use crate::check::inputs::drawn_texts;
 use crate::error::{Error, Result};
 use crate::formats::Weights;
 use crate::loss::TierOptions;
@@ -13,21 +18,21 @@ use crate::models::bert::BertConfig;
 use crate::models::clip_text::TextConfig;
 use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
-use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind};
+use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind, Planned};
 use crate::nn::{Activation, Module, ProjectionKind};
 use crate::optim::{Optimiser, OptimiserConfig, Rule};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{NetworkConfig, Pipeline, Unused};
+use crate::plan::Cost;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
+use crate::text::Tokenizer;
 use crate::train::step;
-use crate::{DType, Dims};
 
 /// Times inference of a model, or training steps of a configuration; one JSON line with --json.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model folder.
-    #[arg(long, value_name = "PATH")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// File with `input_b<N>` and `output_b<N>` to run on and compare with.
     #[arg(long, value_name = "FILE")]
     golden: Option<PathBuf>,
@@ -37,7 +42,7 @@ pub struct Args {
     /// At least this long.
     #[arg(long, default_value_t = 3.0, value_name = "S")]
     seconds: f64,
-    /// What is timed (default: with --config a training step, else the image side).
+    /// What is timed (default: with --config a training step, else the image side, or the text side of a model of texts alone).
     #[arg(long)]
     what: Option<What>,
     /// Sizes of the training step (default: small).
@@ -46,6 +51,18 @@ pub struct Args {
     /// One run only.
     #[arg(long)]
     once: bool,
+    /// What the steps of inference take, by kind, the longest first.
+    #[arg(long, conflicts_with = "once")]
+    profile: bool,
+    /// Arithmetic of inference.
+    #[arg(long, default_value = "f32")]
+    dtype: Arithmetic,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Arithmetic {
+    /// Products and sums in f32, whatever the file's weights are.
+    F32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -166,12 +183,17 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if !args.seconds.is_finite() || args.seconds < 0.0 || args.batch == Some(0) {
         return Err(Error::usage("--seconds must not be negative, --batch must not be 0"));
     }
-    let what = args.what.unwrap_or(if args.config.is_some() { What::Train } else { What::Image });
-    let line = if what == What::Train { train(args, global)? } else { infer(args, what, global)? };
+    let train = args.what == Some(What::Train) || args.what.is_none() && args.config.is_some();
+    let line = if train { self::train(args, global)? } else { infer(args, global)? };
     if global.json {
         global.print(line)?;
     } else {
-        let fields = line.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {v}"));
+        let fields = line
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| *key != "profile")
+            .map(|(k, v)| format!("{k} {v}"));
         global.print(fields.collect::<Vec<_>>().join("  "))?;
     }
     Ok(())
@@ -197,10 +219,12 @@ fn times(args: &Args, mut run: impl FnMut() -> Result<()>) -> Result<(f64, Vec<f
     Ok((first, more))
 }
 
-fn infer(args: &Args, what: What, global: &Global) -> Result<serde_json::Value> {
-    let path = args.model.as_ref().ok_or_else(|| Error::usage("which model? Give --model PATH"))?;
-    let pipeline = Pipeline::open(path, !global.no_mmap)?;
-    let (dual, tokenizer) = pipeline.dual()?;
+fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
+    let checkpoint = args.model.checkpoint(global)?;
+    let usual = if checkpoint.config.vision().is_some() { What::Image } else { What::Text };
+    let what = args.what.unwrap_or(usual);
+    // Pixels and ids are drawn: nothing beside the model is needed.
+    let pipeline = args.model.ways().open(&checkpoint, Unused { pictures: true, texts: true }, global)?;
     let batch = args.batch.unwrap_or(1);
     let golden = args.golden.as_ref().map(|path| Weights::open(path, !global.no_mmap)).transpose()?;
     let of = |what: &str| -> Result<Option<Tensor>> {
@@ -209,27 +233,18 @@ fn infer(args: &Args, what: What, global: &Global) -> Result<serde_json::Value> 
         let tensor = golden.get(&name).ok_or_else(|| Error::new(format!("no {name}")).at(golden.path()))?;
         Ok(Some(tensor.clone()))
     };
-    let input = match (of("input")?, what) {
-        (Some(input), _) => input,
-        (None, What::Text) => {
-            let (n, t) = (batch, tokenizer.max_length());
-            let mut rng = Rng::new(1, 0);
-            let ids: Vec<i64> = (0..n * t).map(|_| rng.below(tokenizer.vocabulary()) as i64).collect();
-            Tensor::from_slice(&ids, [n, t])
-        }
-        (None, _) => {
-            let p = &pipeline.preprocess;
-            Tensor::randn([batch, p.channels, p.crop, p.crop], DType::F32, &mut Rng::new(1, 0))
-        }
-    };
-    let mask = Tensor::full(if input.rank() == 2 { *input.dims() } else { Dims::new(&[0]) }, 1.0, DType::U8);
-    let forward = || match what {
-        What::Text => dual.encode_text(&input, &mask).whole,
-        _ => dual.encode_image(&input).whole,
+    let inputs = inputs(what, &pipeline, batch, of("input")?)?;
+    inputs.fits(&checkpoint.config, false)?;
+    let planned = Planned::new(&pipeline.network);
+    let forward = || {
+        let (images, texts) = (&inputs.pixels, &inputs.texts);
+        let said = images.as_ref().and_then(|pixels| planned.say_images(pixels));
+        let said = said.or_else(|| texts.as_ref().and_then(|[ids, mask]| planned.say_texts(ids, mask)));
+        said.and_then(|(output, embeddings)| output.or(embeddings.map(|e| e.whole)))
     };
     let mut output = None;
     let (first, times) = times(args, || {
-        output = Some(forward());
+        output = forward();
         Ok(())
     })?;
     let relerr = match (of("output")?, output) {
@@ -247,13 +262,79 @@ fn infer(args: &Args, what: What, global: &Global) -> Result<serde_json::Value> 
         }
         _ => None,
     };
+    let profile = if args.profile { Some(profile(&planned, &inputs, global)?) } else { None };
     let median = times[times.len() / 2];
     let what = if what == What::Text { "text" } else { "image" };
     Ok(
-        serde_json::json!({ "bench": "infer", "what": what, "model": path, "dtype": "f32", "batch": batch, "threads": global.thread_count(),
+        serde_json::json!({ "bench": "infer", "profile": profile, "what": what, "model": args.model.name(), "dtype": checkpoint.precision().name(), "batch": batch, "threads": global.thread_count(),
         "ms": round(median * 1e3), "best_ms": round(times[0] * 1e3), "per_s": round(batch as f64 / median), "runs": times.len(),
         "first_ms": round(first * 1e3), "rss_mib": peak_mib(), "relerr": relerr }),
     )
+}
+
+/// Runs of a profile; what a step takes is the mean.
+const PROFILED: u32 = 10;
+
+/// Prints what the plan's steps take, by kind; the same as JSON.
+fn profile(planned: &Planned<'_>, inputs: &Inputs, global: &Global) -> Result<serde_json::Value> {
+    let x: Vec<Tensor> = inputs.pixels.iter().chain(inputs.texts.iter().flatten()).cloned().collect();
+    let mut kinds: BTreeMap<String, (usize, Cost)> = BTreeMap::new();
+    for _ in 0..PROFILED {
+        for cost in planned.profile(&x).ok_or_else(|| Error::new("--profile needs more runs: no plan was made"))? {
+            let kind = kinds.entry(cost.name.clone());
+            let (count, sum) =
+                kind.or_insert_with(|| (0, Cost { time: Duration::ZERO, flops: 0, bytes: 0, name: cost.name.clone() }));
+            *count += 1;
+            sum.time += cost.time;
+            sum.flops += cost.flops;
+            sum.bytes += cost.bytes;
+        }
+    }
+    let mut kinds: Vec<(usize, Cost)> = kinds.into_values().collect();
+    kinds.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.time));
+    let all: f64 = kinds.iter().map(|(_, cost)| cost.time.as_secs_f64()).sum();
+    global.say(format_args!("{:28} {:>5} {:>10} {:>9} {:>8} {:>7}", "step", "count", "ms", "GFLOP/s", "GB/s", "share"));
+    let mut rows = Vec::new();
+    for (count, cost) in &kinds {
+        let (runs, seconds) = (f64::from(PROFILED), cost.time.as_secs_f64());
+        let (count, ms, share) = (count / PROFILED as usize, 1e3 * seconds / runs, seconds / all);
+        let [gflops, gbytes] = [cost.flops, cost.bytes].map(|n| n as f64 / seconds * 1e-9);
+        let name = &cost.name;
+        global.say(format_args!("{name:28} {count:>5} {ms:>10.3} {gflops:>9.1} {gbytes:>8.1} {:>6.1}%", 100.0 * share));
+        rows.push(serde_json::json!({ "step": name, "count": count, "ms": round(ms), "gflops": round(gflops), "gb_per_s": round(gbytes), "share": round(share) }));
+    }
+    Ok(rows.into())
+}
+
+/// What a model is timed on: the golden input, or noise.
+fn inputs(what: What, pipeline: &Pipeline, batch: usize, golden: Option<Tensor>) -> Result<Inputs> {
+    let config = NetworkConfig::of(&pipeline.network);
+    let mut rng = Rng::new(1, 0);
+    if let What::Text = what {
+        let text = config.text().ok_or_else(|| Error::usage("--what text: this model knows no texts"))?;
+        let longest = pipeline.tokenizer.as_ref().map_or(text.max_length(), Tokenizer::max_length);
+        let texts = match golden {
+            Some(ids) if ids.rank() != 2 || ids.numel() == 0 || ids.dtype().is_float() => {
+                return Err(Error::new(format!("the golden input is {:?}, not ids [n, T]", ids.dims())));
+            }
+            Some(ids) => {
+                let mask = Tensor::full(*ids.dims(), 1.0, DType::U8);
+                [ids.to_dtype(DType::I64).packed(), mask]
+            }
+            None => drawn_texts(text.vocabulary(), batch, longest, &mut rng),
+        };
+        return Ok(Inputs { pixels: None, texts: Some(texts) });
+    }
+    config.vision().ok_or_else(|| Error::usage("--what image: this model knows no images"))?;
+    let p = &pipeline.preprocess;
+    let pixels = match golden {
+        Some(pixels) if pixels.rank() != 4 || pixels.numel() == 0 || !pixels.dtype().is_float() => {
+            return Err(Error::new(format!("the golden input is {:?}, not pixels [n, c, h, w]", pixels.dims())));
+        }
+        Some(pixels) => pixels.to_dtype(DType::F32).packed(),
+        None => Tensor::randn([batch, p.channels, p.crop, p.crop], DType::F32, &mut rng),
+    };
+    Ok(Inputs { pixels: Some(pixels), texts: None })
 }
 
 fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {

@@ -8,6 +8,7 @@ use crate::data::Prompts;
 use crate::error::{Error, Result};
 use crate::eval::measure::queries;
 use crate::eval::zero_shot::{Rule, scores};
+use crate::models::Planned;
 use crate::pipeline::{Network, Pipeline};
 
 /// Scores images for the labels of a table of prompts: Z, and the softmax over positive and negative prompts.
@@ -59,20 +60,21 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         global.print(format_args!("image,{}", labels.join(",")))?;
     }
     let loader = model::batches(&pipeline, &args.images, global.worker_count())?;
+    let planned = Planned::new(&pipeline.network);
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let pixels = &batch.views[0];
         let scored = match &pipeline.network {
-            Network::Classifier(model) => {
-                let logits = model.forward(pixels);
+            Network::Classifier(_) => {
+                let logits = planned.output(pixels);
                 let columns = |x: &crate::Tensor| {
                     let rows = crate::pipeline::rows(x);
                     (0..labels.len()).map(|k| rows.iter().map(|r| f64::from(r[k])).collect()).collect()
                 };
                 Scored { labels: labels.clone(), z: columns(&logits), probabilities: columns(&logits.sigmoid()) }
             }
-            Network::Dual(model) => {
-                let whole = model.encode_image(pixels).whole.to_vec::<f32>();
+            Network::Dual(_) => {
+                let whole = planned.encode_image(pixels).whole.to_vec::<f32>();
                 let probabilities = scores(&whole, &queries, Rule::Softmax { scale });
                 Scored { labels: labels.clone(), z: scores(&whole, &queries, Rule::Difference), probabilities }
             }

@@ -7,7 +7,7 @@ use super::model::{Sides, Ways};
 use crate::check::{Case, Inputs, deviations};
 use crate::checkpoints::{Checkpoint, Precision};
 use crate::error::{At, Error, Result};
-use crate::pipeline::{Conversion, Target};
+use crate::pipeline::{Conversion, Target, Unused};
 
 /// Writes a model of any layout as a folder of this program: config.json, model.safetensors, and where the model has them
 /// preprocessor_config.json and tokenizer.json. It computes the same bits as the original, unless --dtype takes fewer of the weights:
@@ -44,15 +44,21 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let source = args.sides.name(args.source.as_deref());
     let case = args.case.as_ref().map(|path| Case::open(path, map)).transpose()?;
     let inputs = match &case {
-        Some(case) => Some(Inputs::of(case, &checkpoint.config).at(&case.path)?),
+        Some(case) => {
+            case.fits(&checkpoint.config).at(&case.path)?;
+            Some(case.inputs.clone())
+        }
         None if args.dtype.is_some_and(|dtype| dtype != Precision::F32) => {
             Some(Inputs::drawn(&checkpoint.config, SEED))
         }
         None => None,
     };
     refuse_source(&checkpoint, &args.out)?;
-    let mut pipeline = args.ways.open(&checkpoint, global)?;
-    let conversion = Conversion { to: args.to, precision: args.dtype, source, force: args.force };
+    let mut pipeline = args.ways.open(&checkpoint, Unused::default(), global)?;
+    // What has int8 keeps it, its values included.
+    let int8 = args.to == Target::Tier && checkpoint.precision() == Precision::Int8;
+    let precision = args.dtype.or(int8.then_some(Precision::Int8));
+    let conversion = Conversion { to: args.to, precision, source, force: args.force };
     for note in pipeline.convert(&args.out, &conversion)? {
         global.say(note);
     }
@@ -66,12 +72,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     global.say(format_args!(
         "{}: {}, weights of {:.1} MiB (before: {:.1})",
         args.out.display(),
-        written.layout.name,
+        written.layout_name(),
         mib(is),
         mib(was)
     ));
-    let mut told =
-        serde_json::json!({ "out": args.out, "source": conversion.source, "layout": written.layout.name, "bytes": is });
+    let mut told = serde_json::json!({ "out": args.out, "source": conversion.source, "layout": written.layout_name(), "bytes": is });
     if let Some(inputs) = &inputs {
         let deviations = deviations(&checkpoint.network_in_f32()?, &written.network()?, inputs)?;
         let on = case.as_ref().map_or_else(|| format!("noise (seed {SEED})"), |case| case.path.display().to_string());

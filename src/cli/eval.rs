@@ -1,8 +1,9 @@
 //! `tier eval`: a model judged on a table.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Global;
+use super::model::{Sides, Ways};
 use crate::data::{Boxes, Labels, Pairs, Prompts, Split};
 use crate::error::{At, Result};
 use crate::eval::compare::{How, Tables, evaluate};
@@ -10,15 +11,19 @@ use crate::eval::scores::ScoreOptions;
 use crate::eval::tables::write_scores;
 use crate::files;
 use crate::loss::TierOptions;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Unused};
 use crate::report::{self, Provenance, found};
 
 /// Judges a model (several: their ensemble) on a split: zero-shot scores, retrieval, localisation and sparsity.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model folder; several are one ensemble.
-    #[arg(long, required = true, value_name = "PATH")]
+    /// A model: a folder, or a file of weights; several are one ensemble.
+    #[arg(long, value_name = "PATH", required_unless_present = "image_model")]
     model: Vec<PathBuf>,
+    #[command(flatten)]
+    sides: Sides,
+    #[command(flatten)]
+    ways: Ways,
     /// The other side of paired differences.
     #[arg(long, value_name = "PATH")]
     against: Vec<PathBuf>,
@@ -61,12 +66,14 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
-    let open = |paths: &[PathBuf]| -> Result<Vec<Pipeline>> {
-        paths.iter().map(|path| Pipeline::open(path, !global.no_mmap)).collect()
+    // The ways that flags say are those of every model.
+    let open = |path: Option<&Path>| -> Result<Pipeline> {
+        args.ways.open(&args.sides.checkpoint(path, global)?, Unused::default(), global)
     };
-    let (models, against) = (open(&args.model)?, open(&args.against)?);
-    for pipeline in models.iter().chain(&against) {
-        global.say(super::model::describe(pipeline));
+    let all = |paths: &[PathBuf]| paths.iter().map(|path| open(Some(path))).collect::<Result<Vec<_>>>();
+    let (mut models, against) = (all(&args.model)?, all(&args.against)?);
+    if args.sides.is_some() {
+        models.push(open(None)?);
     }
     let pairs = Pairs::open(&args.pairs, args.seed)?;
     pairs.notes.iter().for_each(|note| global.say(note));
@@ -95,7 +102,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     all.evaluation.write(&args.out.join("metrics.json"))?;
     let images: Vec<&str> = all.rows.iter().map(|row| row.image.as_str()).collect();
     write_scores(&args.out.join("scores.csv"), &images, &all.labels, &all.model.scores)?;
-    let names = [name(&args.model), name(&args.against)];
+    let joined = args.sides.is_some().then(|| PathBuf::from(args.sides.name(None)));
+    let of: Vec<PathBuf> = args.model.iter().cloned().chain(joined).collect();
+    let names = [name(&of), name(&args.against)];
     let (model, other, differences) = found::sides(&all, &names[0], &names[1]);
     let report = report::eval::EvalReport {
         provenance: Provenance {

@@ -36,14 +36,30 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     grid: Option<PathBuf>,
     /// Largest |score| of the colours (default: this map's own).
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     scale: Option<f32>,
     /// Blocks instead of a smooth map.
     #[arg(long)]
     blocks: bool,
 }
 
+/// A picture is written as PNG, so its name must not say another format.
+pub(super) fn only_png(path: Option<&Path>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    match path.extension().and_then(|e| e.to_str()) {
+        Some(e) if e.eq_ignore_ascii_case("png") => Ok(()),
+        _ => Err(Error::usage("pictures are written as PNG: name a file that ends in .png").at(path)),
+    }
+}
+
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
+    only_png(Some(&args.out))?;
+    if let Some(blank) = args.text.iter().chain(&args.negative).find(|text| text.trim().is_empty()) {
+        return Err(Error::usage(format!("--text and --negative: {blank:?} says nothing")));
+    }
+    if let Some(scale) = args.scale.filter(|scale| !(scale.is_finite() && *scale > 0.0)) {
+        return Err(Error::usage(format!("--scale {scale}: a number above 0 is needed")));
+    }
     let pipeline = args.model.open(global)?;
     let (picture, pixels, _) = model::pixels(&pipeline, &args.image, global)?;
     let query = query(&pipeline, &args.text, &args.negative)?;

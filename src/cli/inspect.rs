@@ -37,11 +37,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             "metadata": metadata, "tensors": tensors });
         match &checkpoint {
             Ok(c) => {
-                out["layout"] = c.layout.name.into();
+                out["layout"] = c.layout_name().into();
                 out["architecture"] = c.config.describe().into();
                 out["config"] = serde_json::to_value(&c.config).unwrap_or_default();
                 out["parameters"] = c.parameter_count().into();
                 out["notes"] = c.notes.clone().into();
+                out["passed_over"] = c.details.clone().into();
             }
             Err(e) => out["not_a_model"] = e.to_string().into(),
         }
@@ -51,10 +52,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     global.print(file.display())?;
     match &checkpoint {
         Ok(c) => {
-            global.print(format_args!("{}: {}", c.layout.name, c.config.describe()))?;
+            global.print(format_args!("{}: {}", c.layout_name(), c.config.describe()))?;
             global.print(format_args!("{} parameters", c.parameter_count()))?;
             global.print(format_args!("{}", serde_json::to_string_pretty(&c.config).unwrap_or_default()))?;
-            for note in &c.notes {
+            for note in c.notes.iter().chain(c.details.iter().filter(|_| global.verbose)) {
                 global.print(note)?;
             }
         }

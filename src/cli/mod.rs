@@ -137,7 +137,7 @@ enum Command {
     /// What a model folder or file of weights holds.
     Inspect(inspect::Args),
     /// How fast a model runs, or a training step is, here.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// A model of any layout as a folder of ours, or in Hugging Face's.
     Convert(Box<convert::Args>),
     /// Train a model on pairs of images and texts, or continue a run.
@@ -182,6 +182,13 @@ fn run(cli: Cli) -> Result<()> {
             "--device {}: this build computes on the CPU only; use --device cpu",
             cli.global.device
         )));
+    }
+    if let (Some(0), _) | (_, Some(0)) = (cli.global.threads, cli.global.workers) {
+        return Err(Error::usage("--threads and --workers: at least 1"));
+    }
+    // It computes nothing: starting threads would take longer than all it does.
+    if let Command::Inspect(args) = &cli.command {
+        return inspect::run(args, &cli.global);
     }
     let threads = cli.global.thread_count();
     kernels_cpu::par::Pool::new(threads).install(|| {

@@ -3,17 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use super::Global;
+use super::preprocess::Pixels;
 use crate::checkpoints::Checkpoint;
 use crate::data::{Loader, LoaderOptions};
 use crate::error::{Error, Result};
-use crate::pipeline::{Given, NetworkConfig, Pipeline};
+use crate::models::ImageTowerConfig;
+use crate::pipeline::{Given, Pipeline, Unused};
 use crate::tensor::Tensor;
 
 /// Which model, and how it sees pictures.
 #[derive(clap::Args)]
 pub struct ModelArgs {
     /// A model: a folder with config.json and weights, or a file of weights (.safetensors, .pt, .bin).
-    #[arg(long, value_name = "PATH", required_unless_present = "image_model", conflicts_with_all = ["image_model", "text_model"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["image_model", "text_model"])]
     model: Option<PathBuf>,
     #[command(flatten)]
     sides: Sides,
@@ -42,7 +44,7 @@ pub struct Ways {
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
     #[command(flatten)]
-    pixels: super::preprocess::Pixels,
+    pixels: Pixels,
 }
 
 impl ModelArgs {
@@ -53,7 +55,17 @@ impl ModelArgs {
 
     /// Opens the model and says what was loaded.
     pub(super) fn open(&self, global: &Global) -> Result<Pipeline> {
-        self.ways.open(&self.checkpoint(global)?, global)
+        self.open_for(Unused::default(), global)
+    }
+
+    /// As [`Self::open`], where some of a model's ways in are not used.
+    pub(super) fn open_for(&self, unused: Unused, global: &Global) -> Result<Pipeline> {
+        self.ways.open(&self.checkpoint(global)?, unused, global)
+    }
+
+    /// The ways of texts and pictures into it.
+    pub(super) fn ways(&self) -> &Ways {
+        &self.ways
     }
 
     /// The model's files, as they were named.
@@ -68,8 +80,13 @@ impl Sides {
         match (whole, &self.image_model, &self.text_model) {
             (Some(model), ..) => Checkpoint::open(model, !global.no_mmap),
             (None, Some(image), Some(text)) => Checkpoint::join(image, text, !global.no_mmap),
-            _ => Err(Error::usage("which model? Name one, or give --image-model A and --text-model B")),
+            _ => Err(Error::usage("which model? Give --model PATH, or --image-model A and --text-model B")),
         }
+    }
+
+    /// Whether a model is named by these.
+    pub(super) fn is_some(&self) -> bool {
+        self.image_model.is_some()
     }
 
     /// The files of the one or the others, as they were named.
@@ -80,26 +97,44 @@ impl Sides {
 }
 
 impl Ways {
+    /// Whether any flag says something.
+    pub(super) fn is_some(&self) -> bool {
+        self.tokenizer.is_some() || self.max_length.is_some() || self.pixels != Pixels::default()
+    }
+
     /// Makes a model of a checkpoint, these ways before those beside it, and says what was loaded.
-    pub(super) fn open(&self, checkpoint: &Checkpoint, global: &Global) -> Result<Pipeline> {
+    pub(super) fn open(&self, checkpoint: &Checkpoint, unused: Unused, global: &Global) -> Result<Pipeline> {
+        let flags = self.pixels != Pixels::default();
         let given = Given {
             tokenizer: self.tokenizer.clone(),
             max_length: self.max_length,
             preprocess: self.pixels.preset.map(|preset| preset.preprocess()),
+            unused,
         };
         let mut pipeline = Pipeline::load(checkpoint, given)?;
-        let own = pipeline.preprocess.clone();
-        pipeline.preprocess = self.pixels.preprocess(Some(own.clone()))?;
-        if pipeline.preprocess != own {
-            pipeline.origin.preprocessing = "as the flags say".to_owned();
+        if flags {
+            let own = pipeline.preprocess.clone();
+            pipeline.preprocess = self.pixels.preprocess(Some(own.clone()))?;
+            if pipeline.preprocess != own {
+                pipeline.origin.preprocessing = "as the flags say".to_owned();
+            }
+            pipeline.sixteen_bit = self.pixels.sixteen_bit.unwrap_or(pipeline.sixteen_bit);
         }
-        pipeline.sixteen_bit = self.pixels.sixteen_bit.unwrap_or(pipeline.sixteen_bit);
         let p = &pipeline.preprocess;
-        if checkpoint.config.vision().is_some() {
-            let fits = NetworkConfig::of(&pipeline.network).check_pixels(p.channels, [p.crop; 2]);
+        if let Some(vision) = checkpoint.config.vision().filter(|_| flags || !unused.pictures) {
+            let fits = checkpoint.config.check_pixels(p.channels, [p.crop; 2]);
             fits.map_err(|e| Error::usage(format!("{e}; see --crop, --mean and --std")))?;
+            if let (ImageTowerConfig::Vit(vit), true) = (vision, vision.image_size() != p.crop) {
+                pipeline.origin.notes.push(format!(
+                    "pictures of {} for a model of {}: its position embeddings are interpolated",
+                    p.crop, vit.image_size
+                ));
+            }
         }
         global.say(describe(&pipeline));
+        if global.verbose {
+            pipeline.origin.details.iter().for_each(|line| global.say(format_args!("  {line}")));
+        }
         Ok(pipeline)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::Global;
-use crate::checkpoints::Checkpoint;
+use super::model::Sides;
 use crate::error::{Error, Result};
 use crate::formats::safetensors;
 use crate::image::{self, Filter, Preprocess, Preset, SixteenBit};
@@ -23,17 +23,19 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
     /// The model whose preprocessing it is; flags say what differs.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["image_model", "text_model"])]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    sides: Sides,
     #[command(flatten)]
     pixels: Pixels,
 }
 
 /// Flags that say how an image becomes values, for every command that reads images.
-#[derive(clap::Args, Clone, Debug, Default)]
+#[derive(clap::Args, Clone, Debug, Default, PartialEq)]
 pub struct Pixels {
-    /// The preprocessing of a known model.
-    #[arg(long, value_enum, conflicts_with_all = ["resize", "crop", "filter", "mean", "std"])]
+    /// The preprocessing of a known model; the flags below say what differs.
+    #[arg(long, value_enum)]
     pub preset: Option<Preset>,
     /// What the shorter side becomes.
     #[arg(long, value_name = "N")]
@@ -61,13 +63,11 @@ impl Pixels {
     /// # Errors
     /// A usage error if nothing says how, or the flags do not fit together.
     pub fn preprocess(&self, model: Option<Preprocess>) -> Result<Preprocess> {
-        if let Some(preset) = self.preset {
-            return Ok(preset.preprocess());
-        }
-        let mut chosen = match (model, self.resize) {
-            (Some(model), _) => model,
-            (None, Some(_)) => Preset::Tier.preprocess(),
-            (None, None) => {
+        let mut chosen = match (self.preset, model, self.resize) {
+            (Some(preset), ..) => preset.preprocess(),
+            (None, Some(model), _) => model,
+            (None, None, Some(_)) => Preset::Tier.preprocess(),
+            (None, None, None) => {
                 return Err(Error::usage("say how: --model PATH, --preset NAME, or --resize N and what else differs"));
             }
         };
@@ -90,9 +90,15 @@ impl Pixels {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
-    let own = match &args.model {
-        Some(model) => Some(pipeline::preprocessing(&Checkpoint::open(model, !global.no_mmap)?)?),
-        None => None,
+    super::heatmap::only_png(args.png.as_deref())?;
+    let own = if args.model.is_some() || args.sides.is_some() {
+        let checkpoint = args.sides.checkpoint(args.model.as_deref(), global)?;
+        if checkpoint.config.vision().is_none() {
+            return Err(Error::usage("this model knows no images").at(&checkpoint.path));
+        }
+        Some(pipeline::preprocessing(&checkpoint)?)
+    } else {
+        None
     };
     let sixteen_bit = args.pixels.sixteen_bit.or(own.as_ref().map(|own| own.1)).unwrap_or_default();
     let preprocess = args.pixels.preprocess(own.map(|own| own.0))?;
@@ -118,7 +124,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         seen.save_png(path)?;
     }
     global.say(format_args!(
-        "{} x {} x {}: {}",
+        "{} x {} x {}: {}, 16-bit grey by {sixteen_bit}",
         picture.width,
         picture.height,
         picture.channels,
@@ -145,6 +151,9 @@ mod tests {
         assert_eq!(grey.preprocess(None).unwrap().channels, 1);
         let usage = |flags: Pixels| flags.preprocess(None).unwrap_err();
         assert_eq!(usage(Pixels::default()).kind(), crate::error::Kind::Usage);
+        let smaller = Pixels { preset: Some(Preset::Chexzero), resize: Some(32), ..Pixels::default() };
+        let chosen = smaller.preprocess(Some(clip)).unwrap();
+        assert_eq!((chosen.square, chosen.resize, chosen.crop), (Some(320), 32, 32));
         let half = usage(Pixels { mean: Some(vec![0.5]), ..flags });
         assert!(half.kind() == crate::error::Kind::Usage && half.to_string().contains("image_std has 3 values"));
     }

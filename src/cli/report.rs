@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             ("Layout".to_owned(), pipeline.origin.layout.clone()),
             ("Tokenizer".to_owned(), pipeline.tokenizer_line()),
         ],
-        preprocessing: format!("{} ({})", pipeline.preprocess.describe(), pipeline.origin.preprocessing),
+        preprocessing: pipeline.pictures_line(),
         labels,
         warnings,
     };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Global;
-use crate::checkpoints::Checkpoint;
+use super::model::Sides;
 use crate::error::{At, Error, Result};
 use crate::pipeline::{self, Given};
 use crate::text::Tokenizer;
@@ -12,10 +12,12 @@ use crate::text::Tokenizer;
 #[derive(clap::Args)]
 pub struct Args {
     /// A model, beside which its tokenizer lies.
-    #[arg(long, value_name = "PATH", required_unless_present = "tokenizer")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["image_model", "text_model"])]
     pub model: Option<PathBuf>,
-    /// A tokenizer: a directory, tokenizer.json, vocab.json, vocab.txt or bpe_simple_vocab_16e6.txt.gz.
-    #[arg(long, value_name = "PATH", conflicts_with = "model")]
+    #[command(flatten)]
+    sides: Sides,
+    /// A tokenizer: a directory, tokenizer.json, vocab.json, vocab.txt or bpe_simple_vocab_16e6.txt.gz; with a model, it is that model's.
+    #[arg(long, value_name = "PATH")]
     pub tokenizer: Option<PathBuf>,
     /// Longest text in tokens (default: what the model or the tokenizer says).
     #[arg(long, value_name = "N")]
@@ -29,13 +31,21 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
-    let (tokenizer, path) = match (&args.tokenizer, &args.model) {
-        (Some(path), _) => (Tokenizer::open(path, args.max_length)?, path.clone()),
-        (None, Some(model)) => {
-            let checkpoint = Checkpoint::open(model, !global.no_mmap)?;
-            pipeline::tokenizer(&checkpoint, &Given { max_length: args.max_length, ..Given::default() })?
+    let given = Given { tokenizer: args.tokenizer.clone(), max_length: args.max_length, ..Given::default() };
+    let (tokenizer, path) = match &given.tokenizer {
+        Some(path) if args.model.is_none() && !args.sides.is_some() => {
+            (Tokenizer::open(path, args.max_length)?, path.clone())
         }
-        (None, None) => return Err(Error::usage("give --tokenizer PATH or --model PATH")),
+        None if args.model.is_none() && !args.sides.is_some() => {
+            return Err(Error::usage("give --tokenizer PATH, --model PATH or --image-model A --text-model B"));
+        }
+        _ => {
+            let checkpoint = args.sides.checkpoint(args.model.as_deref(), global)?;
+            if checkpoint.config.text().is_none() {
+                return Err(Error::usage("this model knows no texts").at(&checkpoint.path));
+            }
+            pipeline::tokenizer(&checkpoint, &given, |note| global.say(note))?
+        }
     };
     global.say(format_args!(
         "{}: {} ids, at most {} tokens",

@@ -8,6 +8,7 @@ use crate::data::{Boxes, Loader, LoaderOptions, Prompts, Row};
 use crate::error::{Error, Result};
 use crate::image;
 use crate::loss::{TierOptions, similarities};
+use crate::models::Planned;
 use crate::models::dual_encoder::Embeddings;
 use crate::pipeline::{Network, Pipeline};
 use crate::tensor::Tensor;
@@ -80,20 +81,21 @@ pub fn measure(
 ) -> Result<Measured> {
     let mut out = Measured::default();
     let mut done = 0;
+    let planned = Planned::new(&pipeline.network);
     match &pipeline.network {
         Network::Classifier(model) => {
             out.labels.clone_from(&model.config().labels);
             out.scores = vec![Vec::new(); out.labels.len()];
             for batch in loader.epoch(0, 0) {
                 let batch = batch?;
-                for row in crate::pipeline::rows(&model.forward(&batch.views[0])) {
+                for row in crate::pipeline::rows(&planned.output(&batch.views[0])) {
                     out.scores.iter_mut().zip(&row).for_each(|(scores, &x)| scores.push(f64::from(x)));
                 }
                 done += batch.rows.len() as u64;
                 progress(done);
             }
         }
-        Network::Dual(model) => {
+        Network::Dual(_) => {
             let queries = options.prompts.map(|p| queries(pipeline, p)).transpose()?.unwrap_or_default();
             let prompts = options.prompts.map_or(&[][..], |p| &p.0);
             out.labels = prompts.iter().map(|p| p.label.clone()).collect();
@@ -101,7 +103,7 @@ pub fn measure(
             let mut pairs = Written::new(&options.tier);
             for batch in loader.epoch(0, 0) {
                 let batch = batch?;
-                let images = model.encode_image(&batch.views[0]);
+                let images = planned.encode_image(&batch.views[0]);
                 for (all, one) in
                     out.scores.iter_mut().zip(scores(&images.whole.to_vec::<f32>(), &queries, Rule::Difference))
                 {

@@ -5,4 +5,4 @@ pub mod safetensors;
 mod torch;
 mod weights;
 
-pub use weights::Weights;
+pub use weights::{MAX_TENSORS, Weights};

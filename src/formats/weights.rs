@@ -13,7 +13,7 @@ use crate::op::Meta;
 use crate::tensor::Tensor;
 
 /// Most tensors a file may have: ten times what the largest model here has.
-pub(super) const MAX_TENSORS: usize = 16_384;
+pub const MAX_TENSORS: usize = 16_384;
 /// Longest name of a tensor, in bytes.
 pub(super) const MAX_NAME: usize = 1024;
 
@@ -82,10 +82,16 @@ impl Storage {
             Source::File { file, start, len, map, alignment } => map
                 .then(|| Buffer::mapped(file, *start, *len, *alignment).ok())
                 .flatten()
-                .unwrap_or_else(|| Buffer::copied(&file.bytes()[*start..*start + *len])),
+                .unwrap_or_else(|| Self::read(file, *start, *len)),
             Source::Memory(buffer) => buffer.clone(),
         };
         self.buffer.get_or_init(make).clone()
+    }
+
+    /// Bytes of the file, on the heap.
+    fn read(file: &Arc<MappedFile>, start: usize, len: usize) -> Buffer {
+        // What is mapped can be copied, whatever hinders reading.
+        Buffer::read(file, start, len).unwrap_or_else(|_| Buffer::copied(&file.bytes()[start..start + len]))
     }
 }
 
@@ -160,6 +166,11 @@ impl Weights {
         self.tensors.get(name).map(Entry::tensor)
     }
 
+    /// The tensor of that name for a single use: read past the mapping, so that no page of the file stays in memory for it.
+    pub fn read(&self, name: &str) -> Option<Tensor> {
+        self.tensors.get(name).map(Entry::read)
+    }
+
     /// Every name and tensor, in order of names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.tensor()))
@@ -199,6 +210,19 @@ impl Weights {
 impl Entry {
     fn tensor(&self) -> &Tensor {
         self.tensor.get_or_init(|| Tensor::from_buffer(self.storage.buffer(), self.layout, self.dtype))
+    }
+
+    fn read(&self) -> Tensor {
+        let made = self.tensor.get().is_some() || self.storage.buffer.get().is_some();
+        match &self.storage.source {
+            Source::File { file, start, .. } if !made => {
+                let (from, size) = (self.layout.offset(), self.dtype.size());
+                let bytes = Storage::read(file, start + from * size, (self.layout.end() - from) * size);
+                let layout = Layout::strided(*self.layout.dims(), self.layout.strides(), 0);
+                Tensor::from_buffer(bytes, layout, self.dtype)
+            }
+            _ => self.tensor().clone(),
+        }
     }
 
     fn meta(&self) -> Meta {

@@ -21,7 +21,7 @@ pub fn doubts(picture: &Picture) -> Vec<String> {
     let (low, high) = (all.quantile(0.02), all.quantile(0.98));
     let (range, distinct) = (high - low, all.0.iter().filter(|&&count| count > 0).count());
     if range < LEVELS {
-        doubts.push(format!("nearly constant: 96 % of the pixels lie within {} of 256 levels", range + 1));
+        doubts.push(format!("nearly constant: at least 96 % of the pixels lie within {} of 256 levels", range + 1));
     } else if distinct < LEVELS {
         doubts.push(format!("only {distinct} levels of grey"));
     } else if inverted(&grey, range) {

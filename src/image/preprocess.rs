@@ -127,7 +127,8 @@ impl Preprocess {
     /// One line for people.
     pub fn describe(&self) -> String {
         let square = self.square.map_or(String::new(), |s| format!("black square {s}, "));
-        let list = |values: &[f64]| values.iter().map(|x| format!("{x:.4}")).collect::<Vec<_>>().join(", ");
+        // As many digits as an f32 tells apart.
+        let list = |values: &[f64]| values.iter().map(|&x| (x as f32).to_string()).collect::<Vec<_>>().join(", ");
         format!(
             "{square}{} {} {}, centre crop {}, {}, mean {}, std {}",
             if self.stretch { "stretch to" } else { "resize" },

@@ -164,8 +164,11 @@ impl Bert {
     /// Rows of the word embeddings [n, T, width]. Padding's is a constant, which matters where a loss counts padded positions.
     fn words(&self, ids: &Tensor) -> Tensor {
         let words = self.word_embeddings.embedding(ids);
+        if !self.word_embeddings.is_tracked() {
+            return words;
+        }
         let real: Vec<f64> = ids.to_vec::<i64>().iter().map(|&id| f64::from(id != self.padding)).collect();
-        if !self.word_embeddings.is_tracked() || !real.contains(&0.0) {
+        if !real.contains(&0.0) {
             return words;
         }
         let real = Tensor::from_slice(&real, ids.dims().followed_by(&[1])).to_dtype(words.dtype());

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Encoder, EncoderConfig, Init, LayerNorm, Module, Params};
 use crate::tensor::Tensor;
@@ -48,13 +49,18 @@ pub enum WholeText {
 }
 
 impl WholeText {
-    /// Its position in a text of these ids and mask.
-    fn position(self, ids: &[i64], mask: &[u8]) -> usize {
-        match self {
-            Self::LastReal => mask.iter().rposition(|&m| m != 0).unwrap_or(0),
-            Self::LargestId => (1..ids.len()).fold(0, |best, i| if ids[i] > ids[best] { i } else { best }),
-            Self::First(end) => ids.iter().position(|&id| id == end).unwrap_or(0),
-        }
+    /// Its position i64 `[n]` in each text (ids i64 [n, T], mask u8 [n, T]).
+    fn position(self, ids: &Tensor, mask: &Tensor) -> Tensor {
+        // Ids and positions are exact in f32; of equal ones the first is taken.
+        let score = match self {
+            Self::LastReal => {
+                let positions: Vec<f32> = (1..=ids.dims()[1]).map(|i| i as f32).collect();
+                mask.to_dtype(DType::F32).mul(&Tensor::from_slice(&positions, [positions.len()]))
+            }
+            Self::LargestId => ids.to_dtype(DType::F32),
+            Self::First(end) => ids.eq(&Tensor::scalar(end)).to_dtype(DType::F32),
+        };
+        score.argmax(1)
     }
 }
 
@@ -140,11 +146,9 @@ impl ClipText {
         self.final_norm.forward(&self.encoder.forward(x, true, self.uses_mask.then_some(mask)))
     }
 
-    /// Of each text (ids i64 [n, T], mask u8 [n, T]) the position of the token that stands for the whole.
-    pub fn whole(&self, ids: &Tensor, mask: &Tensor) -> Vec<usize> {
-        let t = ids.dims()[1].max(1);
-        let (ids, mask) = (ids.to_vec::<i64>(), mask.to_vec::<u8>());
-        ids.chunks(t).zip(mask.chunks(t)).map(|(ids, mask)| self.whole.position(ids, mask)).collect()
+    /// Of each text (ids i64 [n, T], mask u8 [n, T]) the position i64 `[n]` of the token that stands for the whole.
+    pub fn whole(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
+        self.whole.position(ids, mask)
     }
 }
 

@@ -206,13 +206,10 @@ impl DualEncoder {
 
     /// Ids i64 [n, T] and mask u8 [n, T]; padding is at the end. The whole is what [`GlobalText`] says.
     pub fn encode_text(&self, ids: &Tensor, mask: &Tensor) -> Embeddings {
-        let [n, t] = [ids.dims()[0], ids.dims()[1]];
         let parts = self.text_projection.forward(&self.text.forward(ids, mask));
         if self.config.global_text == Some(GlobalText::MeanTokens) {
-            let real = mask.to_vec::<u8>();
-            let count = |i: usize| real[i * t..][..t].iter().filter(|&&m| m != 0).count().max(1) as f64;
-            let shares: Vec<f64> = (0..n * t).map(|k| if real[k] != 0 { 1.0 / count(k / t) } else { 0.0 }).collect();
-            let shares = Tensor::from_slice(&shares, [n, 1, t]).to_dtype(parts.dtype());
+            let real = mask.to_dtype(parts.dtype());
+            let shares = real.div(&real.sum(&[1], true).clamp(1.0, f64::INFINITY)).unsqueeze(1);
             return Embeddings { whole: shares.matmul(&parts).at(1, 0), parts };
         }
         Embeddings { whole: self.text.whole(&parts, ids, mask), parts }

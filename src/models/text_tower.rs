@@ -113,13 +113,14 @@ impl TextTower {
 
     /// Of tokens [n, T, d] of texts (ids i64 [n, T], mask u8 [n, T]) those that stand for the whole texts: [n, d].
     pub fn whole(&self, tokens: &Tensor, ids: &Tensor, mask: &Tensor) -> Tensor {
-        let [n, t, d] = [0, 1, 2].map(|k| tokens.dims()[k]);
-        let at = match self {
-            Self::Clip(text) => text.whole(ids, mask),
-            Self::Bert(_) => vec![0; n],
-        };
-        let rows: Vec<i64> = at.into_iter().enumerate().map(|(i, p)| (i * t + p) as i64).collect();
-        tokens.reshape([n * t, d]).embedding(&Tensor::from_slice(&rows, [n]))
+        let [n, d] = [0, 2].map(|k| tokens.dims()[k]);
+        match self {
+            Self::Clip(text) => {
+                let at = text.whole(ids, mask).reshape([n, 1, 1]).broadcast_to([n, 1, d]);
+                tokens.gather(1, &at).at(1, 0)
+            }
+            Self::Bert(_) => tokens.at(1, 0),
+        }
     }
 
     /// Tokens [n, T, width] to BertModel's pooler_output [n, width], where there is a pooler.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::formats::Weights;
+use crate::formats::{MAX_TENSORS, Weights};
 use crate::layout::Dims;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
@@ -71,7 +71,8 @@ impl<'a> Source<'a> {
         Self { kind: Kind::Tensors(tensors), used: RefCell::default(), asked: RefCell::default() }
     }
 
-    /// Parameters without bytes of their own, to learn what a model asks for: see [`Source::asked`].
+    /// Parameters without bytes of their own, to learn what a model asks for: see [`Source::asked`]. More than [`MAX_TENSORS`] are an
+    /// error.
     pub fn shapes() -> Self {
         Self { kind: Kind::Shapes, used: RefCell::default(), asked: RefCell::default() }
     }
@@ -124,6 +125,12 @@ impl Params<'_> {
                 Init::Normal(std) => Tensor::randn(dims, *dtype, &mut Rng::new(*seed, hash(&name))) * std,
             }),
             Kind::Shapes => {
+                // A config that says a billion layers must not be followed to its end.
+                if self.source.asked.borrow().len() >= MAX_TENSORS {
+                    return Err(Error::new(format!(
+                        "the config describes more than {MAX_TENSORS} tensors, from {name} on; no model has so many layers"
+                    )));
+                }
                 self.source.asked.borrow_mut().insert(name, Dims::new(dims));
                 let ones: Vec<usize> = dims.iter().map(|_| 1).collect();
                 Ok(Tensor::zeros(Dims::new(&ones), DType::F32).broadcast_to(dims))

@@ -68,6 +68,10 @@ impl Op for Attention {
         })
     }
 
+    fn flops(&self, x: &[Meta], out: Meta) -> u64 {
+        4 * (out.dims.numel() * x[1].dims[2]) as u64
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::INPUTS
     }

@@ -7,6 +7,7 @@ use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::layout::Dims;
 use crate::op::{Meta, Op, Output, Saved, Saves, apply, no_derivative};
+use crate::plan::Role;
 use crate::tensor::Tensor;
 
 /// y = f(a, b) for the functions of [`Binary`].
@@ -33,6 +34,10 @@ impl Op for Zip {
             zip::zip(self.0, &out.dims, a.strided(), b.strided(), y)
         }))
         .into()
+    }
+
+    fn role(&self) -> Role {
+        if self.0 == Binary::Add { Role::Add } else { Role::Other }
     }
 
     fn saves(&self, needs: &[bool]) -> Saves {

@@ -1,8 +1,10 @@
 //! Matrix products.
 
+use std::sync::Arc;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use kernels_cpu::gemm::{self, Mat};
+use kernels_cpu::gemm::{self, Finish, Mat, Packed, Right};
 use kernels_cpu::map::{self, Saved as Needs, Unary};
 
 use crate::dtype::{DType, Element};
@@ -10,6 +12,7 @@ use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::layout::Dims;
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
+use crate::plan::{Joined, Packs, Prepared};
 use crate::tensor::Tensor;
 
 /// C = A B for matrices [.., m, k] and [.., k, n] in any layout; batch dimensions broadcast.
@@ -59,6 +62,10 @@ impl Op for Matmul {
             gemm::gemm_batched(batch.iter().product(), |i| matrix::<F>(&a, i), |i| matrix::<F>(&b, i), c)
         }))
         .into()
+    }
+
+    fn flops(&self, x: &[Meta], out: Meta) -> u64 {
+        2 * (out.dims.numel() * x[0].dims[x[0].dims.len() - 1]) as u64
     }
 
     fn saves(&self, needs: &[bool]) -> Saves {
@@ -130,25 +137,39 @@ impl Op for Linear {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let (w, bias) = (&widened(x[1]), x.get(2).map(|b| widened(b).packed()));
         let rows = rows_of(x[0]);
-        let keeps_input = self.act.is_some_and(|act| act.saves() == Needs::Input);
+        // The derivative needs the value before the activation.
+        let apart = self.act.filter(|act| act.saves() == Needs::Input && x.iter().any(|x| x.is_tracked()));
+        let act = self.act.filter(|_| apart.is_none());
         for_float!("linear", out.dtype, F => {
-            let mut before = Tensor::write(out.dims, |z: &mut [F]| {
-                let bias = bias.as_ref().map(|b| b.as_slice::<F>());
-                gemm::gemm(matrix(&rows, 0), matrix::<F>(w, 0).t(), false, z, w.dims()[0].max(1), bias);
+            let product = Tensor::write(out.dims, |z: &mut [F]| {
+                let finish = Finish { bias: bias.as_ref().map(|b| b.as_slice::<F>()), residual: None, act };
+                gemm::multiply(matrix(&rows, 0), Right::Loose(matrix::<F>(w, 0).t()), z, w.dims()[0].max(1), finish, true);
             });
-            match self.act {
-                None => before.into(),
-                // The derivative needs the value before the activation.
-                Some(act) if keeps_input => {
-                    let value = Tensor::write(out.dims, |y: &mut [F]| map::map(act, before.as_slice(), y));
-                    Output { value, aux: vec![before] }
-                }
+            match apart {
+                None => product.into(),
                 Some(act) => {
-                    map::map_in_place(act, before.as_mut_slice::<F>().expect("just made"));
-                    before.into()
+                    let value = Tensor::write(out.dims, |y: &mut [F]| map::map(act, product.as_slice(), y));
+                    Output { value, aux: vec![product] }
                 }
             }
         })
+    }
+
+    fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], packs: &mut Packs) -> Option<Box<dyn Prepared>> {
+        if x[0].dtype != DType::F32 || constants[0].is_some() {
+            return None;
+        }
+        let weight = constants[1]?;
+        let bias = match constants.get(2) {
+            Some(bias) => Some(widened((*bias)?).packed()),
+            None => None,
+        };
+        let weight = packs.get(weight, || Packed::new(matrix::<f32>(&widened(weight), 0).t()));
+        Some(Box::new(PackedLinear { weight, bias, act: self.act }))
+    }
+
+    fn flops(&self, x: &[Meta], out: Meta) -> u64 {
+        2 * (out.dims.numel() * x[1].dims[1]) as u64
     }
 
     fn saves(&self, needs: &[bool]) -> Saves {
@@ -201,6 +222,38 @@ impl Op for Linear {
             let z = flat.matmul(&x[1].transpose(0, 1)).reshape(front.followed_by(&[output]));
             let z = if let Some(bias) = x.get(2) { z.add(bias) } else { z };
             if let Some(act) = act { apply(super::unary::Map(act), &[&z]) } else { z }
+        })
+    }
+}
+
+/// A linear op whose weight is packed as the kernel reads it.
+struct PackedLinear {
+    weight: Arc<Packed>,
+    bias: Option<Tensor>,
+    act: Option<Unary>,
+}
+
+impl Prepared for PackedLinear {
+    fn joins(&self) -> bool {
+        self.act.is_none()
+    }
+
+    fn run(&self, x: &[&Tensor], joined: Joined<'_>, out: Meta) -> Tensor {
+        let (rows, residual) = (rows_of(x[0]), joined.residual.map(Tensor::packed));
+        Tensor::write(out.dims, |y: &mut [f32]| {
+            let finish = Finish {
+                bias: self.bias.as_ref().map(|b| b.as_slice()),
+                residual: residual.as_ref().map(|r| r.as_slice()),
+                act: joined.act.or(self.act),
+            };
+            gemm::multiply(
+                matrix(&rows, 0),
+                Right::Packed(&self.weight),
+                y,
+                self.weight.size()[1].max(1),
+                finish,
+                true,
+            );
         })
     }
 }

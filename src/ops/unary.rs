@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
+use crate::plan::Role;
 use crate::tensor::Tensor;
 
 /// y = f(x) for the functions of [`Unary`], where formula and derivative are defined.
@@ -23,6 +24,10 @@ impl Op for Map {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let x = x[0].packed();
         for_float!(self.name(), out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| map::map(self.0, x.as_slice(), y))).into()
+    }
+
+    fn role(&self) -> Role {
+        Role::Activation(self.0)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

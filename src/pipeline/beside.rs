@@ -36,6 +36,7 @@ pub fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, SixteenBit,
     let usual = |preprocess, name: &str| Ok((preprocess, SixteenBit::default(), format!("usual for {name}")));
     match checkpoint.layout.pixels {
         Pixels::Own | Pixels::Nothing | Pixels::Clip => usual(at_side(Preset::Clip), "CLIP"),
+        Pixels::OpenAi => usual(at_side(Preset::Clip), "CLIP; if the weights are CheXzero's, give --preset chexzero"),
         Pixels::Tier => usual(Preset::Tier.preprocess(), "TIER"),
         Pixels::Biovil => usual(Preset::Biovil.preprocess(), "BioViL"),
         Pixels::HfVit => {
@@ -60,6 +61,14 @@ pub fn preprocessing(checkpoint: &Checkpoint) -> Result<(Preprocess, SixteenBit,
             Ok((open_clip(&keys, at_side(Preset::Clip))?, SixteenBit::default(), "open_clip_config.json".to_owned()))
         }
     }
+}
+
+/// Pictures of the model's own size, where none will come.
+pub(super) fn stand_in(checkpoint: &Checkpoint) -> Preprocess {
+    let usual = Preset::Clip.preprocess();
+    let Some(vision) = checkpoint.config.vision() else { return usual };
+    let (side, channels) = (vision.image_size(), vision.channels());
+    Preprocess { resize: side, crop: side, channels, mean: vec![0.0; channels], std: vec![1.0; channels], ..usual }
 }
 
 /// What timm's pretrained_cfg says: resize by the share that the crop keeps, rounded down, then cut the centre.
@@ -112,17 +121,19 @@ fn open_clip(keys: &Keys, usual: Preprocess) -> Result<Preprocess> {
     Ok(preprocess)
 }
 
-/// The tokenizer that is given, else the one beside the texts' weights, with its path; nothing if there is none, or no text side.
-pub(super) fn tokenizer(
-    checkpoint: &Checkpoint,
-    given: Option<&Path>,
-    max_length: Option<usize>,
-    notes: &mut Vec<String>,
-) -> Result<Option<(Tokenizer, PathBuf)>> {
+/// A tokenizer with its path, where there is one; and what a user should know of it, or why it is not used.
+#[derive(Default)]
+pub(super) struct Found {
+    pub tokenizer: Option<(Tokenizer, PathBuf)>,
+    pub note: Option<String>,
+}
+
+/// The tokenizer that is given, else the one beside the texts' weights; nothing if there is none, or no text side.
+pub(super) fn tokenizer(checkpoint: &Checkpoint, given: Option<&Path>, max_length: Option<usize>) -> Result<Found> {
     let Some(text) = checkpoint.config.text() else {
         return match given {
             Some(path) => Err(Error::usage("--tokenizer: this model knows no texts").at(path)),
-            None => Ok(None),
+            None => Ok(Found::default()),
         };
     };
     let positions = text.max_length();
@@ -134,7 +145,7 @@ pub(super) fn tokenizer(
     let path = match (given, beside) {
         (Some(path), _) => path.to_path_buf(),
         (None, Some(folder)) => folder,
-        (None, None) => return Ok(None),
+        (None, None) => return Ok(Found::default()),
     };
     // BERT's tokenizers may stop before the positions do, and ours say where they stop; CLIP's do not say.
     let says = own && given.is_none() || matches!(text, TextTowerConfig::Bert(_));
@@ -152,13 +163,11 @@ pub(super) fn tokenizer(
         if given.is_some() || own {
             return Err(Error::new(why).at(path));
         }
-        notes.push(format!("{}: {why}; not used", path.display()));
-        return Ok(None);
+        let note = format!("{}: {why}; not used: give --tokenizer PATH", path.display());
+        return Ok(Found { tokenizer: None, note: Some(note) });
     }
-    if has < knows && !own {
-        notes.push(format!("{}: {has} tokens of the model's {knows}", path.display()));
-    }
-    Ok(Some((tokenizer, path)))
+    let note = (has < knows && !own).then(|| format!("{}: {has} tokens of the model's {knows}", path.display()));
+    Ok(Found { tokenizer: Some((tokenizer, path)), note })
 }
 
 /// What is wrong with how a tokenizer begins and ends texts for a text side, if anything.

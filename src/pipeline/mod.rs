@@ -13,8 +13,8 @@ use crate::error::{At, Error, Result};
 use crate::files;
 use crate::formats::safetensors;
 use crate::image::{Preprocess, SixteenBit};
-use crate::models::DualEncoder;
 use crate::models::dual_encoder::Embeddings;
+use crate::models::{DualEncoder, Planned};
 pub use crate::models::{Network, NetworkConfig};
 use crate::nn::Module;
 use crate::tensor::Tensor;
@@ -49,6 +49,21 @@ pub struct Origin {
     pub tokenizer: Option<PathBuf>,
     /// What was passed over or assumed, one line each.
     pub notes: Vec<String>,
+    /// Everything that was passed over, name by name.
+    pub details: Vec<String>,
+    /// Why the tokenizer beside the weights is not used, where one is there.
+    pub refused: Option<String>,
+    /// What was not looked for.
+    pub unused: Unused,
+}
+
+/// What will not come, so that nothing needs to say how it gets into the model.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unused {
+    /// No picture will.
+    pub pictures: bool,
+    /// No text will.
+    pub texts: bool,
 }
 
 /// What is given instead of what lies beside a checkpoint.
@@ -60,6 +75,8 @@ pub struct Given {
     pub max_length: Option<usize>,
     /// How pictures become pixels.
     pub preprocess: Option<Preprocess>,
+    /// What need not be looked for beside the checkpoint.
+    pub unused: Unused,
 }
 
 /// What is said where a text comes and there is no tokenizer.
@@ -81,15 +98,20 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The tokenizer of a checkpoint without its network: what lies beside it, or what is given, and its file or folder.
+/// The tokenizer of a checkpoint without its network: what lies beside it, or what is given, and its file or folder; `say` is told what is
+/// doubtful about it.
 ///
 /// # Errors
 /// As [`Pipeline::load`]; also if there is none.
-pub fn tokenizer(checkpoint: &Checkpoint, given: &Given) -> Result<(Tokenizer, PathBuf)> {
-    let mut notes = Vec::new();
-    let found = beside::tokenizer(checkpoint, given.tokenizer.as_deref(), given.max_length, &mut notes)?;
-    let none = || Error::new([&notes[..], &[NO_TOKENIZER.to_owned()]].concat().join("; ")).at(&checkpoint.path);
-    found.ok_or_else(none)
+pub fn tokenizer(checkpoint: &Checkpoint, given: &Given, say: impl Fn(&str)) -> Result<(Tokenizer, PathBuf)> {
+    let found = beside::tokenizer(checkpoint, given.tokenizer.as_deref(), given.max_length)?;
+    match found.tokenizer {
+        Some(tokenizer) => {
+            found.note.iter().for_each(|note| say(note));
+            Ok(tokenizer)
+        }
+        None => Err(Error::new(found.note.unwrap_or_else(|| NO_TOKENIZER.to_owned())).at(checkpoint.text_path())),
+    }
 }
 
 impl Pipeline {
@@ -108,15 +130,29 @@ impl Pipeline {
     /// If tokenizer or preprocessing are damaged or do not fit the model. A tokenizer that is nowhere is none until a text comes.
     pub fn load(checkpoint: &Checkpoint, given: Given) -> Result<Self> {
         let network = checkpoint.network()?;
+        let unused = given.unused;
         let (preprocess, sixteen_bit, preprocessing) = match given.preprocess {
             Some(preprocess) => (preprocess, SixteenBit::default(), "as the flags say".to_owned()),
+            None if unused.pictures => (beside::stand_in(checkpoint), SixteenBit::default(), String::new()),
             None => beside::preprocessing(checkpoint)?,
         };
-        let mut notes = checkpoint.notes.clone();
-        let found = beside::tokenizer(checkpoint, given.tokenizer.as_deref(), given.max_length, &mut notes)?;
-        let (tokenizer, tokenizer_path) = found.map_or((None, None), |(tokenizer, path)| (Some(tokenizer), Some(path)));
-        let origin =
-            Origin { layout: checkpoint.layout.name.to_owned(), preprocessing, tokenizer: tokenizer_path, notes };
+        let found = match given.tokenizer {
+            None if unused.texts => beside::Found::default(),
+            given_tokenizer => beside::tokenizer(checkpoint, given_tokenizer.as_deref(), given.max_length)?,
+        };
+        let (tokenizer, path, refused) = match found.tokenizer {
+            Some((tokenizer, path)) => (Some(tokenizer), Some(path), None),
+            None => (None, None, found.note.clone()),
+        };
+        let origin = Origin {
+            layout: checkpoint.layout_name(),
+            preprocessing,
+            tokenizer: path,
+            notes: checkpoint.notes.iter().cloned().chain(found.note).collect(),
+            details: checkpoint.details.clone(),
+            refused,
+            unused,
+        };
         Ok(Self { path: checkpoint.path.clone(), network, tokenizer, preprocess, sixteen_bit, origin })
     }
 
@@ -124,10 +160,10 @@ impl Pipeline {
     pub fn describe(&self) -> Vec<String> {
         let config = NetworkConfig::of(&self.network);
         let mut lines = vec![format!("{}: {}; {}", self.path.display(), self.origin.layout, config.describe())];
-        if config.vision().is_some() {
-            lines.push(format!("pictures: {} ({})", self.preprocess.describe(), self.origin.preprocessing));
+        if config.vision().is_some() && !self.origin.unused.pictures {
+            lines.push(format!("pictures: {}", self.pictures_line()));
         }
-        if config.text().is_some() {
+        if config.text().is_some() && !self.origin.unused.texts {
             lines.push(format!("texts: {}", self.tokenizer_line()));
         }
         lines.extend(self.origin.notes.iter().cloned());
@@ -142,14 +178,30 @@ impl Pipeline {
             ("notes".to_owned(), self.origin.notes.join("\n")),
             ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ]);
-        if config.vision().is_some() {
-            let by = &self.origin.preprocessing;
-            out.insert("preprocessing".to_owned(), format!("{} ({by})", self.preprocess.describe()));
+        if !self.origin.details.is_empty() {
+            out.insert("passed_over".to_owned(), self.origin.details.join("\n"));
         }
-        if config.text().is_some() {
+        if config.vision().is_some() && !self.origin.unused.pictures {
+            out.insert("preprocessing".to_owned(), self.pictures_line());
+        }
+        if config.text().is_some() && !self.origin.unused.texts {
             out.insert("tokenizer".to_owned(), self.tokenizer_line());
         }
         out
+    }
+
+    /// One line on how pictures become pixels, and who says so.
+    pub fn pictures_line(&self) -> String {
+        format!("{}, 16-bit grey by {} ({})", self.preprocess.describe(), self.sixteen_bit, self.origin.preprocessing)
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        let why = || self.origin.refused.clone().unwrap_or_else(|| NO_TOKENIZER.to_owned());
+        self.tokenizer.as_ref().ok_or_else(|| Error::new(why()).at(&self.path))
     }
 
     /// One line on the tokenizer.
@@ -195,9 +247,8 @@ impl Pipeline {
     /// # Errors
     /// If the model is none, or no tokenizer was found.
     pub fn dual(&self) -> Result<(&DualEncoder, &Tokenizer)> {
-        match (&self.network, &self.tokenizer) {
-            (Network::Dual(model), Some(tokenizer)) => Ok((model, tokenizer)),
-            (Network::Dual(_), None) => Err(Error::new(NO_TOKENIZER).at(&self.path)),
+        match &self.network {
+            Network::Dual(model) => Ok((model, self.tokenizer()?)),
             _ => Err(Error::new("not a model of images and texts: give one, or --image-model and --text-model")
                 .at(&self.path)),
         }
@@ -205,12 +256,12 @@ impl Pipeline {
 
     /// Embeddings of texts, a batch at a time, with the tokens they were read as.
     pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<(Tokens, Embeddings)>> {
-        let (model, tokenizer) = self.dual()?;
+        let ((_, tokenizer), planned) = (self.dual()?, Planned::new(&self.network));
         texts
             .chunks(TEXTS_AT_ONCE)
             .map(|chunk| {
                 let tokens = tokenizer.encode(chunk)?;
-                let embeddings = model.encode_text(&tokens.ids, &tokens.mask);
+                let embeddings = planned.encode_text(&tokens.ids, &tokens.mask);
                 Ok((tokens, embeddings))
             })
             .collect()

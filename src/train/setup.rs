@@ -1,5 +1,7 @@
 //! What a run starts with: sizes and weights of a given model, the tokenizer, the network.
 
+use std::path::{Path, PathBuf};
+
 use super::tables::Tables;
 use super::{Config, Objective};
 use crate::checkpoints::Checkpoint;
@@ -8,24 +10,53 @@ use crate::error::{Error, Result};
 use crate::models::single::{ImageOutput, TextOutput};
 use crate::models::{Classifier, ClassifierConfig, DualEncoder, GlobalText, TextTowerConfig};
 use crate::nn::Module;
-use crate::pipeline::{Network, NetworkConfig, Pipeline};
+use crate::pipeline::{Given, Network, NetworkConfig, Pipeline, Unused};
 use crate::text::Tokenizer;
 
-/// Takes over what a given model fixes: sizes, and the pictures' way in.
-pub(super) fn adopt(config: &mut Config) -> Result<()> {
-    let whole = config.data.init.clone();
-    if whole.is_some() && (config.data.init_image.is_some() || config.data.init_text.is_some()) {
-        return Err(Error::usage("--init gives both sides: leave --init-image and --init-text out"));
+/// A model that a run starts from, or one side of it.
+pub(super) struct Source {
+    checkpoint: Checkpoint,
+    image: bool,
+    text: bool,
+}
+
+impl Source {
+    /// The models that a configuration names.
+    ///
+    /// # Errors
+    /// If they cannot be opened, or one is named for both sides and others for each.
+    pub(super) fn all(config: &Config) -> Result<Vec<Self>> {
+        let (whole, image, text) = (&config.data.init, &config.data.init_image, &config.data.init_text);
+        if whole.is_some() && (image.is_some() || text.is_some()) {
+            return Err(Error::usage("--init gives both sides: leave --init-image and --init-text out"));
+        }
+        let named = [(whole, true, true), (image, true, false), (text, false, true)];
+        let open = |(path, image, text): (&Option<PathBuf>, bool, bool)| {
+            let path = path.as_ref()?;
+            Some(Checkpoint::open(path, true).map(|checkpoint| Self { checkpoint, image, text }))
+        };
+        named.into_iter().filter_map(open).collect()
     }
-    for (path, image, text) in [
-        (whole, true, true),
-        (config.data.init_image.clone(), true, false),
-        (config.data.init_text.clone(), false, true),
-    ] {
-        let Some(path) = path else { continue };
-        let model = Pipeline::open(&path, true)?;
+
+    /// Whether a parameter of that name comes from here.
+    fn has(&self, name: &str) -> bool {
+        let begins = |starts: [&str; 2]| starts.iter().any(|start| name.starts_with(start));
+        match (self.image, self.text) {
+            (true, true) => true,
+            (true, false) => begins(["vision_model.", "visual_projection."]),
+            (false, _) => self.text && begins(["text_model.", "text_projection."]),
+        }
+    }
+}
+
+/// Takes over what given models fix: sizes, and the pictures' way in.
+pub(super) fn adopt(config: &mut Config, sources: &[Source]) -> Result<()> {
+    for Source { checkpoint, image, text } in sources {
+        let (path, image, text) = (&checkpoint.path, *image, *text);
+        let unused = Unused { pictures: !image, texts: !text || config.tokenizer.path.is_some() };
+        let model = Pipeline::load(checkpoint, Given { unused, ..Given::default() })?;
         let sizes = NetworkConfig::of(&model.network);
-        let none = |side: &str| Error::usage(format!("no {side} side to start from")).at(&path);
+        let none = |side: &str| Error::usage(format!("no {side} side to start from")).at(path);
         let (mut joints, adopted) = ([None, None], &mut config.model);
         if image {
             adopted.vision = sizes.vision().ok_or_else(|| none("image"))?.clone();
@@ -39,9 +70,10 @@ pub(super) fn adopt(config: &mut Config) -> Result<()> {
                 bert.pooler = false;
             }
             let own = config.tokenizer.path.take().or(model.origin.tokenizer);
-            config.tokenizer.path = Some(own.ok_or_else(|| {
-                Error::new("no tokenizer beside the model: give --set tokenizer.path=PATH").at(&path)
-            })?);
+            config.tokenizer.path =
+                Some(own.ok_or_else(|| {
+                    Error::new("no tokenizer beside the model: give --set tokenizer.path=PATH").at(path)
+                })?);
         }
         match sizes {
             NetworkConfig::TiergradDualEncoder(sizes) => {
@@ -92,11 +124,17 @@ pub(super) fn tokenizer(config: &mut Config, tables: &Tables) -> Result<Option<T
     if config.data.init.is_none() && config.data.init_text.is_none() {
         config.model.text.set_vocabulary(tokenizer.vocabulary());
     }
+    let (has, knows) = (tokenizer.vocabulary(), config.model.text.vocabulary());
+    if has > knows {
+        let why =
+            format!("a tokenizer of {has} entries for a model of {knows}: give the model's own, tokenizer.path=PATH");
+        return Err(Error::new(why).at(config.tokenizer.path.as_deref().unwrap_or(Path::new("tokenizer"))));
+    }
     Ok(Some(tokenizer))
 }
 
 /// A network with weights drawn or taken from given models, all trainable but the frozen ones.
-pub(super) fn network(config: &Config, tables: &Tables) -> Result<Network> {
+pub(super) fn network(config: &Config, tables: &Tables, sources: &[Source]) -> Result<Network> {
     let mut network = match config.objective {
         Objective::Clip => Network::Dual(DualEncoder::init(&config.model, config.seed, DType::F32)?),
         Objective::Supervised => {
@@ -105,16 +143,10 @@ pub(super) fn network(config: &Config, tables: &Tables) -> Result<Network> {
             Network::Classifier(Classifier::init(&sizes, config.seed, DType::F32)?)
         }
     };
-    for (path, prefixes) in [
-        (&config.data.init, &[""][..]),
-        (&config.data.init_image, &["vision_model.", "visual_projection."]),
-        (&config.data.init_text, &["text_model.", "text_projection."]),
-    ] {
-        let Some(path) = path else { continue };
-        let tensors = Checkpoint::open(path, true)?.tensors()?;
-        let mut wrong = None;
+    for source in sources {
+        let (tensors, mut wrong) = (source.checkpoint.tensors()?, None);
         network.visit_all("", &mut |name, p| {
-            if prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+            if source.has(name) {
                 match tensors.get(name) {
                     Some(t) if t.dims() == p.dims() => *p = t.to_dtype(p.dtype()),
                     // A new joint width or head starts fresh.
@@ -124,7 +156,7 @@ pub(super) fn network(config: &Config, tables: &Tables) -> Result<Network> {
             }
         });
         if let Some(name) = wrong {
-            return Err(Error::new(format!("tensor {name} is missing or of another size")).at(path));
+            return Err(Error::new(format!("tensor {name} is missing or of another size")).at(&source.checkpoint.path));
         }
     }
     let (freeze, mut unused) = (&config.train.freeze, config.train.freeze.clone());

@@ -1,12 +1,16 @@
 //! Windows over a map as rows of a matrix, and their products.
 
+use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::float::Float;
-use crate::gemm::{Mat, gemm, gemm_serial};
+use crate::float::{Float, as_f32, as_f32_mut};
+use crate::gemm::{Finish, Mat, Right, Windows, multiply, multiply_windows};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
+
+/// With so many channels at a tap, windows are multiplied where they lie.
+const RUN: usize = 16;
 
 /// Windows over a map, without copies: position [i, j] of the grid and tap [a, b] read source row
 /// `i * step + offsets[a]` and column `j * step + offsets[b]`, or zero outside.
@@ -124,24 +128,52 @@ impl<F: Float> Gather<'_, F> {
         }
     }
 
-    /// Windows times a matrix [taps * channels, outputs of the group] for each group.
+    /// Windows times a matrix [taps * channels, outputs of the group] for each group, finished. What is added lies as `y` does.
     pub(super) fn multiply<'m>(
         &self,
         groups: usize,
-        matrix: impl Fn(usize) -> Mat<'m, F> + Sync,
+        matrix: &(impl Fn(usize) -> Right<'m, F> + Sync),
         outputs: usize,
-        bias: Option<&[F]>,
+        finish: Finish<'_, F>,
         y: &mut [F],
         target: Target,
     ) {
         if outputs == 0 || self.items() == 0 {
             return;
         }
-        let (c, o, depth) = (self.channels / groups, outputs / groups, matrix(0).rows);
+        let (c, o, depth) = (self.channels / groups, outputs / groups, matrix(0).rows());
         let (items, block) = (self.items(), self.block(depth));
         let in_place = target.step == [1, 1] && target.size == self.grid;
+        assert!(in_place || finish.residual.is_none(), "conv2d: something added to scattered results");
+        if let (true, true, Some(source)) = (in_place && !self.is_plain(), c >= RUN, as_f32(self.source)) {
+            let same = |x| as_f32(x).expect("same type as the map");
+            let y = as_f32_mut(y).expect("same type as the map");
+            for group in 0..groups {
+                let matrix = match matrix(group) {
+                    Right::Loose(b) => {
+                        let Mat { data, offset, rows, cols, row_stride, col_stride } = b;
+                        Right::Loose(Mat { data: same(data), offset, rows, cols, row_stride, col_stride })
+                    }
+                    Right::Packed(b) => Right::Packed(b),
+                };
+                let finish = Finish {
+                    bias: finish.bias.map(|bias| &same(bias)[group * o..][..o]),
+                    residual: finish.residual.map(|r| &same(r)[group * o..]),
+                    act: finish.act,
+                };
+                self.multiply_in_place(
+                    source,
+                    group * c..(group + 1) * c,
+                    matrix,
+                    &mut y[group * o..],
+                    outputs,
+                    finish,
+                );
+            }
+            return;
+        }
         // Threads take blocks, or share the only one.
-        let product = if items <= block { gemm } else { gemm_serial };
+        let shared = items <= block;
         let y = Shared::new(y);
         par::for_each(items.div_ceil(block), block * (depth * o * groups / 8 + depth * groups), |blocks| {
             let (mut scratch, mut results) = (Vec::new(), Vec::new());
@@ -156,8 +188,12 @@ impl<F: Float> Gather<'_, F> {
                 };
                 for group in 0..groups {
                     let a = self.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch);
-                    let bias = bias.map(|bias| &bias[group * o..][..o]);
-                    product(a, matrix(group), false, &mut into[group * o..], outputs, bias);
+                    let finish = Finish {
+                        bias: finish.bias.map(|bias| &bias[group * o..][..o]),
+                        residual: finish.residual.map(|r| &r[rows.start * outputs + group * o..]),
+                        act: finish.act,
+                    };
+                    multiply(a, matrix(group), &mut into[group * o..], outputs, finish, shared);
                 }
                 if !in_place {
                     let mut at = self.position(rows.start);
@@ -170,6 +206,36 @@ impl<F: Float> Gather<'_, F> {
                 }
             }
         });
+    }
+
+    /// Windows, restricted to some channels, times a matrix, without a copy of them.
+    fn multiply_in_place(
+        &self,
+        source: &[f32],
+        channels: Range<usize>,
+        matrix: Right<'_, f32>,
+        y: &mut [f32],
+        outputs: usize,
+        finish: Finish<'_, f32>,
+    ) {
+        let taps = self.offsets[0].len() * self.offsets[1].len();
+        let zeros = vec![0.0f32; channels.len()];
+        // Pointers cross threads as numbers.
+        let (start, outside) = (source.as_ptr().wrapping_add(channels.start) as usize, zeros.as_ptr() as usize);
+        let locate = |rows: Range<usize>, tall: usize, table: &mut [*const f32]| {
+            let mut at = self.position(rows.start);
+            for r in 0..rows.len() {
+                let places = &mut table[r / tall * tall * taps + r % tall..];
+                places.iter_mut().step_by(tall).take(taps).for_each(|place| *place = outside as *const f32);
+                self.each_tap(at, |tap, from| {
+                    places[tap * tall] = (start as *const f32).wrapping_add(from);
+                });
+                at = self.next(at);
+            }
+        };
+        let windows = Windows { rows: self.items(), taps, channels: channels.len(), locate: &locate };
+        // SAFETY: a tap's pixel lies inside the map with all its channels; outside of it zeros are read.
+        unsafe { multiply_windows(&windows, matrix, y, outputs, finish) }
     }
 
     /// Windows times weights [tap][channel], channel by channel.

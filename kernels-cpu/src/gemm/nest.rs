@@ -5,11 +5,12 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::pack::{self, Line};
-use super::tile::{self, Columns, Rows, Target};
-use super::{Mat, Out};
+use super::tile::{self, Columns, Target};
+use super::{Finish, Left, Mat, Out, Right};
 use crate::isa::Isa;
+use crate::map::{self, Unary};
 use crate::par::{self, Shared};
-use crate::simd::{Simd, SimdOp, eval_on};
+use crate::simd::{Simd, SimdOp, again, eval_on};
 
 /// Longest slab of k: two vectors of B over it stay in the first-level cache. Fixed, as a size probed from the machine's
 /// caches would change bits between machines.
@@ -22,15 +23,79 @@ const PACKED_B: usize = 1 << 18;
 const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
 const FAR_APART: usize = 1024;
+/// Numbers that stay in a second-level cache beside what passes through.
+const NEAR: usize = 1 << 16;
+/// Rows of A that so many panels of B meet are packed, however they lie.
+const MANY_PANELS: usize = 16;
 
-/// C = A B (+ C) (+ bias) on a tier. No size is 0.
-pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Mat<'_, f32>, out: Out<'_>, threads: bool) {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
+/// Slabs of about equal length, which depends on K alone.
+fn slab_of(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(KC).max(1))
+}
+
+/// A right operand in the order in which the register tile of a tier reads it.
+pub struct Packed {
+    isa: Isa,
+    rows: usize,
+    cols: usize,
+    lines: Vec<Line>,
+}
+
+impl Packed {
+    /// Packs `b` [k, n] for a tier.
+    pub(super) fn on(isa: Isa, b: Mat<'_, f32>) -> Self {
+        let ((k, n), (_, nr)) = ((b.rows, b.cols), tile::size(isa));
+        let panels = n.div_ceil(nr);
+        let mut lines = vec![Line::ZERO; (panels * nr * k + 16).div_ceil(16)];
+        if k > 0 && n > 0 {
+            pack_panels(isa, b, 0..k, 0, &mut lines, true);
+        }
+        Self { isa, rows: k, cols: n, lines }
+    }
+
+    pub(super) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Rows and columns of the operand.
+    pub fn size(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+}
+
+/// Rows `ks` of `b` but for its `skip` first panels, as [slab][panel][depth][width].
+fn pack_panels(isa: Isa, b: Mat<'_, f32>, ks: Range<usize>, skip: usize, lines: &mut [Line], threads: bool) {
+    let (_, nr) = tile::size(isa);
+    let (slab, panels) = (slab_of(b.rows), b.cols.div_ceil(nr) - skip);
+    let place = Shared::new(pack::numbers(lines));
+    spread(threads, ks.len().div_ceil(slab) * panels, 2 * nr * slab, &|range| {
+        for item in range {
+            let (i, p) = (item / panels, item % panels);
+            let depth = slab.min(ks.len() - i * slab);
+            // SAFETY: one panel, handed out once; the product of panels and slabs has room for it.
+            let out = unsafe { place.at((i * slab * panels + p * depth) * nr) };
+            let first = (skip + p) * nr;
+            let rows = [first, nr.min(b.cols - first)];
+            eval_on(isa, PackPanel { x: b.t(), rows, width: nr, columns: [ks.start + i * slab, depth], out });
+        }
+    });
+}
+
+fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+    if threads { par::for_each(items, cost, f) } else { f(0..items) }
+}
+
+/// C = A B (+ C), finished, on a tier. No size is 0.
+pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, threads: bool) {
+    let ([m, k], n) = (a.size(), b.cols());
     let (mr, nr) = tile::size(isa);
     let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
-    // Slabs of about equal length, which depends on K alone.
-    let slab = k.div_ceil(k.div_ceil(KC));
-    let group = (PACKED_B / (slab * panels * nr)).clamp(1, k.div_ceil(slab)) * slab;
+    let slab = slab_of(k);
 
     // Enough jobs that a disturbed thread does not hold up the rest, each at least two tiles high.
     let wanted = if threads && par::threads() > 1 { 4 * par::threads() } else { 1 };
@@ -38,66 +103,90 @@ pub(super) fn product(isa: Isa, a: Mat<'_, f32>, b: Mat<'_, f32>, out: Out<'_>, 
     let row_jobs = row_tiles.div_ceil(tiles_per_job);
     let panels_per_job = panels.div_ceil((wanted / row_jobs).clamp(1, panels));
     let col_jobs = panels.div_ceil(panels_per_job);
-    let spread = |items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)| {
-        if threads { par::for_each(items, cost, f) } else { f(0..items) }
-    };
 
-    // Panels of B that are read where they lie, from the first on.
-    let near = b.col_stride == 1 && b.row_stride.unsigned_abs() <= FAR_APART;
-    let direct_b = if m <= FEW_ROWS && near { n / nr } else { 0 };
-    let packed_panels = panels - direct_b;
-    let direct_a = a.col_stride == 1 && !crowds_cache_sets(a.row_stride, mr);
-    let mut packed_b = scratch::take(1, packed_panels * nr * group.min(k) + 16);
-    let c = Shared::new(out.c);
-    for start in (0..k).step_by(group) {
-        let end = (start + group).min(k);
-        let slabs = (end - start).div_ceil(slab);
-        let depth_of = |i: usize| slab.min(end - start - i * slab);
-        if packed_panels > 0 {
-            let place = Shared::new(pack::numbers(&mut packed_b));
-            spread(slabs * packed_panels, 2 * nr * slab, &|range| {
-                for item in range {
-                    let (i, p) = (item / packed_panels, item % packed_panels);
-                    // SAFETY: one panel, handed out once; the product of panels and slabs has room for it.
-                    let out = unsafe { place.at((i * slab * packed_panels + p * depth_of(i)) * nr) };
-                    let first = (direct_b + p) * nr;
-                    let rows = [first, nr.min(n - first)];
-                    eval_on(
-                        isa,
-                        PackPanel { x: b.t(), rows, width: nr, columns: [start + i * slab, depth_of(i)], out },
-                    );
-                }
-            });
+    let reading = match a {
+        Left::Windows(_) => Reading::Windows,
+        // What many panels read, and rows that would crowd each other out of the cache, are packed.
+        Left::Mat(a) if a.col_stride == 1 && !crowds_cache_sets(a.row_stride, mr) && panels < MANY_PANELS => {
+            Reading::InPlace
         }
+        Left::Mat(_) => Reading::Packed,
+    };
+    let c = Shared::new(out.c);
+    let run = |b: Option<Mat<'_, f32>>, packed_b: &[Line], direct_b: usize, ks: Range<usize>| {
+        let packed_b = SendPtr(packed_b.as_ptr().cast());
         // About 16 multiply-adds take the time of one elementary operation.
-        let cost = tiles_per_job * mr * panels_per_job * nr * (end - start) / 16;
-        spread(row_jobs * col_jobs, cost, &|range| {
+        let cost = tiles_per_job * mr * panels_per_job * nr * ks.len() / 16;
+        spread(threads, row_jobs * col_jobs, cost, &|range| {
             for job in range {
                 let (i, j) = (job % row_jobs, job / row_jobs);
                 let rows = i * tiles_per_job * mr..((i + 1) * tiles_per_job * mr).min(m);
                 let panels = j * panels_per_job..((j + 1) * panels_per_job).min(panels);
-                let packed_b = packed_b.as_ptr();
                 let job = Job {
                     a,
-                    b,
+                    k,
+                    b: b.unwrap_or(Mat { data: &[], offset: 0, rows: k, cols: n, row_stride: 0, col_stride: 0 }),
                     rows,
                     panels,
-                    packed_b,
+                    packed_b: packed_b.get(),
                     direct_b,
-                    direct_a,
-                    start,
-                    end,
+                    reading,
+                    start: ks.start,
+                    end: ks.end,
                     slab,
                     c,
                     ldc: out.ldc,
                     accumulate: out.accumulate,
-                    bias: out.bias,
+                    finish: out.finish,
                 };
                 eval_on(isa, job);
             }
         });
+    };
+    let b = match b {
+        Right::Packed(b) => {
+            assert!(b.isa == isa && b.rows == k, "gemm: an operand packed for {} and k = {}", b.isa, b.rows);
+            return run(None, &b.lines, 0, 0..k);
+        }
+        Right::Loose(b) => b,
+    };
+    // Panels of B that are read where they lie, from the first on.
+    let near = b.col_stride == 1 && b.row_stride.unsigned_abs() <= FAR_APART;
+    let direct_b = if m <= FEW_ROWS && near { n / nr } else { 0 };
+    let packed_panels = panels - direct_b;
+    let group = (PACKED_B / (slab * panels * nr)).clamp(1, k.div_ceil(slab)) * slab;
+    let mut packed_b = scratch::take(1, packed_panels * nr * group.min(k) + 16);
+    for start in (0..k).step_by(group) {
+        let ks = start..(start + group).min(k);
+        if packed_panels > 0 {
+            pack_panels(isa, b, ks.clone(), direct_b, &mut packed_b, threads);
+        }
+        run(Some(b), &packed_b, direct_b, ks);
     }
     scratch::give(1, packed_b);
+}
+
+/// Read by several threads at once.
+#[derive(Clone, Copy)]
+struct SendPtr(*const f32);
+
+impl SendPtr {
+    fn get(self) -> *const f32 {
+        self.0
+    }
+}
+
+// SAFETY: what it points to is not written while it is shared.
+unsafe impl Send for SendPtr {}
+// SAFETY: as above.
+unsafe impl Sync for SendPtr {}
+
+/// How a job reads its rows of A.
+#[derive(Clone, Copy)]
+enum Reading {
+    InPlace,
+    Packed,
+    Windows,
 }
 
 /// Whether rows this far apart would push each other out of the first-level cache (64 sets of lines of 16 numbers).
@@ -126,77 +215,146 @@ impl SimdOp for PackPanel<'_> {
 
 /// A block of C over a group of slabs.
 struct Job<'a> {
-    a: Mat<'a, f32>,
+    a: Left<'a>,
     b: Mat<'a, f32>,
+    k: usize,
     rows: Range<usize>,
     panels: Range<usize>,
-    packed_b: *const Line,
+    packed_b: *const f32,
     direct_b: usize,
-    direct_a: bool,
+    reading: Reading,
     start: usize,
     end: usize,
     slab: usize,
     c: Shared<f32>,
     ldc: usize,
     accumulate: bool,
-    bias: Option<&'a [f32]>,
+    finish: Finish<'a, f32>,
 }
 
 impl SimdOp for Job<'_> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        if self.direct_a {
-            return self.slabs::<S, false>(s, core::ptr::null_mut());
-        }
         let (mr, _) = tile::size(S::ISA);
-        let mut packed =
-            scratch::take(0, self.rows.len().next_multiple_of(mr) * self.slab.min(self.end - self.start) + 16);
-        self.slabs::<S, true>(s, pack::numbers(&mut packed).as_mut_ptr());
-        scratch::give(0, packed);
+        match (self.reading, self.a) {
+            (Reading::Packed, Left::Mat(a)) => {
+                let depth = self.slab.min(self.end - self.start);
+                let mut lines = scratch::take(0, self.rows.len().next_multiple_of(mr) * depth + 16);
+                let place = pack::numbers(&mut lines).as_mut_ptr();
+                self.slabs(s, |start, depth| {
+                    // SAFETY: rows and columns of A, into a buffer of their size and a vector.
+                    unsafe { pack::panels(s, a, [self.rows.start, self.rows.len()], mr, [start, depth], place) };
+                    move |i: usize| tile::Packed { start: place.wrapping_add(i * depth), width: mr }
+                });
+                scratch::give(0, lines);
+            }
+            (_, Left::Mat(a)) => self.slabs(s, |start, _| {
+                move |i: usize| tile::Strided {
+                    start: element(&a, self.rows.start + i, start),
+                    row_stride: a.row_stride,
+                }
+            }),
+            (_, Left::Windows(windows)) => {
+                // [tile of rows][tap][row of the tile]
+                let taps = windows.taps;
+                let mut table = vec![core::ptr::null::<f32>(); self.rows.len().next_multiple_of(mr) * taps];
+                (windows.locate)(self.rows.clone(), mr, &mut table);
+                let table = table.as_ptr();
+                self.slabs(s, |start, _| {
+                    move |i: usize| tile::Windowed {
+                        table: table.wrapping_add(i * taps),
+                        width: mr,
+                        channels: windows.channels,
+                        first: start,
+                    }
+                });
+            }
+        }
     }
 }
 
+#[inline(always)]
+fn element(x: &Mat<'_, f32>, i: usize, j: usize) -> *const f32 {
+    x.data.as_ptr().wrapping_offset(x.offset as isize + i as isize * x.row_stride + j as isize * x.col_stride)
+}
+
 impl Job<'_> {
+    /// Every tile. For a slab that starts somewhere and is so deep, `rows_of` gives the rows of the tile that begins with a row of the job.
     #[inline(always)]
-    fn slabs<S: Simd, const PACKED: bool>(&self, s: S, packed_a: *mut f32) {
+    fn slabs<S: Simd, A: tile::Rows, F: Fn(usize) -> A>(&self, s: S, rows_of: impl Fn(usize, usize) -> F) {
         let (mr, nr) = tile::size(S::ISA);
-        let (m, k, n) = (self.rows.len(), self.a.cols, self.b.cols);
+        let (m, k, n) = (self.rows.len(), self.k, self.b.cols);
         let packed_panels = n.div_ceil(nr) - self.direct_b;
-        let element = |x: &Mat<'_, f32>, i: usize, j: usize| {
-            x.data.as_ptr().wrapping_offset(x.offset as isize + i as isize * x.row_stride + j as isize * x.col_stride)
-        };
         for start in (self.start..self.end).step_by(self.slab) {
             let depth = self.slab.min(self.end - start);
-            if PACKED {
-                // SAFETY: rows and columns of A, into a buffer of their size and a vector.
-                unsafe { pack::panels(s, self.a, [self.rows.start, m], mr, [start, depth], packed_a) };
-            }
-            for p in self.panels.clone() {
+            let rows_of = rows_of(start, depth);
+            let (tiles, panels) = (m.div_ceil(mr), self.panels.len());
+            // A slab of B that stays in the second-level cache is gone through for each tile of rows, which then is read once. Else a panel
+            // stays in the first-level cache for all tiles.
+            let rows_first = panels < tiles && panels * nr * depth <= NEAR;
+            for t in 0..tiles * panels {
+                let (i, p) = if rows_first { (t / panels, t % panels) } else { (t % tiles, t / tiles) };
+                let (i, p) = (i * mr, self.panels.start + p);
                 let b = if p < self.direct_b {
-                    Columns { start: element(&self.b, start, p * nr), step: self.b.row_stride }
+                    let start = element(&self.b, start, p * nr);
+                    Columns { start, step: self.b.row_stride, next: start, next_lines: 0 }
                 } else {
                     let at = (start - self.start) * packed_panels + (p - self.direct_b) * depth;
-                    Columns { start: self.packed_b.cast::<f32>().wrapping_add(at * nr), step: nr as isize }
+                    // The panel after this one comes to the second-level cache by parts, one with each tile of rows.
+                    let (start, lines) = (self.packed_b.wrapping_add(at * nr), depth * nr / 16);
+                    let next = start.wrapping_add(depth * nr);
+                    match (rows_first, i) {
+                        (true, 0) => Columns { start, step: nr as isize, next, next_lines: lines },
+                        (true, _) => Columns { start, step: nr as isize, next, next_lines: 0 },
+                        (false, i) => {
+                            let share = lines.div_ceil(tiles);
+                            let next = next.wrapping_add(i / mr * share * 16);
+                            Columns { start, step: nr as isize, next, next_lines: share }
+                        }
+                    }
                 };
-                let cols = nr.min(n - p * nr);
-                let bias =
-                    self.bias.filter(|_| start + depth == k).map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr());
-                for i in (0..m).step_by(mr) {
-                    let a = if PACKED {
-                        Rows { start: packed_a.wrapping_add(i * depth), row_stride: 0 }
-                    } else {
-                        Rows { start: element(&self.a, self.rows.start + i, start), row_stride: self.a.row_stride }
+                let (rows, cols, last) = (mr.min(m - i), nr.min(n - p * nr), start + depth == k);
+                let finish = if last { self.finish } else { Finish::default() };
+                // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
+                // data, and packed panels are whole.
+                unsafe {
+                    let at = (self.rows.start + i) * self.ldc + p * nr;
+                    let out = Target {
+                        c: self.c.at(at),
+                        ldc: self.ldc,
+                        accumulate: self.accumulate || start > 0,
+                        bias: finish.bias.map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr()),
+                        residual: finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr()),
+                        relu: finish.act == Some(Unary::Relu),
                     };
-                    // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
-                    // data, and packed panels are whole.
-                    unsafe {
-                        let c = self.c.at((self.rows.start + i) * self.ldc + p * nr);
-                        let out = Target { c, ldc: self.ldc, accumulate: self.accumulate || start > 0, bias };
-                        tile::run::<S, PACKED>(s, a, b, depth, mr.min(m - i), cols, out);
+                    tile::run(s, rows_of(i), b, depth, rows, cols, out);
+                    if let Some(act) = finish.act.filter(|_| !out.relu) {
+                        again(s, Activate { act, c: out.c, ldc: self.ldc, rows, cols });
                     }
                 }
             }
+        }
+    }
+}
+
+/// The activation of a tile that was just written.
+struct Activate {
+    act: Unary,
+    c: *mut f32,
+    ldc: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl SimdOp for Activate {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        for r in 0..self.rows {
+            // SAFETY: the tile's row is a part of C that belongs to the job.
+            let row = unsafe { core::slice::from_raw_parts_mut(self.c.add(r * self.ldc), self.cols) };
+            map::activate(s, self.act, row);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The register tile: up to `MR` rows by two vectors of C, summed over a slab of k.
 
 use crate::isa::Isa;
+use crate::map::{self, Unary};
 use crate::simd::Simd;
 
 /// Rows and columns of the largest tile of a tier.
@@ -13,11 +14,94 @@ pub(super) const fn size(isa: Isa) -> (usize, usize) {
     }
 }
 
-/// Where a tile reads its rows of A: element (r, k) at `start + r * row_stride + k * step`.
+/// Where a tile reads its rows of A.
+pub(super) trait Rows: Copy {
+    /// Whether numbers k of all rows lie side by side.
+    const PACKED: bool;
+    /// Steps of k at a time for a tile of `tall` rows, and never more than [`Rows::run`].
+    fn piece(&self, depth: usize, tall: usize) -> usize;
+    /// Steps for which the numbers of a row follow each other, from step `k` on.
+    fn run(&self, k: usize) -> usize;
+    /// Where number `k` of row `r` is; where rows lie side by side, that of the first.
+    ///
+    /// # Safety
+    /// The row and the step must be the tile's.
+    unsafe fn at(&self, r: usize, k: usize) -> *const f32;
+}
+
+/// Rows anywhere in a matrix whose numbers follow each other along k.
 #[derive(Clone, Copy)]
-pub(super) struct Rows {
+pub(super) struct Strided {
     pub start: *const f32,
     pub row_stride: isize,
+}
+
+impl Rows for Strided {
+    const PACKED: bool = false;
+    #[inline(always)]
+    fn piece(&self, depth: usize, tall: usize) -> usize {
+        depth.div_ceil(tall)
+    }
+    #[inline(always)]
+    fn run(&self, _: usize) -> usize {
+        usize::MAX
+    }
+    #[inline(always)]
+    unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
+        self.start.wrapping_offset(r as isize * self.row_stride).wrapping_add(k)
+    }
+}
+
+/// A column of `width` numbers for each k.
+#[derive(Clone, Copy)]
+pub(super) struct Packed {
+    pub start: *const f32,
+    pub width: usize,
+}
+
+impl Rows for Packed {
+    const PACKED: bool = true;
+    #[inline(always)]
+    fn piece(&self, depth: usize, tall: usize) -> usize {
+        depth.div_ceil(tall)
+    }
+    #[inline(always)]
+    fn run(&self, _: usize) -> usize {
+        usize::MAX
+    }
+    #[inline(always)]
+    unsafe fn at(&self, _: usize, k: usize) -> *const f32 {
+        self.start.wrapping_add(k * self.width)
+    }
+}
+
+/// Rows that are windows over a map: `channels` numbers at each of their taps.
+#[derive(Clone, Copy)]
+pub(super) struct Windowed {
+    /// [tap][width]: where a row's channels at a tap start.
+    pub table: *const *const f32,
+    pub width: usize,
+    pub channels: usize,
+    /// Where step 0 stands in the order of taps and channels.
+    pub first: usize,
+}
+
+impl Rows for Windowed {
+    const PACKED: bool = false;
+    #[inline(always)]
+    fn piece(&self, _: usize, _: usize) -> usize {
+        self.channels
+    }
+    #[inline(always)]
+    fn run(&self, k: usize) -> usize {
+        self.channels - (self.first + k) % self.channels
+    }
+    #[inline(always)]
+    unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
+        let (tap, channel) = ((self.first + k) / self.channels, (self.first + k) % self.channels);
+        // SAFETY: the table has a place for every tap and row, whose pixel has all channels.
+        unsafe { (*self.table.add(tap * self.width + r)).add(channel) }
+    }
 }
 
 /// Where a tile reads its columns of B: row k at `start + k * step`.
@@ -25,6 +109,9 @@ pub(super) struct Rows {
 pub(super) struct Columns {
     pub start: *const f32,
     pub step: isize,
+    /// Numbers that later tiles will read, as many lines of 16 as this tile is to ask for.
+    pub next: *const f32,
+    pub next_lines: usize,
 }
 
 /// Where a tile goes: element (0, 0), the distance of rows, and what is added.
@@ -35,18 +122,21 @@ pub(super) struct Target {
     pub accumulate: bool,
     /// The tile's part of the bias, or null.
     pub bias: *const f32,
+    /// Its part of what is added last, rows as far apart as those of C, or null.
+    pub residual: *const f32,
+    /// Whether ReLU comes after all.
+    pub relu: bool,
 }
 
-/// C (+)= A B (+ bias) for a tile of `rows` by `cols`. Packed rows of A are a column of `MR` numbers for each k; others lie as `Rows`
-/// says, with k from element to element.
+/// C (+)= A B (+ bias) (+ residual) for a tile of `rows` by `cols`.
 ///
 /// # Safety
 /// Everything of the tile must be readable, and C writable; two vectors (one where `cols` fits it) of B must be readable for every k.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn run<S: Simd, const PACKED: bool>(
+pub(super) unsafe fn run<S: Simd, A: Rows>(
     s: S,
-    a: Rows,
+    a: A,
     b: Columns,
     depth: usize,
     rows: usize,
@@ -57,21 +147,21 @@ pub(super) unsafe fn run<S: Simd, const PACKED: bool>(
     // SAFETY: the caller's promise.
     unsafe {
         match (S::ISA, rows) {
-            (Isa::Avx512, 9..) => wide::<S, 14, 14, PACKED>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx512, 5..) => wide::<S, 8, 14, PACKED>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx512, _) => wide::<S, 4, 14, PACKED>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx2, 4..) => wide::<S, 6, 6, PACKED>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx2, _) => wide::<S, 3, 6, PACKED>(s, a, b, depth, rows, cols, out),
-            _ => wide::<S, 4, 4, PACKED>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx512, 9..) => wide::<S, A, 14>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx512, 5..) => wide::<S, A, 8>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx512, _) => wide::<S, A, 4>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx2, 4..) => wide::<S, A, 6>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx2, _) => wide::<S, A, 3>(s, a, b, depth, rows, cols, out),
+            _ => wide::<S, A, 4>(s, a, b, depth, rows, cols, out),
         }
     }
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn wide<S: Simd, const MR: usize, const WIDTH: usize, const PACKED: bool>(
+unsafe fn wide<S: Simd, A: Rows, const MR: usize>(
     s: S,
-    a: Rows,
+    a: A,
     b: Columns,
     depth: usize,
     rows: usize,
@@ -81,10 +171,10 @@ unsafe fn wide<S: Simd, const MR: usize, const WIDTH: usize, const PACKED: bool>
     // SAFETY: the caller's promise.
     unsafe {
         if cols > S::LANES {
-            let sums = multiply::<S, MR, WIDTH, 2, PACKED>(s, a, b, depth, rows);
+            let sums = multiply::<S, A, MR, 2>(s, a, b, depth, rows, out);
             store(s, sums, rows, cols, out);
         } else {
-            let sums = multiply::<S, MR, WIDTH, 1, PACKED>(s, a, b, depth, rows);
+            let sums = multiply::<S, A, MR, 1>(s, a, b, depth, rows, out);
             store(s, sums, rows, cols, out);
         }
     }
@@ -92,33 +182,61 @@ unsafe fn wide<S: Simd, const MR: usize, const WIDTH: usize, const PACKED: bool>
 
 /// Sum over k of (column of A) times (row of B). Rows beyond `rows` repeat the last one, or are whatever was packed.
 #[inline(always)]
-unsafe fn multiply<S: Simd, const MR: usize, const WIDTH: usize, const NV: usize, const PACKED: bool>(
+unsafe fn multiply<S: Simd, A: Rows, const MR: usize, const NV: usize>(
     s: S,
-    a: Rows,
+    a: A,
     b: Columns,
     depth: usize,
     rows: usize,
+    out: Target,
 ) -> [[S::F; NV]; MR] {
     let mut sums = [[s.splat(0.0); NV]; MR];
-    let starts: [*const f32; MR] =
-        core::array::from_fn(|r| a.start.wrapping_offset(r.min(rows - 1) as isize * a.row_stride));
-    let (mut packed, mut row) = (a.start, b.start);
-    for k in 0..depth {
+    let mut row = b.start;
+    // Lines of C and of the next panel of B are asked for a few at a time: all at once they would hold up those that are needed now.
+    let piece = a.piece(depth, MR);
+    let pieces = depth.div_ceil(piece);
+    let (mut line, lines) = (out.c.cast_const(), MR.div_ceil(pieces));
+    let (mut next, next_lines) = (b.next, b.next_lines.div_ceil(pieces));
+    let mut start = 0;
+    while start < depth {
+        for _ in 0..lines {
+            s.prefetch(line);
+            s.prefetch(line.wrapping_add(NV * S::LANES - 1));
+            line = line.wrapping_add(out.ldc);
+        }
+        for _ in 0..next_lines {
+            s.prefetch_far(next);
+            next = next.wrapping_add(16);
+        }
+        let steps = piece.min(depth - start).min(a.run(start));
         // SAFETY: the caller's promise.
         unsafe {
-            let b: [S::F; NV] = core::array::from_fn(|v| s.load_ptr(row.add(v * S::LANES)));
-            for r in 0..MR {
-                let x = s.splat(if PACKED { *packed.add(r) } else { *starts[r].add(k) });
-                for v in 0..NV {
-                    sums[r][v] = s.fma(x, b[v], sums[r][v]);
+            let starts: [*const f32; MR] = core::array::from_fn(|r| a.at(r.min(rows - 1), start));
+            let mut packed = starts[0];
+            for k in 0..steps {
+                let b_row: [S::F; NV] = core::array::from_fn(|v| s.load_ptr(row.add(v * S::LANES)));
+                for r in 0..MR {
+                    let x = s.splat(if A::PACKED { *packed.add(r) } else { *starts[r].add(k) });
+                    for v in 0..NV {
+                        sums[r][v] = s.fma(x, b_row[v], sums[r][v]);
+                    }
                 }
+                for v in 0..NV {
+                    s.prefetch(row.wrapping_offset(AHEAD * b.step).wrapping_add(v * S::LANES));
+                }
+                if A::PACKED {
+                    packed = a.at(0, start + k + 1);
+                }
+                row = row.wrapping_offset(b.step);
             }
         }
-        packed = packed.wrapping_add(WIDTH);
-        row = row.wrapping_offset(b.step);
+        start += steps;
     }
     sums
 }
+
+/// So many rows of B are on their way.
+const AHEAD: isize = 32;
 
 /// Writes the tile, or adds it to what is there.
 #[inline(always)]
@@ -129,31 +247,64 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
     cols: usize,
     out: Target,
 ) {
-    for r in 0..MR {
-        if r == rows {
-            break;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if rows == MR && cols == NV * S::LANES {
+            // A loop over the additions for each of them: sums stay in registers, which an index that is not constant would forbid.
+            let place = |r: usize, v: usize| out.c.add(r * out.ldc + v * S::LANES);
+            let mut sums = sums;
+            if out.accumulate {
+                each(&mut sums, |r, v, x| s.add(s.load_ptr(place(r, v)), x));
+            }
+            if !out.bias.is_null() {
+                let bias: [S::F; NV] = core::array::from_fn(|v| s.load_ptr(out.bias.add(v * S::LANES)));
+                each(&mut sums, |_, v, x| s.add(x, bias[v]));
+            }
+            if !out.residual.is_null() {
+                each(&mut sums, |r, v, x| s.add(x, s.load_ptr(out.residual.add(r * out.ldc + v * S::LANES))));
+            }
+            if out.relu {
+                each(&mut sums, |_, _, x| map::vector(s, Unary::Relu, x));
+            }
+            each(&mut sums, |r, v, x| {
+                s.store_ptr(x, place(r, v));
+                x
+            });
+            return;
         }
-        for v in 0..NV {
-            let (from, n) = (v * S::LANES, S::LANES.min(cols - v * S::LANES));
-            // SAFETY: the caller's promise; `n` columns from `from` on are the tile's.
-            unsafe {
+        let mut block = [[[0.0; 16]; NV]; MR];
+        each(&mut { sums }, |r, v, x| {
+            s.store(x, &mut block[r][v]);
+            x
+        });
+        for (r, sums) in block.iter().enumerate().take(rows) {
+            for (v, sum) in sums.iter().enumerate() {
+                let (from, n) = (v * S::LANES, S::LANES.min(cols - v * S::LANES));
                 let place = out.c.add(r * out.ldc + from);
-                let load = |x: *const f32| {
-                    if n == S::LANES { s.load_ptr(x) } else { s.load_partial(core::slice::from_raw_parts(x, n), 0.0) }
-                };
-                let mut x = sums[r][v];
-                if out.accumulate {
-                    x = s.add(load(place), x);
-                }
-                if !out.bias.is_null() {
-                    x = s.add(x, load(out.bias.add(from)));
-                }
-                if n == S::LANES {
-                    s.store_ptr(x, place);
-                } else {
-                    s.store_partial(x, core::slice::from_raw_parts_mut(place, n));
+                for (i, &sum) in sum[..n].iter().enumerate() {
+                    let mut x = sum;
+                    if out.accumulate {
+                        x += *place.add(i);
+                    }
+                    if !out.bias.is_null() {
+                        x += *out.bias.add(from + i);
+                    }
+                    if !out.residual.is_null() {
+                        x += *out.residual.add(r * out.ldc + from + i);
+                    }
+                    *place.add(i) = if out.relu { Unary::Relu.f(x) } else { x };
                 }
             }
+        }
+    }
+}
+
+/// x = f(row, vector, x) for every vector of a tile.
+#[inline(always)]
+fn each<F: Copy, const MR: usize, const NV: usize>(sums: &mut [[F; NV]; MR], mut f: impl FnMut(usize, usize, F) -> F) {
+    for r in 0..MR {
+        for v in 0..NV {
+            sums[r][v] = f(r, v, sums[r][v]);
         }
     }
 }

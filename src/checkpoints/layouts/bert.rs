@@ -13,6 +13,7 @@ use crate::nn::Activation;
 
 pub(super) const LAYOUT: Layout = Layout {
     name: "BERT",
+    assumed: super::no_config,
     pixels: Pixels::Nothing,
     fits: |e| ["bert.", ""].iter().any(|at| e.has(&format!("{at}embeddings.word_embeddings.weight"))),
     names: || [model(""), encoder("")].concat(),

@@ -44,6 +44,7 @@ fn has(evidence: &Evidence, tower: &str, name: &str) -> bool {
 
 pub(super) const BOTH: Layout = Layout {
     name: "Hugging Face CLIPModel",
+    assumed: super::no_config_quick,
     pixels: Pixels::Clip,
     fits: |e| has(e, "vision_model", PATCHES) && has(e, "text_model", TOKENS),
     names: || NAMES.to_owned(),
@@ -63,6 +64,7 @@ pub(super) const BOTH: Layout = Layout {
 
 pub(super) const VISION: Layout = Layout {
     name: "Hugging Face CLIP vision model",
+    assumed: super::no_config_quick,
     pixels: Pixels::Clip,
     fits: |e| has(e, "vision_model", PATCHES) || e.has(PATCHES) && e.has("pre_layrnorm.weight"),
     names: || format!("{NAMES}{}", BARE.replace('@', "vision_model")),
@@ -81,6 +83,7 @@ pub(super) const VISION: Layout = Layout {
 
 pub(super) const TEXT: Layout = Layout {
     name: "Hugging Face CLIP text model",
+    assumed: super::no_config_quick,
     pixels: Pixels::Nothing,
     fits: |e| has(e, "text_model", TOKENS) || e.has(TOKENS) && e.has("final_layer_norm.weight"),
     names: || format!("{NAMES}{}", BARE.replace('@', "text_model")),

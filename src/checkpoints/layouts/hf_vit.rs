@@ -38,6 +38,7 @@ const NAMES: &str = "
 
 pub(super) const LAYOUT: Layout = Layout {
     name: "Hugging Face ViT",
+    assumed: super::no_config,
     pixels: Pixels::HfVit,
     fits: |e| ["vit.", ""].iter().any(|at| e.has(&format!("{at}embeddings.patch_embeddings.projection.weight"))),
     names: || [NAMES.replace('@', "vit."), NAMES.replace('@', "")].concat(),

@@ -26,6 +26,23 @@ pub struct Layout {
     pub(super) fits: fn(&Evidence) -> bool,
     pub(super) names: fn() -> String,
     pub(super) config: fn(&Shapes, &Evidence) -> Result<NetworkConfig>,
+    /// What is assumed where nothing says it.
+    pub(super) assumed: fn(&Evidence) -> Option<&'static str>,
+}
+
+/// Nothing is assumed.
+fn nothing(_: &Evidence) -> Option<&'static str> {
+    None
+}
+
+/// What Hugging Face's classes have where nothing else is said.
+fn no_config(evidence: &Evidence) -> Option<&'static str> {
+    (!evidence.config.is_some()).then_some("no config.json beside: GELU and heads of 64 are assumed")
+}
+
+/// As [`no_config`], for CLIP.
+fn no_config_quick(evidence: &Evidence) -> Option<&'static str> {
+    (!evidence.config.is_some()).then_some("no config.json beside: QuickGELU and heads of 64 are assumed")
 }
 
 /// Where a family says how its pictures are prepared, and what is usual where nothing does.
@@ -35,6 +52,8 @@ pub enum Pixels {
     Own,
     /// preprocessor_config.json; usually as CLIP.
     Clip,
+    /// As CLIP; CheXzero's weights, which wear the same names, want their own.
+    OpenAi,
     /// open_clip_config.json; usually as CLIP.
     OpenClip,
     /// As the TIER paper's training.

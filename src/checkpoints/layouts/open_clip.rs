@@ -84,14 +84,27 @@ fn is_resnet(evidence: &Evidence) -> bool {
 
 pub(super) const OPENAI: Layout = Layout {
     name: "OpenAI CLIP",
-    pixels: Pixels::Clip,
+    assumed: openai,
+    pixels: Pixels::OpenAi,
     fits: |e| !e.open_clip.is_some() && e.has("token_embedding.weight") && (e.has(OWN_IMAGES) || is_resnet(e)),
     names: own_names,
     config,
 };
 
+/// OpenAI's own files say their sizes in three more tensors; a plain state dict may be another program's.
+fn openai(evidence: &Evidence) -> Option<&'static str> {
+    let note = "no open_clip_config.json beside: QuickGELU and heads of 64 are assumed, which is OpenAI's (and CheXzero's) way";
+    (!evidence.has("input_resolution")).then_some(note)
+}
+
+fn no_open_clip(evidence: &Evidence) -> Option<&'static str> {
+    let note = "no open_clip_config.json beside: QuickGELU, heads of 64 and this pooling are assumed";
+    (!evidence.open_clip.is_some()).then_some(note)
+}
+
 pub(super) const OPEN_CLIP: Layout = Layout {
     name: "open_clip",
+    assumed: no_open_clip,
     pixels: Pixels::OpenClip,
     fits: |e| e.has(OWN_IMAGES) || is_resnet(e),
     names: own_names,
@@ -100,6 +113,7 @@ pub(super) const OPEN_CLIP: Layout = Layout {
 
 pub(super) const CUSTOM: Layout = Layout {
     name: "open_clip CustomTextCLIP",
+    assumed: no_open_clip,
     pixels: Pixels::OpenClip,
     fits: |e| e.has(TIMM_IMAGES) || e.has(BERT_TEXTS),
     names: custom_names,

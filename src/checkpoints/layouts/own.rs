@@ -7,6 +7,7 @@ use crate::models::NetworkConfig;
 
 pub(super) const LAYOUT: Layout = Layout {
     name: "tiergrad",
+    assumed: super::nothing,
     pixels: Pixels::Own,
     fits: |e| e.config.text("model_type").is_ok_and(|kind| kind.is_some_and(|kind| kind.starts_with("tiergrad"))),
     names: || "* -> *".to_owned(),

@@ -6,6 +6,7 @@ use crate::models::{GlobalImage, ImageModelConfig, NetworkConfig};
 
 pub(super) const LAYOUT: Layout = Layout {
     name: "torchvision ResNet",
+    assumed: super::nothing,
     pixels: Pixels::Imagenet,
     fits: |e| e.has("conv1.weight") && e.has("bn1.running_mean") && e.has("layer1.0.conv1.weight"),
     names: || {

@@ -11,7 +11,7 @@ use crate::models::{DualEncoderConfig, GlobalImage, GlobalText, ImageModelConfig
 /// The image side below `@`.
 const IMAGES: &str = "
     *num_batches_tracked -> ignored: a count of training's batches
-    @encoder.encoder.fc.* -> ignored: the classifier of the pretraining, not used
+    @encoder.encoder.fc.* -> ignored: the classifier of the pretraining
     @encoder.encoder.* -> vision_model.*
     @projector.model.* -> visual_projection.model.*
 ";
@@ -23,6 +23,7 @@ const JOINT: &str = "
 
 pub(super) const TIER: Layout = Layout {
     name: "TIER",
+    assumed: super::nothing,
     pixels: Pixels::Tier,
     fits: |e| e.has("cnn.encoder.encoder.conv1.weight") && e.has("transformer.bert.embeddings.word_embeddings.weight"),
     names: || [IMAGES.replace('@', "cnn."), bert::model("transformer."), JOINT.to_owned()].concat(),
@@ -46,6 +47,7 @@ pub(super) const TIER: Layout = Layout {
 
 pub(super) const BIOVIL: Layout = Layout {
     name: "BioViL image model",
+    assumed: super::nothing,
     pixels: Pixels::Biovil,
     fits: |e| e.has("encoder.encoder.conv1.weight") && e.has("projector.model.0.weight"),
     names: || IMAGES.replace('@', ""),

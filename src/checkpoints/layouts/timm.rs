@@ -2,7 +2,7 @@
 
 use super::{Layout, Pixels};
 use crate::checkpoints::sizes::Shapes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::single::ImageOutput;
 use crate::models::vit::VitConfig;
 use crate::models::{ImageModelConfig, NetworkConfig};
@@ -41,10 +41,15 @@ pub(super) fn vit(shapes: &Shapes, name: &str) -> Result<VitConfig> {
 
 pub(super) const LAYOUT: Layout = Layout {
     name: "timm vision transformer",
+    assumed: super::nothing,
     pixels: Pixels::Imagenet,
     fits: |e| e.has("patch_embed.proj.weight") && e.has("pos_embed") && e.has("blocks.0.attn.qkv.weight"),
     names: || format!("{}head.* -> classifier.*\n", names("")),
     config: |shapes, evidence| {
+        if evidence.has("fc_norm.weight") {
+            return Err(Error::new("a head on averaged patches (fc_norm) is not supported here; class tokens are"));
+        }
+        evidence.config.only("global_pool", &["token".into(), "".into()])?;
         let vision = vit(shapes, evidence.config.text("architecture")?.unwrap_or_default())?;
         let output = match shapes.has("classifier.weight") {
             true => ImageOutput::Logits(shapes.of::<2>("classifier.weight")?[0]),

@@ -230,7 +230,7 @@ impl<'a> Search<'_, 'a> {
             Value::Global(global) => format!("the class or function {global}"),
             Value::Object { class, .. } => format!("an object of class {class}"),
             Value::Storage(_) => "a storage".to_owned(),
-            Value::Tensor(_) | Value::Unreadable(_) => "a tensor without a name".to_owned(),
+            Value::Tensor(_) | Value::Unreadable(_) => "a tensor outside the model".to_owned(),
             Value::Skipped(maker) => format!("an object of {maker}, which is never made"),
         }
     }

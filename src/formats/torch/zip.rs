@@ -15,6 +15,9 @@ use crate::formats::weights::{Storage, Weights};
 /// Entries that an archive may have: a storage each for the most tensors, with room for TorchScript's code.
 const MAX_ENTRIES: u64 = 65_536;
 
+/// Bytes before the name in an entry's own header.
+const HEADER: usize = 30;
+
 /// Reads the pickle of an archive; storages stay where they are.
 pub(in crate::formats) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Weights> {
     let archive = Archive::open(file.bytes())?;
@@ -33,6 +36,13 @@ pub(in crate::formats) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Wei
     let mut pickle = Pickle::new(budget(file.bytes().len()));
     let (root, _) = pickle.run(&bytes)?;
     let found = state_dict::find(&pickle, root)?;
+    // Where its bytes start is in the header of each storage, all over the file.
+    let storages = format!("{folder}data/");
+    archive
+        .entries
+        .iter()
+        .filter(|(name, _)| name.starts_with(&storages))
+        .for_each(|(_, e)| file.soon(e.header, HEADER));
     // Entries of an honest archive lie side by side, so what tensors take of them is not more than the file.
     let left = Cell::new(file.bytes().len());
     let format = if script { "TorchScript archive" } else { "torch.save zip" };
@@ -206,7 +216,7 @@ impl<'a> Archive<'a> {
         if !header.starts_with(b"PK\x03\x04") {
             return Err(damaged());
         }
-        Ok(entry.header + 30 + u16_at(header, 26)? + u16_at(header, 28)?)
+        Ok(entry.header + HEADER + u16_at(header, 26)? + u16_at(header, 28)?)
     }
 
     /// The bytes of an entry, unpacked.

@@ -1,8 +1,4 @@
-//! What all fuzz targets share: an allocator that counts, the bound on what a file may make us allocate, and files to open.
-//!
-//! A target is `fuzz_target!(init: fuzz::start(), |data: &[u8]| fuzz::bounded(data, fuzz::of_file(data), || ..))`. It fails on a panic
-//! that reaches it, on a time-out, and on an allocation beyond the bound. Panics of dependencies that the library turns into
-//! errors are no failures, so libFuzzer's hook, which ends the process at any panic, is replaced.
+//! What all targets share: an allocator that counts, the bound on what a file may make us allocate, and files to open.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
@@ -48,34 +44,21 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// To be run once before the first input.
-pub fn start() {
-    std::panic::set_hook(Box::new(|panic| {
-        if std::env::var_os("TIER_FUZZ_PANICS").is_some() {
-            eprintln!("{panic}\n{}", std::backtrace::Backtrace::force_capture());
-        }
-    }));
-}
-
 /// What may be allocated for a file: four times its size and 16 MiB.
 pub fn of_file(data: &[u8]) -> usize {
     4 * data.len() + (16 << 20)
 }
 
-/// Runs `run` and ends the process if it panics or allocates more than `limit` bytes at once.
+/// Runs `run`, which may not allocate more than `limit` bytes at once.
+///
+/// # Panics
+/// If it does.
 pub fn bounded(limit: usize, run: impl FnOnce()) {
     let before = NOW.load(Relaxed);
     PEAK.store(before, Relaxed);
-    if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        eprintln!("panicked: {} (TIER_FUZZ_PANICS=1 tells where)", text.unwrap_or_default());
-        std::process::abort();
-    }
-    let used = (PEAK.load(Relaxed) - before) as usize;
-    if used > limit {
-        eprintln!("allocated {used} bytes where {limit} are allowed");
-        std::process::abort();
-    }
+    run();
+    let used = usize::try_from(PEAK.load(Relaxed) - before).unwrap_or_default();
+    assert!(used <= limit, "allocated {used} bytes where {limit} are allowed");
 }
 
 /// A folder of this process's own, for inputs that are opened by path; put TMPDIR on a file system in memory.

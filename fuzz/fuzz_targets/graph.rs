@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(init: targets::quiet(), |data: &[u8]| targets::end_if_wrong(targets::graph, data));

@@ -1,0 +1,446 @@
+//! A forward pass traced once for its shapes, then run again and again: constants folded, weights packed as the kernels read them,
+//! additions and activations done where products are written. Every run has the bits of the eager computation.
+
+pub(crate) mod trace;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kernels_cpu::gemm::Packed;
+use kernels_cpu::map::Unary;
+use kernels_cpu::par;
+
+use crate::layout::Layout;
+use crate::op::{Meta, Op};
+use crate::tensor::Tensor;
+use trace::{Origin, Slot, Trace, Traced};
+
+/// An op with its constant inputs worked in.
+pub trait Prepared: Send + Sync {
+    /// Whether more can be joined to it.
+    fn joins(&self) -> bool;
+
+    /// y = act(f(x) + residual) with x the inputs that are not constant: the bits of the steps one by one.
+    fn run(&self, x: &[&Tensor], joined: Joined<'_>, out: Meta) -> Tensor;
+}
+
+/// Matrices that were packed, by what they were packed from.
+#[derive(Default)]
+pub struct Packs(HashMap<(u64, Layout), Arc<Packed>>);
+
+impl Packs {
+    /// `matrix` packed by `pack`, or as it was packed before.
+    pub fn get(&mut self, matrix: &Tensor, pack: impl FnOnce() -> Packed) -> Arc<Packed> {
+        self.0.entry((matrix.buffer().id(), *matrix.layout())).or_insert_with(|| Arc::new(pack())).clone()
+    }
+}
+
+/// What a prepared op does with its result besides.
+#[derive(Clone, Copy, Default)]
+pub struct Joined<'a> {
+    /// Added; of the result's dims.
+    pub residual: Option<&'a Tensor>,
+    /// Applied last.
+    pub act: Option<Unary>,
+}
+
+/// How a plan may join an op to the one that makes its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A sum of two tensors.
+    Add,
+    /// A function of one tensor, element by element.
+    Activation(Unary),
+    /// Not at all.
+    Other,
+}
+
+/// A computation of fixed shapes.
+pub struct Plan {
+    inputs: Vec<(Slot, Meta)>,
+    steps: Vec<Step>,
+    outputs: Vec<Slot>,
+    /// Values that are the same in every run.
+    constants: Vec<(Slot, Tensor)>,
+    slots: usize,
+}
+
+struct Step {
+    name: &'static str,
+    work: Work,
+    inputs: Vec<Slot>,
+    out: Meta,
+    outputs: Vec<Slot>,
+    /// Values that nothing needs after this step.
+    last: Vec<Slot>,
+    flops: u64,
+}
+
+enum Work {
+    Op(Box<dyn Op>),
+    /// With `residual`, the last input is added.
+    Prepared {
+        op: Box<dyn Prepared>,
+        residual: bool,
+        act: Option<Unary>,
+    },
+}
+
+/// What one step of a plan took.
+#[derive(Clone, Debug)]
+pub struct Cost {
+    /// The op's name, and what was joined to it.
+    pub name: String,
+    /// Time.
+    pub time: Duration,
+    /// Operations of matrix products, two for a multiplication and an addition.
+    pub flops: u64,
+    /// Bytes of inputs and outputs that are not packed parameters.
+    pub bytes: u64,
+}
+
+impl Plan {
+    /// Traces `f` on inputs of these shapes; its results come too. `f` must compute by ops alone.
+    ///
+    /// # Panics
+    /// If `f` reads a value that depends on its inputs outside of an op: the plan would keep what it saw.
+    pub fn new(x: &[Tensor], f: impl FnOnce(&[Tensor]) -> Vec<Tensor>) -> (Self, Vec<Tensor>) {
+        Self::sharing(&mut Packs::default(), x, f)
+    }
+
+    /// As [`Plan::new`], with packed parameters that plans of other shapes may have too.
+    ///
+    /// # Panics
+    /// As [`Plan::new`].
+    pub fn sharing(packs: &mut Packs, x: &[Tensor], f: impl FnOnce(&[Tensor]) -> Vec<Tensor>) -> (Self, Vec<Tensor>) {
+        let (mut trace, inputs, results) = trace::trace(x, f);
+        let outputs: Vec<Slot> = results.iter().map(|y| trace.slot(y)).collect();
+        let inputs = inputs.into_iter().map(|slot| (slot, trace.metas[slot])).collect();
+        (Self::build(packs, trace, inputs, outputs), results)
+    }
+
+    fn build(packs: &mut Packs, trace: Trace, inputs: Vec<(Slot, Meta)>, outputs: Vec<Slot>) -> Self {
+        let Trace { steps, origins, metas, .. } = trace;
+        let steps = needed(steps, &outputs, metas.len());
+        let mut uses = vec![0; metas.len()];
+        steps.iter().flat_map(|step| &step.inputs).chain(&outputs).for_each(|&slot| uses[slot] += 1);
+        let mut builder = Builder {
+            origins: &origins,
+            metas: &metas,
+            packs,
+            uses,
+            steps: Vec::new(),
+            maker: vec![None; metas.len()],
+        };
+        steps.into_iter().for_each(|step| builder.add(step));
+        let mut steps = builder.steps;
+
+        let mut seen: Vec<bool> = vec![false; metas.len()];
+        outputs.iter().for_each(|&slot| seen[slot] = true);
+        for step in steps.iter_mut().rev() {
+            for &slot in step.inputs.iter().chain(&step.outputs) {
+                if !std::mem::replace(&mut seen[slot], true) {
+                    step.last.push(slot);
+                }
+            }
+        }
+        let constant = |(slot, origin)| match origin {
+            Origin::Constant(x) if seen[slot] => Some((slot, x)),
+            _ => None,
+        };
+        let constants = origins.into_iter().enumerate().filter_map(constant).collect();
+        Self { inputs, steps, outputs, constants, slots: metas.len() }
+    }
+
+    /// Whether the plan is for inputs of these shapes.
+    pub fn fits(&self, x: &[Tensor]) -> bool {
+        x.len() == self.inputs.len() && x.iter().zip(&self.inputs).all(|(x, (_, meta))| x.meta() == *meta)
+    }
+
+    /// The results for other inputs of the same shapes.
+    ///
+    /// # Panics
+    /// If the shapes are others.
+    #[track_caller]
+    pub fn run(&self, x: &[Tensor]) -> Vec<Tensor> {
+        self.check(x);
+        par::enter(|| self.steps_on(x, |step, x| step.run(x)))
+    }
+
+    /// As [`Plan::run`], with what each step took.
+    ///
+    /// # Panics
+    /// If the shapes are others.
+    #[track_caller]
+    pub fn profile(&self, x: &[Tensor]) -> (Vec<Tensor>, Vec<Cost>) {
+        self.check(x);
+        let mut costs = Vec::with_capacity(self.steps.len());
+        let results = par::enter(|| {
+            self.steps_on(x, |step, x| {
+                let start = Instant::now();
+                let output = step.run(x);
+                let bytes = |meta: Meta| (meta.dims.numel() * meta.dtype.size()) as u64;
+                costs.push(Cost {
+                    name: step.title(),
+                    time: start.elapsed(),
+                    flops: step.flops,
+                    bytes: x.iter().map(|x| bytes(x.meta())).sum::<u64>() + bytes(step.out),
+                });
+                output
+            })
+        });
+        (results, costs)
+    }
+
+    #[track_caller]
+    fn check(&self, x: &[Tensor]) {
+        let given: Vec<Meta> = x.iter().map(Tensor::meta).collect();
+        assert!(self.fits(x), "a plan for {:?} is run on {given:?}", self.inputs);
+    }
+
+    fn steps_on(&self, x: &[Tensor], mut run: impl FnMut(&Step, &[&Tensor]) -> Vec<Tensor>) -> Vec<Tensor> {
+        let mut values: Vec<Option<Tensor>> = vec![None; self.slots];
+        for ((slot, _), x) in self.inputs.iter().zip(x) {
+            values[*slot] = Some(x.detach());
+        }
+        for (slot, x) in &self.constants {
+            values[*slot] = Some(x.clone());
+        }
+        let get = |values: &[Option<Tensor>], slot: Slot| values[slot].clone().expect("made by an earlier step");
+        for step in &self.steps {
+            let made = {
+                let x: Vec<&Tensor> =
+                    step.inputs.iter().map(|&slot| values[slot].as_ref().expect("made by an earlier step")).collect();
+                run(step, &x)
+            };
+            step.outputs.iter().zip(made).for_each(|(&slot, y)| values[slot] = Some(y));
+            step.last.iter().for_each(|&slot| values[slot] = None);
+        }
+        self.outputs.iter().map(|&slot| get(&values, slot)).collect()
+    }
+}
+
+impl Step {
+    fn run(&self, x: &[&Tensor]) -> Vec<Tensor> {
+        match &self.work {
+            Work::Op(op) => {
+                let output = op.cpu(x, self.out);
+                std::iter::once(output.value).chain(output.aux).collect()
+            }
+            Work::Prepared { op, residual, act } => {
+                let (x, residual) = x.split_at(x.len() - usize::from(*residual));
+                vec![op.run(x, Joined { residual: residual.first().copied(), act: *act }, self.out)]
+            }
+        }
+    }
+
+    fn title(&self) -> String {
+        match &self.work {
+            Work::Op(_) => self.name.to_owned(),
+            Work::Prepared { residual, act, .. } => {
+                let (residual, act) = (if *residual { "+add" } else { "" }, act.map(|act| format!("+{}", act.name())));
+                format!("{}{residual}{}", self.name, act.unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// The steps that the outputs depend on.
+fn needed(steps: Vec<Traced>, outputs: &[Slot], slots: usize) -> Vec<Traced> {
+    let mut wanted = vec![false; slots];
+    outputs.iter().for_each(|&slot| wanted[slot] = true);
+    let mut kept = Vec::new();
+    for step in steps.into_iter().rev() {
+        if step.outputs.iter().any(|&slot| wanted[slot]) {
+            step.inputs.iter().for_each(|&slot| wanted[slot] = true);
+            kept.push(step);
+        }
+    }
+    kept.reverse();
+    kept
+}
+
+struct Builder<'a> {
+    origins: &'a [Origin],
+    metas: &'a [Meta],
+    packs: &'a mut Packs,
+    /// By steps and as outputs.
+    uses: Vec<usize>,
+    steps: Vec<Step>,
+    /// The step that makes a value.
+    maker: Vec<Option<usize>>,
+}
+
+impl Builder<'_> {
+    fn constant(&self, slot: Slot) -> Option<&Tensor> {
+        match &self.origins[slot] {
+            Origin::Constant(x) => Some(x),
+            _ => None,
+        }
+    }
+
+    fn add(&mut self, traced: Traced) {
+        if self.join(&traced) {
+            return;
+        }
+        let Traced { op, inputs, out, outputs } = traced;
+        let metas: Vec<Meta> = inputs.iter().map(|&slot| self.metas[slot]).collect();
+        let constants: Vec<Option<Tensor>> = inputs.iter().map(|&slot| self.constant(slot).cloned()).collect();
+        let known: Vec<Option<&Tensor>> = constants.iter().map(Option::as_ref).collect();
+        let (name, flops) = (op.name(), op.flops(&metas, out));
+        let (work, inputs) = match op.prepare(&metas, &known, self.packs) {
+            Some(op) => {
+                let changing =
+                    inputs.into_iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(slot, _)| slot).collect();
+                (Work::Prepared { op, residual: false, act: None }, changing)
+            }
+            None => (Work::Op(op), inputs),
+        };
+        outputs.iter().for_each(|&slot| self.maker[slot] = Some(self.steps.len()));
+        self.steps.push(Step { name, work, inputs, out, outputs, last: Vec::new(), flops });
+    }
+
+    /// Adds a sum or an activation to the prepared step that makes its input, if nothing else needs that.
+    fn join(&mut self, traced: &Traced) -> bool {
+        let (role, slots) = (traced.op.role(), &traced.inputs);
+        let candidates: &[(usize, Option<usize>)] = match role {
+            Role::Add => &[(1, Some(0)), (0, Some(1))],
+            Role::Activation(_) => &[(0, None)],
+            Role::Other => &[],
+        };
+        for &(i, other) in candidates {
+            let (made, other) = (slots[i], other.map(|other| slots[other]));
+            let Some(at) = self.maker[made].filter(|_| self.uses[made] == 1) else { continue };
+            // What is added has the sum's dims, and is there before.
+            let fits = self.metas[made] == traced.out
+                && other.is_none_or(|other| {
+                    self.metas[other] == traced.out && other != made && self.maker[other].is_none_or(|maker| maker < at)
+                });
+            let Step { work: Work::Prepared { op, residual, act }, inputs, outputs, .. } = &mut self.steps[at] else {
+                continue;
+            };
+            if !fits || !op.joins() || act.is_some() || (*residual && other.is_some()) {
+                continue;
+            }
+            match role {
+                Role::Activation(f) => *act = Some(f),
+                _ => *residual = true,
+            }
+            inputs.extend(other);
+            outputs.clone_from(&traced.outputs);
+            self.maker[traced.outputs[0]] = Some(at);
+            return true;
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::gradcheck::Gen;
+    use crate::ops::REGISTRY;
+    use crate::rng::Rng;
+
+    /// Every op, with each of its inputs constant or not: a plan has the bits of the eager run, also on other inputs than the traced.
+    #[test]
+    fn a_plan_of_any_op_has_the_bits_of_the_op() {
+        for entry in REGISTRY {
+            for seed in 0..40 {
+                let mut g = Gen::new(seed, 1 + seed as usize % 7);
+                let case = (entry.cases)(&mut g);
+                let x: Vec<Tensor> = case
+                    .inputs()
+                    .iter()
+                    .map(|x| if x.dtype() == DType::F64 { x.to_dtype(DType::F32).detach() } else { x.detach() })
+                    .collect();
+                let fixed: Vec<bool> = x.iter().map(|_| g.rng.chance(0.5)).collect();
+                let other: Vec<Tensor> = x
+                    .iter()
+                    .zip(&fixed)
+                    .map(|(x, &fixed)| if fixed || x.dtype() != DType::F32 { x.clone() } else { x.affine(1.25, 0.0) })
+                    .collect();
+                let changing = |x: &[Tensor]| -> Vec<Tensor> {
+                    x.iter().zip(&fixed).filter(|(_, fixed)| !**fixed).map(|(x, _)| x.clone()).collect()
+                };
+                let run = |given: &[Tensor]| {
+                    let mut given = given.iter();
+                    let all: Vec<Tensor> = x
+                        .iter()
+                        .zip(&fixed)
+                        .map(|(x, &fixed)| if fixed { x.clone() } else { given.next().unwrap().clone() })
+                        .collect();
+                    let y = case.run(&all);
+                    // Joined where the op allows it.
+                    vec![if y.dtype() == DType::F32 { (&y + &drawn(*y.dims(), 9)).relu() } else { y }]
+                };
+                let (plan, first) = Plan::new(&changing(&x), run);
+                for (inputs, name) in [(&x, "traced"), (&other, "other")] {
+                    let expected = run(&changing(inputs))[0].to_f64_vec();
+                    let same = |y: &Tensor| {
+                        y.to_f64_vec()
+                            .iter()
+                            .zip(&expected)
+                            .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
+                    };
+                    let got = plan.run(&changing(inputs));
+                    assert!(
+                        same(&got[0]),
+                        "{} on {name} inputs, seed {seed}: {got:?} instead of {expected:?}",
+                        entry.name
+                    );
+                    assert!(name == "other" || same(&first[0]));
+                }
+            }
+        }
+    }
+
+    fn drawn(dims: impl Into<crate::Dims>, seed: u64) -> Tensor {
+        Tensor::randn(dims, DType::F32, &mut Rng::new(seed, 0))
+    }
+
+    #[test]
+    fn constants_fold_and_sums_and_activations_join() {
+        let (w, b, v) = (drawn([6, 4], 1), drawn([6], 2), drawn([6, 6], 3));
+        let f = |x: &[Tensor]| {
+            // The product of the parameters does not depend on x.
+            let hidden = x[0].linear(&v.matmul(&w), Some(&b), None);
+            let y = &hidden + &hidden.linear(&v, None, None);
+            vec![y.relu()]
+        };
+        let (plan, _) = Plan::new(&[drawn([3, 4], 4)], f);
+        let titles: Vec<String> = plan.steps.iter().map(Step::title).collect();
+        assert_eq!(titles, ["linear", "linear+add+relu"]);
+        let x = [drawn([3, 4], 5)];
+        assert_eq!(plan.run(&x)[0].to_vec::<f32>(), f(&x)[0].to_vec::<f32>());
+        assert_eq!(plan.profile(&x).0[0].to_vec::<f32>(), f(&x)[0].to_vec::<f32>());
+    }
+
+    #[test]
+    fn a_value_used_twice_is_kept() {
+        let w = drawn([4, 4], 1);
+        let f = |x: &[Tensor]| {
+            let y = x[0].linear(&w, None, None);
+            vec![y.relu(), &y + &y, y]
+        };
+        let (plan, _) = Plan::new(&[drawn([3, 4], 4)], f);
+        let x = [drawn([3, 4], 5)];
+        for (a, b) in plan.run(&x).iter().zip(f(&x)) {
+            assert_eq!(a.to_vec::<f32>(), b.to_vec::<f32>());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "read outside of an op")]
+    fn what_is_read_outside_of_ops_is_refused() {
+        Plan::new(&[drawn([3], 1)], |x| vec![Tensor::from_slice(&x[0].affine(2.0, 0.0).to_vec::<f32>(), [3])]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a plan for")]
+    fn other_shapes_are_refused() {
+        Plan::new(&[drawn([3], 1)], |x| vec![x[0].relu()]).0.run(&[drawn([4], 1)]);
+    }
+}
