@@ -43,6 +43,18 @@ pub fn write_atomic_with(
         .at(path)
 }
 
+/// Removes what killed processes left half written in a folder that nobody else writes to.
+pub fn remove_parts(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).at(folder)? {
+        let path = entry.at(folder)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') && name.ends_with(".part") {
+            fs::remove_file(&path).at(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// A name in the same folder that no other process writes to.
 fn beside(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
@@ -69,6 +81,9 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("a.bin: disk full"));
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        fs::write(beside(&path), b"half").unwrap();
+        remove_parts(folder.path()).unwrap();
+        assert_eq!((fs::read_dir(folder.path()).unwrap().count(), fs::read(&path).unwrap()), (1, b"second".to_vec()));
     }
 
     #[test]

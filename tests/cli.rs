@@ -1,125 +1,12 @@
 //! The `tier` command as a user meets it: phantoms in, a trained model, scores, pictures and reports out.
 
 mod common;
+mod runs;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::process::Command;
 
-fn tier(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).output().unwrap()
-}
-
-#[track_caller]
-fn done(arguments: &[&str]) -> String {
-    let output = tier(arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "tier {}: {errors}", arguments.join(" "));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// A command that must fail with `code`, saying one line that holds `words`.
-#[track_caller]
-fn refused(arguments: &[&str], code: i32, words: &[&str]) {
-    let output = tier(arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "tier {}: {errors}", arguments.join(" "));
-    for word in words {
-        assert!(errors.contains(word), "{word:?} is not in: {errors}");
-    }
-    assert!(!errors.contains("panicked"), "{errors}");
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// A folder for all tests of this file, with phantoms in it.
-fn phantoms() -> &'static Path {
-    static FOLDER: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = FOLDER.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("phantoms");
-        done(&["phantom", "--out", text(&path), "--count", "60", "--seed", "5", "--size", "64", "-q"]);
-        (folder, path)
-    });
-    path
-}
-
-/// Sizes at which a step takes milliseconds.
-const TINY: &[&str] = &[
-    "model.vision.image_size=32",
-    "model.vision.patch_size=8",
-    "model.vision.width=24",
-    "model.vision.depth=1",
-    "model.vision.heads=2",
-    "model.vision.stem=[]",
-    "model.text.width=16",
-    "model.text.depth=1",
-    "model.text.heads=2",
-    "model.text.max_length=48",
-    "model.joint=12",
-    "tokenizer.vocabulary=600",
-    "train.batch=8",
-    "train.epochs=2",
-    "train.keep=1",
-    "schedule.lr=1e-3",
-];
-
-fn train(out: &Path, more: &[&str]) -> Vec<String> {
-    let table = |name: &str| text(&phantoms().join(name)).to_owned();
-    let mut arguments: Vec<String> =
-        ["train", "--out", text(out), "-q", "--pairs"].iter().map(|s| (*s).to_owned()).collect();
-    arguments.extend([table("pairs.csv"), "--labels".into(), table("labels.csv")]);
-    arguments.extend(["--prompts".into(), table("prompts.csv")]);
-    for setting in TINY {
-        arguments.extend(["--set".to_owned(), (*setting).to_owned()]);
-    }
-    arguments.extend(more.iter().map(|s| (*s).to_owned()));
-    arguments
-}
-
-#[track_caller]
-fn run(arguments: &[String]) -> String {
-    done(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
-}
-
-/// A model that all tests may read.
-fn model() -> &'static Path {
-    static MODEL: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = MODEL.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("run");
-        run(&train(&out, &["--boxes", text(&phantoms().join("boxes.json"))]));
-        let model = out.join("model");
-        (folder, model)
-    });
-    model_files(path);
-    path
-}
-
-fn model_files(path: &Path) {
-    for file in ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"] {
-        assert!(path.join(file).is_file(), "{file}");
-    }
-}
-
-/// The log without times.
-fn log(out: &Path) -> Vec<serde_json::Value> {
-    let lines = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
-    lines
-        .lines()
-        .map(|line| {
-            let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
-            record.as_object_mut().unwrap().remove("items_per_s");
-            record
-        })
-        .collect()
-}
-
-fn bytes(out: &Path) -> [Vec<u8>; 2] {
-    ["model/model.safetensors", "checkpoints/last.safetensors"].map(|f| std::fs::read(out.join(f)).unwrap())
-}
+use runs::*;
 
 #[test]
 fn a_run_has_its_files_and_its_model_can_be_used() {
@@ -252,19 +139,94 @@ fn evaluation_writes_its_metrics_scores_and_report() {
     assert!(metrics["retrieval"]["recall_at_5"].is_number() && metrics["labels"].as_object().unwrap().is_empty());
 }
 
+/// Numbers of threads and of loader workers; the first again at the end.
+const THREADS: [[&str; 2]; 5] = [["1", "1"], ["2", "3"], ["3", "2"], ["7", "4"], ["1", "1"]];
+
 #[test]
-fn threads_and_workers_do_not_change_a_bit() {
+fn threads_and_workers_do_not_change_a_bit_of_a_run() {
     let folder = tempfile::tempdir().unwrap();
-    let outs = [("1", "1"), ("2", "3"), ("3", "2")].map(|(threads, workers)| {
-        let out = folder.path().join(format!("run-{threads}"));
-        run(&train(
-            &out,
-            &["--threads", threads, "--workers", workers, "--set", "train.views=2", "--set", "train.ema=0.9"],
-        ));
-        out
+    let mut runs = THREADS.iter().enumerate().map(|(i, [threads, workers])| {
+        let out = folder.path().join(i.to_string()).join("run");
+        let more = ["--threads", threads, "--workers", workers, "--set", "train.views=2", "--set", "train.ema=0.9"];
+        run(&train(&out, &more));
+        let files = ["report.html", "curves.png", "config.toml", "splits.csv", "model/tokenizer.json"];
+        (bytes(&out), log(&out), files.map(|file| std::fs::read(out.join(file)).unwrap()))
     });
-    assert!(bytes(&outs[0]) == bytes(&outs[1]) && bytes(&outs[0]) == bytes(&outs[2]));
-    assert!(log(&outs[0]) == log(&outs[1]) && log(&outs[0]) == log(&outs[2]));
+    let first = runs.next().unwrap();
+    assert!(runs.all(|run| run == first));
+}
+
+#[test]
+fn threads_and_workers_do_not_change_a_bit_of_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = |name: &str| text(&phantoms().join(name)).to_owned();
+    let images: Vec<_> = std::fs::read_dir(phantoms().join("images")).unwrap().map(|e| e.unwrap().path()).collect();
+    let [model, prompts, image] = [text(model()), &table("prompts.csv"), text(images.iter().min().unwrap())];
+    let mut results =
+        THREADS.iter().enumerate().map(|(i, [threads, workers])| {
+            // The same names in a folder of their own: reports hold the command.
+            let place = folder.path().join(i.to_string());
+            std::fs::create_dir(&place).unwrap();
+            let tables = [table("pairs.csv"), table("labels.csv"), table("boxes.json")];
+            let [pairs, labels, boxes] = tables.each_ref().map(String::as_str);
+            for command in [
+                &[
+                    "embed",
+                    "--model",
+                    model,
+                    "--images",
+                    image,
+                    "--texts",
+                    "left effusion",
+                    "no",
+                    "-o",
+                    "e.safetensors",
+                ][..],
+                &["heatmap", "--model", model, "--text", "left effusion", image, "-o", "h.png", "--grid", "g.json"],
+                &["report", "--model", model, "--prompts", prompts, image, "-o", "r.html"],
+                &[
+                    "eval",
+                    "--model",
+                    model,
+                    "--pairs",
+                    pairs,
+                    "--labels",
+                    labels,
+                    "--prompts",
+                    prompts,
+                    "--boxes",
+                    boxes,
+                    "--out",
+                    "eval",
+                ],
+            ] {
+                let mut tier = Command::new(env!("CARGO_BIN_EXE_tier"));
+                let output =
+                    tier.current_dir(&place).args(command).args(["-q", "--threads", threads, "--workers", workers]);
+                let output = output.output().unwrap();
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            }
+            let files = [
+                "e.safetensors",
+                "h.png",
+                "g.json",
+                "r.html",
+                "eval/metrics.json",
+                "eval/scores.csv",
+                "eval/report.html",
+            ];
+            files.map(|file| {
+                let bytes = std::fs::read(place.join(file)).unwrap();
+                let asked = format!("--threads {threads} --workers {workers}");
+                let text = String::from_utf8(bytes);
+                text.map_or_else(|bytes| bytes.into_bytes(), |text| text.replace(&asked, "").into_bytes())
+            })
+        });
+    let first = results.next().unwrap();
+    for (i, other) in results.enumerate() {
+        let same: Vec<bool> = first.iter().zip(&other).map(|(a, b)| a == b).collect();
+        assert!(same.iter().all(|&same| same), "{:?}: {same:?}", THREADS[i + 1]);
+    }
 }
 
 /// A residual network in the place of the vision transformer.
@@ -462,37 +424,40 @@ fn verify_tells_tensor_by_tensor_and_fails_where_one_does() {
 #[test]
 fn a_selftest_says_what_was_checked_and_fails_where_a_number_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
-    let record = folder.path().join("record.json");
-    let table = done(&["selftest", "-q", "-o", text(&record)]);
+    let [record, wrong] = ["record.json", "golden.json"].map(|name| folder.path().join(name));
+    let golden = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/check/golden.json")).unwrap();
+    let mut numbers: serde_json::Value = serde_json::from_str(&golden).unwrap();
+    numbers["resnet + bert"]["loss"][1] = (1.001 * numbers["resnet + bert"]["loss"][1].as_f64().unwrap()).into();
+    std::fs::write(&wrong, numbers.to_string()).unwrap();
+    let output = tier(&["selftest", "-q", "--golden", text(&wrong), "-o", text(&record)]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{table}");
     assert!(
-        table.contains("checks passed") && table.contains("layer_norm") && table.contains("GPU: not built"),
+        table.contains("layer_norm") && table.contains("GPU: not built") && table.contains("FAIL resnet + bert"),
         "{table}"
     );
+    let tiers = kernels_cpu::Isa::available().count();
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(complaint.contains(&format!("{} of", tiers + 1)), "{complaint}");
+
+    // All else passed.
     let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
     let findings = record["findings"].as_array().unwrap();
     assert!(
-        record["passed"] == true && record["schema"] == 1 && record["machine"]["cores"].as_u64() > Some(0),
+        record["passed"] == false && record["schema"] == 1 && record["machine"]["cores"].as_u64() > Some(0),
         "{record}"
     );
     let of = |part: &str| findings.iter().filter(|f| f["part"] == part).count();
-    let tiers = kernels_cpu::Isa::available().count();
     assert_eq!(
         (of("kernels"), of("gradients")),
         (tiers * tiergrad::ops::REGISTRY.len(), tiergrad::ops::REGISTRY.len())
     );
     assert_eq!((of("golden"), of("threads"), of("speed")), (2 * (tiers + 1), 6, tiers + 1));
-
-    let wrong = folder.path().join("golden.json");
-    let golden = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/check/golden.json")).unwrap();
-    let mut numbers: serde_json::Value = serde_json::from_str(&golden).unwrap();
-    numbers["resnet + bert"]["loss"][1] = (1.001 * numbers["resnet + bert"]["loss"][1].as_f64().unwrap()).into();
-    std::fs::write(&wrong, numbers.to_string()).unwrap();
-    let output = tier(&["selftest", "-q", "--json", "--golden", text(&wrong)]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("{} of", tiers + 1)));
-    let lines = String::from_utf8(output.stdout).unwrap();
-    let failed = lines.lines().filter(|line| line.contains("\"passed\":false"));
-    assert_eq!(failed.count(), tiers + 2, "every tier, f64 and the summary: {lines}");
+    for finding in findings {
+        let planted = finding["part"] == "golden" && finding["name"] == "resnet + bert";
+        assert_eq!(finding["passed"], !planted, "{finding}");
+        assert_eq!(finding["why"], if planted { "loss".into() } else { serde_json::Value::Null });
+    }
 }
 
 #[test]

@@ -229,3 +229,63 @@ fn a_malformed_case_is_refused_by_what_is_wrong_with_it() {
     let checks = verify(&case("own").0, &Case::open(&path, true).unwrap()).unwrap();
     assert_eq!(failed(&checks).iter().map(|check| check.name.as_str()).collect::<Vec<_>>(), ["loss_klip"]);
 }
+
+/// Twenty steps of AdamW on changing batches, by the code that trains, against PyTorch's float64: see tests/golden/curves.py.
+#[cfg(feature = "cli")]
+#[test]
+fn training_follows_pytorchs_curve() {
+    use tiergrad::checkpoints::Checkpoint;
+    use tiergrad::loss::TierOptions;
+    use tiergrad::models::Network;
+    use tiergrad::nn::Module;
+    use tiergrad::optim::{Optimiser, OptimiserConfig};
+    use tiergrad::train::step::{Pairs, step};
+    use tiergrad::{DType, Tensor};
+
+    for name in ["vit", "resnet"] {
+        let file = Weights::open(folder().join(format!("{name}.curve.safetensors")), true).unwrap();
+        let said = |key: &str| file.metadata()[key].parse::<f64>().unwrap();
+        let beside = |name: &str| folder().join(name);
+        let checkpoint = match file.metadata()["model"].split_once(" + ") {
+            Some((image, text)) => Checkpoint::join(&beside(image), &beside(text), true),
+            None => Checkpoint::open(&beside(&file.metadata()["model"]), true),
+        };
+        let Network::Dual(mut model) = checkpoint.unwrap().network_in_f32().unwrap() else { panic!("{name}") };
+        model.visit("", &mut |_, p| *p = p.copied().trainable());
+        let options = TierOptions {
+            lambda_p: said("lambda_p"),
+            lambda_t: said("lambda_t"),
+            eps: said("eps"),
+            ..TierOptions::default()
+        };
+        let config = OptimiserConfig {
+            weight_decay: said("weight_decay"),
+            decay_exempt: Vec::new(),
+            clip_norm: said("clip_norm"),
+            ..OptimiserConfig::default()
+        };
+        let mut optimiser = Optimiser::new(config);
+        let batches = file.iter().filter(|(name, _)| name.starts_with("pixel_values.")).count();
+        let batch = |i: usize| {
+            let of = |what: &str| file.get(&format!("{what}.{i}")).unwrap().clone();
+            let n = of("input_ids").dims()[0];
+            let groups = Tensor::from_slice(&(0..n as i64).collect::<Vec<_>>(), [n]);
+            let mask = of("attention_mask").to_dtype(DType::U8);
+            Pairs { views: vec![of("pixel_values")], ids: of("input_ids"), mask, groups }
+        };
+        let (curve, own) = (file.get("curve").unwrap().to_f64_vec(), file.get("deviation").unwrap().to_f64_vec());
+        let mut furthest = [0.0f64; 4];
+        assert_eq!(curve.len(), 20 * 4);
+        for (i, expected) in curve.chunks(4).enumerate() {
+            let one = step(&mut model, &batch(i % batches), &options, 0);
+            optimiser.step(&mut model, one.grads, said("lr")).unwrap();
+            let found = [one.parts.total, one.parts.clip, one.parts.patch_entropy, one.parts.token_entropy];
+            for k in 0..4 {
+                let off = (found[k] - expected[k]).abs();
+                furthest[k] = furthest[k].max(off);
+                assert!(off <= 20.0 * own[k], "{name}, step {i}, part {k}: {} instead of {}", found[k], expected[k]);
+            }
+        }
+        println!("{name}: furthest {furthest:?}, PyTorch's float32 {own:?}");
+    }
+}

@@ -82,7 +82,17 @@ impl Optimiser {
     ///
     /// # Errors
     /// If a trainable parameter has no gradient, or other tensors share its bytes; nothing is changed then.
-    pub fn step(&mut self, model: &mut dyn Module, mut grads: Grads, lr: f64) -> Result<f64> {
+    pub fn step(&mut self, model: &mut dyn Module, grads: Grads, lr: f64) -> Result<f64> {
+        let norm = norm(&grads);
+        self.step_of_norm(model, grads, norm, lr)?;
+        Ok(norm)
+    }
+
+    /// As [`Optimiser::step`] with a gradient whose [`norm`] is known.
+    ///
+    /// # Errors
+    /// As [`Optimiser::step`].
+    pub fn step_of_norm(&mut self, model: &mut dyn Module, mut grads: Grads, norm: f64, lr: f64) -> Result<()> {
         let (mut missing, mut shared) = (Vec::new(), Vec::new());
         model.visit("", &mut |name, p| {
             if p.is_tracked() {
@@ -103,7 +113,6 @@ impl Optimiser {
                 shared.join(", ")
             )));
         }
-        let norm = norm(&grads);
         if self.config.clip_norm > 0.0 && norm > self.config.clip_norm {
             let scale = self.config.clip_norm / norm;
             grads.values_mut().for_each(|g| *g = g.affine(scale, 0.0));
@@ -124,7 +133,7 @@ impl Optimiser {
                 );
             }
         });
-        Ok(norm)
+        Ok(())
     }
 }
 

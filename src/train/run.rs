@@ -161,6 +161,9 @@ pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> 
     // A checkpoint has all weights.
     let sources = if folder.last().exists() { Vec::new() } else { Source::all(&config)? };
     let network = network(&config, &tables, &sources)?;
+    for part in [folder.0.clone(), folder.checkpoints(), folder.model()].iter().filter(|part| part.is_dir()) {
+        files::remove_parts(part)?;
+    }
     let pipeline = pipeline(&config, &folder, network, tokenizer);
     let mut run = Run::new(config, folder, tables, pipeline, watch)?;
     let state = if run.folder.last().exists() {
@@ -260,7 +263,7 @@ impl<'a> Run<'a> {
             for batch in loader.epoch(state.epoch, state.batch) {
                 let batch = batch?;
                 let items = batch.rows.len();
-                let one = self.gradients(&batch.rows, batch.views)?;
+                let (one, norm) = self.gradients(&batch.rows, batch.views)?;
                 state.batch += 1;
                 let (grads, parts, count) = match sum.take() {
                     None => (one.grads, one.parts, 1),
@@ -274,7 +277,7 @@ impl<'a> Run<'a> {
                     continue;
                 }
                 let lr = config.schedule.at(state.step, total);
-                let grad_norm = self.apply(grads, count, lr)?;
+                let grad_norm = self.apply(grads, count, norm, lr)?;
                 state.step += 1;
                 let parts = parts.times(1.0 / count as f64);
                 let mut record = Record {
@@ -322,7 +325,8 @@ impl<'a> Run<'a> {
         Ok(Outcome { finished: true, records: self.records, kept: state.kept })
     }
 
-    fn gradients(&mut self, numbers: &[usize], views: Vec<Tensor>) -> Result<step::Step> {
+    /// Loss and gradient of a batch; and the gradient's norm, where it was looked at.
+    fn gradients(&mut self, numbers: &[usize], views: Vec<Tensor>) -> Result<(step::Step, Option<f64>)> {
         let rows: Vec<&Row> = numbers.iter().map(|&i| &self.tables.train[i]).collect();
         let check = self.config.train.check_finite;
         let trouble = |what: &str| Trouble { step: self.optimiser.steps + 1, what: what.to_owned(), rows: &rows };
@@ -362,8 +366,9 @@ impl<'a> Run<'a> {
         };
         let one = once(network)?;
         if check {
-            let what = match (one.parts.total.is_finite(), optim::norm(&one.grads).is_finite()) {
-                (true, true) => return Ok(one),
+            let norm = optim::norm(&one.grads);
+            let what = match (one.parts.total.is_finite(), norm.is_finite()) {
+                (true, true) => return Ok((one, Some(norm))),
                 (true, false) => "the gradient is",
                 _ => "the loss is",
             };
@@ -373,15 +378,16 @@ impl<'a> Run<'a> {
             let samples = pairs.as_ref().map(|pairs| finite::embedded(network, pairs)).unwrap_or_default();
             return Err(trouble(what).error(&began, &samples).at(at));
         }
-        Ok(one)
+        Ok((one, None))
     }
 
-    /// One optimiser step with the mean of `count` gradients; returns the norm before clipping.
-    fn apply(&mut self, mut grads: Grads, count: usize, lr: f64) -> Result<f64> {
+    /// One optimiser step with the mean of `count` gradients, of which `norm` is that of the last; returns the mean's norm, before clipping.
+    fn apply(&mut self, mut grads: Grads, count: usize, norm: Option<f64>, lr: f64) -> Result<f64> {
         if count > 1 {
             grads.values_mut().for_each(|g| *g = g.affine(1.0 / count as f64, 0.0));
         }
-        let norm = self.optimiser.step(&mut self.pipeline.network, grads, lr)?;
+        let norm = norm.filter(|_| count == 1).unwrap_or_else(|| optim::norm(&grads));
+        self.optimiser.step_of_norm(&mut self.pipeline.network, grads, norm, lr)?;
         if let Network::Dual(model) = &mut self.pipeline.network {
             model.clamp_logit_scale()?;
         }
