@@ -97,17 +97,24 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
     let slab = slab_of(k);
 
-    // Enough jobs that a disturbed thread does not hold up the rest, each at least two tiles high.
+    // Enough jobs that a disturbed thread does not hold up the rest. The larger operand is split, so that none of it is read twice; a job
+    // of rows is at least two tiles high.
     let wanted = if threads && par::threads() > 1 { 4 * par::threads() } else { 1 };
-    let tiles_per_job = row_tiles.div_ceil(wanted.min(row_tiles / 2).max(row_tiles.div_ceil(ROW_TILES)).max(1));
-    let row_jobs = row_tiles.div_ceil(tiles_per_job);
-    let panels_per_job = panels.div_ceil((wanted / row_jobs).clamp(1, panels));
-    let col_jobs = panels.div_ceil(panels_per_job);
+    let high = row_tiles.div_ceil(ROW_TILES);
+    let (row_jobs, col_jobs) = if n > m {
+        let col_jobs = wanted.min(panels);
+        ((wanted / col_jobs).min(row_tiles / 2).max(high).max(1), col_jobs)
+    } else {
+        let row_jobs = wanted.min(row_tiles / 2).max(high).max(1);
+        (row_jobs, (wanted / row_jobs).clamp(1, panels))
+    };
+    let (tiles_per_job, panels_per_job) = (row_tiles.div_ceil(row_jobs), panels.div_ceil(col_jobs));
+    let (row_jobs, col_jobs) = (row_tiles.div_ceil(tiles_per_job), panels.div_ceil(panels_per_job));
 
     let reading = match a {
         Left::Windows(_) => Reading::Windows,
         // What many panels read, and rows that would crowd each other out of the cache, are packed.
-        Left::Mat(a) if a.col_stride == 1 && !crowds_cache_sets(a.row_stride, mr) && panels < MANY_PANELS => {
+        Left::Mat(a) if a.col_stride == 1 && !crowds_cache_sets(a.row_stride, mr) && panels_per_job < MANY_PANELS => {
             Reading::InPlace
         }
         Left::Mat(_) => Reading::Packed,
