@@ -11,7 +11,6 @@ pub const SERIAL_BELOW: usize = 60_000;
 
 #[cfg(feature = "rayon")]
 mod pool {
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, RwLock};
 
     use crate::isa::Isa;
@@ -81,35 +80,9 @@ mod pool {
         if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { default().threads() }
     }
 
-    /// Runs `f`, many kernels one after the other, with the threads kept awake between them: to wake one takes as long as a small kernel,
-    /// and on a busy machine longer than a large one.
+    /// Runs `f`, many kernels one after the other, where they need not be sent to their threads one by one.
     pub fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-        if rayon::current_thread_index().is_some() { f() } else { default().install(|| awake(f)) }
-    }
-
-    fn awake<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-        if rayon::current_num_threads() == 1 {
-            return f();
-        }
-        /// Also where `f` panics the others must stop waiting for its work.
-        struct Done<'a>(&'a AtomicBool);
-        impl Drop for Done<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Release);
-            }
-        }
-        let (over, own) = (AtomicBool::new(false), rayon::current_thread_index());
-        rayon::scope(|scope| {
-            scope.spawn_broadcast(|_, thread| {
-                while Some(thread.index()) != own && !over.load(Ordering::Acquire) {
-                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                        core::hint::spin_loop();
-                    }
-                }
-            });
-            let _done = Done(&over);
-            f()
-        })
+        if rayon::current_thread_index().is_some() { f() } else { default().install(f) }
     }
 
     /// Splits `range` in halves down to `grain`.
@@ -248,19 +221,6 @@ mod tests {
             assert!(seen.iter().all(|&seen| seen == Some(isa)), "{isa}: {seen:?}");
         }
         assert_eq!(Isa::current(), own);
-    }
-
-    #[test]
-    fn threads_kept_awake_do_the_same_work_and_survive_a_panic() {
-        let sum = || map_chunks(1000, 10, SERIAL_BELOW, |range| range.sum::<usize>()).iter().sum::<usize>();
-        set_threads(3);
-        for _ in 0..20 {
-            assert_eq!(enter(|| (0..5).map(|_| sum()).sum::<usize>()), 5 * 499_500);
-        }
-        assert!(std::panic::catch_unwind(|| enter(|| panic!("inside"))).is_err());
-        let both = std::thread::scope(|s| [0, 1].map(|_| s.spawn(|| enter(sum))).map(|t| t.join().unwrap()));
-        assert_eq!(both, [499_500; 2]);
-        assert_eq!(enter(|| enter(sum)), 499_500);
     }
 
     #[test]

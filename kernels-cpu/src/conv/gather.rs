@@ -172,7 +172,8 @@ impl<F: Float> Gather<'_, F> {
             }
             return;
         }
-        // Threads take blocks, or share the only one.
+        // Windows that are the pixels need no copy, so no blocks. Threads take blocks, or share the only one.
+        let block = if in_place && self.is_plain() { items } else { block };
         let shared = items <= block;
         let y = Shared::new(y);
         par::for_each(items.div_ceil(block), block * (depth * o * groups / 8 + depth * groups), |blocks| {
