@@ -137,6 +137,18 @@ mod tests {
         assert!(error(r#"{"image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4]}"#).contains("no category has id 2"));
         assert!(error(r#"{"image_id": 7, "category_id": 1, "bbox": [1, 2, 0, 4]}"#).contains("has no area"));
         assert!(error(r#"{"image_id": 7, "category_id": 1, "bbox": [1, 2, 3]}"#).contains("line "));
+        let twice = |what: &str, more: &str| {
+            let (mut images, mut categories) =
+                (r#"{"id": 1, "file_name": "a"}"#.to_owned(), r#"{"id": 1, "name": "n"}"#.to_owned());
+            (if what == "image" { &mut images } else { &mut categories }).push_str(more);
+            let json = format!(r#"{{"images": [{images}], "categories": [{categories}], "annotations": []}}"#);
+            Boxes::parse(json.as_bytes()).unwrap_err().to_string()
+        };
+        assert!(twice("image", r#", {"id": 1, "file_name": "b"}"#).contains("image id 1 is there twice"));
+        assert!(twice("image", r#", {"id": 2, "file_name": "a"}"#).contains("image \"a\" is there twice"));
+        assert!(twice("category", r#", {"id": 1, "name": "m"}"#).contains("category id 1 is there twice"));
+        let hollow = format!(r#"{{"images": [{}], "annotations": [], "categories": []}}"#, "{},".repeat(90_000));
+        assert!(Boxes::parse(hollow.as_bytes()).unwrap_err().to_string().contains("90001 objects"));
         assert!(Boxes::parse(b"[]").unwrap_err().to_string().contains("COCO"));
         assert!(Boxes::parse(b"").is_err());
     }

@@ -180,4 +180,19 @@ mod tests {
             error.ends_with("values.csv: no row of finding \"normal\", which \"c\" has; add one, blank for unknown")
         );
     }
+
+    #[test]
+    fn free_text_is_no_label_and_a_hundred_thousand_images_are_read_soon() {
+        let rows: String = (0..100_000).map(|i| format!("image number {i}.png,{},-1,\n", i % 2)).collect();
+        let labels = open(&format!("image,Edema,Mass,Nodule\n{rows}")).unwrap();
+        assert_eq!(labels.of["image number 99999.png"], [Some(true), None, None]);
+        let names: Vec<String> = (0..2900).map(|i| format!("a{i}")).collect();
+        let rows: String = names.iter().map(|name| format!("{name},text,what is said of {name}\n")).collect();
+        let table = format!("image,text,impression\n{rows}");
+        let mut files: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+        files.push(("pairs.csv", &table));
+        let pairs = Pairs::open(folder(&files).path().join("pairs.csv"), 0).unwrap();
+        let error = Labels::from_column(&pairs, "impression").unwrap_err().to_string();
+        assert!(error.contains("2900 values for 2900 images, which are no labels"), "{error}");
+    }
 }

@@ -324,4 +324,18 @@ mod tests {
             "{missing}"
         );
     }
+
+    #[test]
+    fn a_hundred_thousand_rows_are_read_soon_and_hollow_ones_are_refused() {
+        let row = |i: usize| format!("film.png,\"No effusion, row {i}.\",{},p{},PA,{i}\n", "train", i / 3);
+        let rows: String = (0..100_000).map(row).collect();
+        let started = std::time::Instant::now();
+        let pairs = open(&format!("image,text,split,patient_id,view,n\n{rows}"), &["film.png"]).unwrap();
+        assert_eq!((pairs.rows.len(), pairs.rows[99_999].more.get("n")), (100_000, Some("99999")));
+        assert_eq!(pairs.rows[99_999].text, "No effusion, row 99999.");
+        // Far less where nothing else runs; a walk through all rows for each would take minutes.
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+        let hollow = open(&format!("image,text\n{}", "a,b\n".repeat(300_000)), &["a"]).unwrap_err().to_string();
+        assert!(hollow.contains("300001 lines in 1200011 bytes"), "{hollow}");
+    }
 }

@@ -125,4 +125,12 @@ mod tests {
         assert!(error("a,negative,t\n").contains("label \"a\" has no positive text"));
         assert!(error("*,positive,t\n").contains("no label besides"));
     }
+
+    #[test]
+    fn many_labels_are_read_soon_and_shared_rows_do_not_multiply_without_end() {
+        let own: String = (0..50_000).map(|i| format!("label {i},positive,Text number {i} of a label.\n")).collect();
+        assert_eq!(open(&own).unwrap().0.len(), 50_000);
+        let shared = "*,negative,All clear.\n".repeat(30);
+        assert!(open(&format!("{own}{shared}")).unwrap_err().to_string().contains("30 texts of \"*\""));
+    }
 }

@@ -250,14 +250,10 @@ impl Config {
             let why = "leaves parts of one pair whose last map has one place: no variance for a batch norm";
             return wrong("train.micro_batch", why.into());
         }
-        if !(0.0..1.0).contains(&t.ema) {
-            return wrong("train.ema", format!("{} is not in 0..1", t.ema));
-        }
-        if !self.schedule.lr.is_finite() || self.schedule.lr <= 0.0 {
-            return wrong("schedule.lr", format!("{} is not above 0", self.schedule.lr));
-        }
-        if self.tier.temperature.is_nan() || self.tier.temperature <= 0.0 {
-            return wrong("tier.temperature", format!("{} is not above 0", self.tier.temperature));
+        self.check_numbers()?;
+        self.augment.validate()?;
+        if self.model.joint == 0 {
+            return wrong("model.joint", "0: the space of images and texts needs dimensions".into());
         }
         if channels != 1 && channels != 3 {
             return wrong("model.vision.channels", format!("{channels}; pictures have 1 or 3"));
@@ -267,8 +263,8 @@ impl Config {
                 return wrong(key, format!("{} values for {channels} channels", values.len()));
             }
         }
-        if i.std.iter().any(|s| s.is_nan() || *s <= 0.0) {
-            return wrong("image.std", "must be above 0".into());
+        if i.std.iter().any(|s| !s.is_finite() || *s <= 0.0) || i.mean.iter().any(|m| !m.is_finite()) {
+            return wrong("image.mean, image.std", "must be finite, and image.std above 0".into());
         }
         if i.resize != 0 && i.resize < self.model.vision.image_size() {
             return wrong(
@@ -284,6 +280,38 @@ impl Config {
                 "data.boxes",
                 "boxes judge the heat maps of prompts: give --prompts, or leave --boxes out".into(),
             );
+        }
+        Ok(())
+    }
+
+    /// Each number where it can be computed with.
+    fn check_numbers(&self) -> Result<()> {
+        let (o, tier) = (&self.optimiser, &self.tier);
+        let wrong = |key: &str, value: f64, range: &str| Err(Error::usage(format!("{key}: {value} is not {range}")));
+        for (key, share) in [("train.ema", self.train.ema), ("optimiser.beta1", o.beta1), ("optimiser.beta2", o.beta2)]
+        {
+            if !(0.0..1.0).contains(&share) {
+                return wrong(key, share, "in 0..1");
+            }
+        }
+        for (key, positive) in
+            [("schedule.lr", self.schedule.lr), ("tier.temperature", tier.temperature), ("optimiser.eps", o.eps)]
+        {
+            if !positive.is_finite() || positive <= 0.0 {
+                return wrong(key, positive, "above 0");
+            }
+        }
+        for (key, amount) in [
+            ("schedule.floor", self.schedule.floor),
+            ("tier.lambda_p", tier.lambda_p),
+            ("tier.lambda_t", tier.lambda_t),
+            ("tier.eps", tier.eps),
+            ("optimiser.weight_decay", o.weight_decay),
+            ("optimiser.clip_norm", o.clip_norm),
+        ] {
+            if !amount.is_finite() || amount < 0.0 {
+                return wrong(key, amount, "a number from 0 on");
+            }
         }
         Ok(())
     }
@@ -365,6 +393,29 @@ mod tests {
         assert!(error("train.batch").contains("key=value"));
         assert!(error("train.micro_batch=64").contains("train.batch = 32"));
         assert!(error("seed.x=1").contains("seed"));
+        // Unknown keys wherever they are, wrong types, and numbers that cannot be computed with.
+        assert!(error("model.vision.patch_sise=8").contains("did you mean patch_size?"));
+        assert!(error("optimiser.bta1=0.9").contains("did you mean beta1?"));
+        assert!(error("schedule.shape=\"cosin\"").contains("did you mean cosine?"));
+        for (setting, named) in [
+            ("train.batch=1.5", "train.batch"),
+            ("seed=-1", "seed"),
+            ("data.pairs=3", "data.pairs"),
+            ("tier=3", "tier"),
+            ("model.joint=0", "model.joint"),
+            ("model.vision.kind=\"resnt\"", "\"resnet\""),
+            ("tier.lambda_p=nan", "tier.lambda_p: NaN"),
+            ("tier.eps=-1.0", "tier.eps"),
+            ("image.mean=[inf]", "image.mean"),
+            ("optimiser.beta2=1.0", "optimiser.beta2"),
+            ("optimiser.weight_decay=-0.1", "optimiser.weight_decay"),
+            ("schedule.lr=inf", "schedule.lr"),
+            ("schedule.floor=nan", "schedule.floor"),
+            ("augment.crop_scale=[0.9, 0.2]", "augment.crop_scale"),
+            ("augment.degrees=nan", "augment.degrees"),
+        ] {
+            assert!(error(setting).contains(named), "{setting}: {}", error(setting));
+        }
         assert!(error("model.vision.patch_size=7").contains("patch_size"));
         assert!(error("data.boxes=\"boxes.json\"").contains("--prompts"));
         assert!(error("image.std=0").contains("image.std"));
