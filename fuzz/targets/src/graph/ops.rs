@@ -12,7 +12,7 @@ use super::naive::{
 use super::num::{Num, num, sum};
 use super::{ELEMENTS, Graph, Value};
 
-/// Ops that [`Graph::step`] knows.
+/// Ops that `Graph::step` knows.
 pub const COUNT: usize = 43;
 
 /// tanh(sqrt(2 / pi) (x + 0.044715 x^3)), inside GELU's approximation, with its derivative.
