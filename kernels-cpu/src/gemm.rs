@@ -48,6 +48,12 @@ impl<'a, F: Float> Mat<'a, F> {
         self.data[(self.offset as isize + i as isize * self.row_stride + j as isize * self.col_stride) as usize]
     }
 
+    /// The same as f32, if it is.
+    pub(crate) fn single(self) -> Option<Mat<'a, f32>> {
+        let Self { data, offset, rows, cols, row_stride, col_stride } = self;
+        Some(Mat { data: as_f32(data)?, offset, rows, cols, row_stride, col_stride })
+    }
+
     fn check(&self) {
         if self.rows * self.cols > 0 {
             crate::Strided { data: self.data, offset: self.offset, strides: &[self.row_stride, self.col_stride] }
@@ -81,6 +87,25 @@ pub struct Finish<'a, F> {
 impl<F> Default for Finish<'_, F> {
     fn default() -> Self {
         Self { bias: None, residual: None, act: None }
+    }
+}
+
+impl<'a, F: Float> Finish<'a, F> {
+    /// The same as f32, if it is.
+    pub(crate) fn single(self) -> Option<Finish<'a, f32>> {
+        let Self { bias, residual, act } = self;
+        // Without either there is nothing that is not f32.
+        let same = |x: Option<&'a [F]>| x.map_or(Some(None), |x| as_f32(x).map(Some));
+        Some(Finish { bias: same(bias)?, residual: same(residual)?, act })
+    }
+
+    /// For `columns` of a product whose first row is row `row` of one with `ldc` columns.
+    pub(crate) fn part(self, row: usize, ldc: usize, columns: core::ops::Range<usize>) -> Self {
+        Self {
+            bias: self.bias.map(|bias| &bias[columns.clone()]),
+            residual: self.residual.map(|residual| &residual[row * ldc + columns.start..]),
+            act: self.act,
+        }
     }
 }
 
@@ -140,8 +165,7 @@ pub(crate) unsafe fn multiply_windows(
     let (k, n) = (a.taps * a.channels, b.cols());
     check([a.rows, k], [b.rows(), n], c, ldc, &finish);
     if a.rows > 0 && n > 0 && k > 0 {
-        let isa = if let Right::Packed(b) = b { b.isa() } else { Isa::current() };
-        nest::product(isa, Left::Windows(a), b, Out { c, ldc, accumulate: false, finish }, true);
+        nest::product(b.isa(), Left::Windows(a), b, Out { c, ldc, accumulate: false, finish }, true);
     }
 }
 
@@ -154,7 +178,20 @@ pub enum Right<'a, F> {
     Packed(&'a Packed),
 }
 
-impl<F> Right<'_, F> {
+impl<'a, F: Float> Right<'a, F> {
+    /// The same as f32, if it is.
+    pub(crate) fn single(self) -> Option<Right<'a, f32>> {
+        match self {
+            Self::Loose(b) => b.single().map(Right::Loose),
+            Self::Packed(b) => Some(Right::Packed(b)),
+        }
+    }
+
+    /// The tier that a product with it runs on.
+    fn isa(&self) -> Isa {
+        if let Self::Packed(b) = self { b.isa() } else { Isa::current() }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         match self {
@@ -284,28 +321,14 @@ fn run<F: Float>(
     if k == 0 {
         return nothing(accumulate, m, n, c, ldc, &finish);
     }
-    let Some(a32) = as_f32(a.data) else {
+    let Some(a) = a.single() else {
         let Right::Loose(b) = b else { panic!("gemm: an operand packed in f32 for a product in f64") };
         double(a, b, accumulate, c, ldc);
         return complete(m, n, c, ldc, &finish);
     };
-    let same = |x| as_f32(x).expect("same type as A");
-    let cast = |x: Mat<'_, F>, data| Mat {
-        data,
-        offset: x.offset,
-        rows: x.rows,
-        cols: x.cols,
-        row_stride: x.row_stride,
-        col_stride: x.col_stride,
-    };
-    let b = match b {
-        Right::Loose(b) => Right::Loose(cast(b, same(b.data))),
-        Right::Packed(b) => Right::Packed(b),
-    };
-    let finish = Finish { bias: finish.bias.map(same), residual: finish.residual.map(same), act: finish.act };
+    let (b, finish) = b.single().zip(finish.single()).expect("same type as A");
     let out = Out { c: as_f32_mut(c).expect("same type as A"), ldc, accumulate, finish };
-    let isa = if let Right::Packed(b) = b { b.isa() } else { Isa::current() };
-    nest::product(isa, Left::Mat(cast(a, a32)), b, out, threads);
+    nest::product(b.isa(), Left::Mat(a), b, out, threads);
 }
 
 /// f64 through `matrixmultiply`.

@@ -145,30 +145,14 @@ impl<F: Float> Gather<'_, F> {
         let (items, block) = (self.items(), self.block(depth));
         let in_place = target.step == [1, 1] && target.size == self.grid;
         assert!(in_place || finish.residual.is_none(), "conv2d: something added to scattered results");
+        let part = |row: usize, group: usize| finish.part(row, outputs, group * o..(group + 1) * o);
         if let (true, true, Some(source)) = (in_place && !self.is_plain(), c >= RUN, as_f32(self.source)) {
-            let same = |x| as_f32(x).expect("same type as the map");
             let y = as_f32_mut(y).expect("same type as the map");
             for group in 0..groups {
-                let matrix = match matrix(group) {
-                    Right::Loose(b) => {
-                        let Mat { data, offset, rows, cols, row_stride, col_stride } = b;
-                        Right::Loose(Mat { data: same(data), offset, rows, cols, row_stride, col_stride })
-                    }
-                    Right::Packed(b) => Right::Packed(b),
-                };
-                let finish = Finish {
-                    bias: finish.bias.map(|bias| &same(bias)[group * o..][..o]),
-                    residual: finish.residual.map(|r| &same(r)[group * o..]),
-                    act: finish.act,
-                };
-                self.multiply_in_place(
-                    source,
-                    group * c..(group + 1) * c,
-                    matrix,
-                    &mut y[group * o..],
-                    outputs,
-                    finish,
-                );
+                let (matrix, finish) =
+                    matrix(group).single().zip(part(0, group).single()).expect("same type as the map");
+                let (channels, y) = (group * c..(group + 1) * c, &mut y[group * o..]);
+                self.multiply_in_place(source, channels, matrix, y, outputs, finish);
             }
             return;
         }
@@ -189,12 +173,7 @@ impl<F: Float> Gather<'_, F> {
                 };
                 for group in 0..groups {
                     let a = self.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch);
-                    let finish = Finish {
-                        bias: finish.bias.map(|bias| &bias[group * o..][..o]),
-                        residual: finish.residual.map(|r| &r[rows.start * outputs + group * o..]),
-                        act: finish.act,
-                    };
-                    multiply(a, matrix(group), &mut into[group * o..], outputs, finish, shared);
+                    multiply(a, matrix(group), &mut into[group * o..], outputs, part(rows.start, group), shared);
                 }
                 if !in_place {
                     let mut at = self.position(rows.start);
@@ -221,15 +200,13 @@ impl<F: Float> Gather<'_, F> {
     ) {
         let taps = self.offsets[0].len() * self.offsets[1].len();
         let zeros = vec![0.0f32; channels.len()];
-        // Pointers cross threads as numbers.
-        let (start, outside) = (source.as_ptr().wrapping_add(channels.start) as usize, zeros.as_ptr() as usize);
         let locate = |rows: Range<usize>, tall: usize, table: &mut [*const f32]| {
             let mut at = self.position(rows.start);
             for r in 0..rows.len() {
                 let places = &mut table[r / tall * tall * taps + r % tall..];
-                places.iter_mut().step_by(tall).take(taps).for_each(|place| *place = outside as *const f32);
+                places.iter_mut().step_by(tall).take(taps).for_each(|place| *place = zeros.as_ptr());
                 self.each_tap(at, |tap, from| {
-                    places[tap * tall] = (start as *const f32).wrapping_add(from);
+                    places[tap * tall] = source.as_ptr().wrapping_add(channels.start + from);
                 });
                 at = self.next(at);
             }

@@ -61,11 +61,6 @@ impl Packed {
     pub fn size(&self) -> [usize; 2] {
         [self.rows, self.cols]
     }
-
-    /// Bytes taken.
-    pub fn bytes(&self) -> usize {
-        self.lines.len() * size_of::<Line>()
-    }
 }
 
 /// Rows `ks` of `b` but for its `skip` first panels, as [slab][panel][depth][width].
@@ -111,17 +106,12 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let (tiles_per_job, panels_per_job) = (row_tiles.div_ceil(row_jobs), panels.div_ceil(col_jobs));
     let (row_jobs, col_jobs) = (row_tiles.div_ceil(tiles_per_job), panels.div_ceil(panels_per_job));
 
-    let reading = match a {
-        Left::Windows(_) => Reading::Windows,
-        // What many panels read, and rows that would crowd each other out of the cache, are packed.
-        Left::Mat(a) if a.col_stride == 1 && !crowds_cache_sets(a.row_stride, mr) && panels_per_job < MANY_PANELS => {
-            Reading::InPlace
-        }
-        Left::Mat(_) => Reading::Packed,
-    };
+    // Rows that many panels read, and those that would crowd each other out of the cache, are packed.
+    let pack_a = matches!(a, Left::Mat(a) if a.col_stride != 1
+        || crowds_cache_sets(a.row_stride, mr)
+        || panels_per_job >= MANY_PANELS);
     let c = Shared::new(out.c);
-    let run = |b: Option<Mat<'_, f32>>, packed_b: &[Line], direct_b: usize, ks: Range<usize>| {
-        let packed_b = SendPtr(packed_b.as_ptr().cast());
+    let run = |packed_b: &[Line], direct_b: usize, ks: Range<usize>| {
         // About 16 multiply-adds take the time of one elementary operation.
         let cost = tiles_per_job * mr * panels_per_job * nr * ks.len() / 16;
         spread(threads, row_jobs * col_jobs, cost, &|range| {
@@ -131,13 +121,12 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
                 let panels = j * panels_per_job..((j + 1) * panels_per_job).min(panels);
                 let job = Job {
                     a,
-                    k,
-                    b: b.unwrap_or(Mat { data: &[], offset: 0, rows: k, cols: n, row_stride: 0, col_stride: 0 }),
+                    b,
                     rows,
                     panels,
-                    packed_b: packed_b.get(),
+                    packed_b,
                     direct_b,
-                    reading,
+                    pack_a,
                     start: ks.start,
                     end: ks.end,
                     slab,
@@ -150,15 +139,15 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
             }
         });
     };
-    let b = match b {
+    let loose = match b {
         Right::Packed(b) => {
             assert!(b.isa == isa && b.rows == k, "gemm: an operand packed for {} and k = {}", b.isa, b.rows);
-            return run(None, &b.lines, 0, 0..k);
+            return run(&b.lines, 0, 0..k);
         }
         Right::Loose(b) => b,
     };
     // Panels of B that are read where they lie, from the first on.
-    let near = b.col_stride == 1 && b.row_stride.unsigned_abs() <= FAR_APART;
+    let near = loose.col_stride == 1 && loose.row_stride.unsigned_abs() <= FAR_APART;
     let direct_b = if m <= FEW_ROWS && near { n / nr } else { 0 };
     let packed_panels = panels - direct_b;
     let group = (PACKED_B / (slab * panels * nr)).clamp(1, k.div_ceil(slab)) * slab;
@@ -166,34 +155,11 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     for start in (0..k).step_by(group) {
         let ks = start..(start + group).min(k);
         if packed_panels > 0 {
-            pack_panels(isa, b, ks.clone(), direct_b, &mut packed_b, threads);
+            pack_panels(isa, loose, ks.clone(), direct_b, &mut packed_b, threads);
         }
-        run(Some(b), &packed_b, direct_b, ks);
+        run(&packed_b, direct_b, ks);
     }
     scratch::give(1, packed_b);
-}
-
-/// Read by several threads at once.
-#[derive(Clone, Copy)]
-struct SendPtr(*const f32);
-
-impl SendPtr {
-    fn get(self) -> *const f32 {
-        self.0
-    }
-}
-
-// SAFETY: what it points to is not written while it is shared.
-unsafe impl Send for SendPtr {}
-// SAFETY: as above.
-unsafe impl Sync for SendPtr {}
-
-/// How a job reads its rows of A.
-#[derive(Clone, Copy)]
-enum Reading {
-    InPlace,
-    Packed,
-    Windows,
 }
 
 /// Whether rows this far apart would push each other out of the first-level cache (64 sets of lines of 16 numbers).
@@ -223,13 +189,13 @@ impl SimdOp for PackPanel<'_> {
 /// A block of C over a group of slabs.
 struct Job<'a> {
     a: Left<'a>,
-    b: Mat<'a, f32>,
-    k: usize,
+    b: Right<'a, f32>,
     rows: Range<usize>,
     panels: Range<usize>,
-    packed_b: *const f32,
+    packed_b: &'a [Line],
+    /// Panels of a loose B, from the first on, that are read where they lie.
     direct_b: usize,
-    reading: Reading,
+    pack_a: bool,
     start: usize,
     end: usize,
     slab: usize,
@@ -244,8 +210,8 @@ impl SimdOp for Job<'_> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let (mr, _) = tile::size(S::ISA);
-        match (self.reading, self.a) {
-            (Reading::Packed, Left::Mat(a)) => {
+        match self.a {
+            Left::Mat(a) if self.pack_a => {
                 let depth = self.slab.min(self.end - self.start);
                 let mut lines = scratch::take(0, self.rows.len().next_multiple_of(mr) * depth + 16);
                 let place = pack::numbers(&mut lines).as_mut_ptr();
@@ -256,13 +222,13 @@ impl SimdOp for Job<'_> {
                 });
                 scratch::give(0, lines);
             }
-            (_, Left::Mat(a)) => self.slabs(s, |start, _| {
+            Left::Mat(a) => self.slabs(s, |start, _| {
                 move |i: usize| tile::Strided {
                     start: element(&a, self.rows.start + i, start),
                     row_stride: a.row_stride,
                 }
             }),
-            (_, Left::Windows(windows)) => {
+            Left::Windows(windows) => {
                 // [tile of rows][tap][row of the tile]
                 let taps = windows.taps;
                 let mut table = vec![core::ptr::null::<f32>(); self.rows.len().next_multiple_of(mr) * taps];
@@ -291,7 +257,8 @@ impl Job<'_> {
     #[inline(always)]
     fn slabs<S: Simd, A: tile::Rows, F: Fn(usize) -> A>(&self, s: S, rows_of: impl Fn(usize, usize) -> F) {
         let (mr, nr) = tile::size(S::ISA);
-        let (m, k, n) = (self.rows.len(), self.k, self.b.cols);
+        let (m, k, n) = (self.rows.len(), self.b.rows(), self.b.cols());
+        let packed_b = self.packed_b.as_ptr().cast::<f32>();
         let packed_panels = n.div_ceil(nr) - self.direct_b;
         for start in (self.start..self.end).step_by(self.slab) {
             let depth = self.slab.min(self.end - start);
@@ -303,13 +270,15 @@ impl Job<'_> {
             for t in 0..tiles * panels {
                 let (i, p) = if rows_first { (t / panels, t % panels) } else { (t % tiles, t / tiles) };
                 let (i, p) = (i * mr, self.panels.start + p);
-                let b = if p < self.direct_b {
-                    let start = element(&self.b, start, p * nr);
-                    Columns { start, step: self.b.row_stride, next: start, next_lines: 0 }
+                let b = if let Right::Loose(b) = self.b
+                    && p < self.direct_b
+                {
+                    let start = element(&b, start, p * nr);
+                    Columns { start, step: b.row_stride, next: start, next_lines: 0 }
                 } else {
                     let at = (start - self.start) * packed_panels + (p - self.direct_b) * depth;
                     // The panel after this one comes to the second-level cache by parts, one with each tile of rows.
-                    let (start, lines) = (self.packed_b.wrapping_add(at * nr), depth * nr / 16);
+                    let (start, lines) = (packed_b.wrapping_add(at * nr), depth * nr / 16);
                     let next = start.wrapping_add(depth * nr);
                     match (rows_first, i) {
                         (true, 0) => Columns { start, step: nr as isize, next, next_lines: lines },

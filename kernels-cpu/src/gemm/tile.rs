@@ -18,10 +18,16 @@ pub(super) const fn size(isa: Isa) -> (usize, usize) {
 pub(super) trait Rows: Copy {
     /// Whether numbers k of all rows lie side by side.
     const PACKED: bool;
-    /// Steps of k at a time for a tile of `tall` rows, and never more than [`Rows::run`].
-    fn piece(&self, depth: usize, tall: usize) -> usize;
+    /// Most steps of k at a time for a tile of `tall` rows.
+    #[inline(always)]
+    fn piece(&self, depth: usize, tall: usize) -> usize {
+        depth.div_ceil(tall)
+    }
     /// Steps for which the numbers of a row follow each other, from step `k` on.
-    fn run(&self, k: usize) -> usize;
+    #[inline(always)]
+    fn run(&self, _k: usize) -> usize {
+        usize::MAX
+    }
     /// Where number `k` of row `r` is; where rows lie side by side, that of the first.
     ///
     /// # Safety
@@ -39,14 +45,6 @@ pub(super) struct Strided {
 impl Rows for Strided {
     const PACKED: bool = false;
     #[inline(always)]
-    fn piece(&self, depth: usize, tall: usize) -> usize {
-        depth.div_ceil(tall)
-    }
-    #[inline(always)]
-    fn run(&self, _: usize) -> usize {
-        usize::MAX
-    }
-    #[inline(always)]
     unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
         self.start.wrapping_offset(r as isize * self.row_stride).wrapping_add(k)
     }
@@ -61,14 +59,6 @@ pub(super) struct Packed {
 
 impl Rows for Packed {
     const PACKED: bool = true;
-    #[inline(always)]
-    fn piece(&self, depth: usize, tall: usize) -> usize {
-        depth.div_ceil(tall)
-    }
-    #[inline(always)]
-    fn run(&self, _: usize) -> usize {
-        usize::MAX
-    }
     #[inline(always)]
     unsafe fn at(&self, _: usize, k: usize) -> *const f32 {
         self.start.wrapping_add(k * self.width)
