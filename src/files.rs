@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{At, Error, Result};
 
+/// What reading a file may take beside four times its size, less a little for what surrounds it: the bound of 16 MiB that fuzzing holds
+/// readers to.
+#[cfg(feature = "text")]
+pub(crate) const ROOM: usize = 15 << 20;
+
 /// Writes `bytes` to `path` so that no reader and no crash ever sees a part of them.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     write_atomic_with(path, |file| file.write_all(bytes))

@@ -153,11 +153,6 @@ impl Plan {
         Self { inputs, steps, outputs, constants, slots: metas.len() }
     }
 
-    /// Whether the plan is for inputs of these shapes.
-    pub fn fits(&self, x: &[Tensor]) -> bool {
-        x.len() == self.inputs.len() && x.iter().zip(&self.inputs).all(|(x, (_, meta))| x.meta() == *meta)
-    }
-
     /// The results for other inputs of the same shapes.
     ///
     /// # Panics
@@ -195,8 +190,9 @@ impl Plan {
 
     #[track_caller]
     fn check(&self, x: &[Tensor]) {
-        let given: Vec<Meta> = x.iter().map(Tensor::meta).collect();
-        assert!(self.fits(x), "a plan for {:?} is run on {given:?}", self.inputs);
+        let [made_for, given]: [Vec<Meta>; 2] =
+            [self.inputs.iter().map(|(_, meta)| *meta).collect(), x.iter().map(Tensor::meta).collect()];
+        assert!(given == made_for, "a plan for {made_for:?} is run on {given:?}");
     }
 
     fn steps_on(&self, x: &[Tensor], mut run: impl FnMut(&Step, &[&Tensor]) -> Vec<Tensor>) -> Vec<Tensor> {
@@ -207,17 +203,16 @@ impl Plan {
         for (slot, x) in &self.constants {
             values[*slot] = Some(x.clone());
         }
-        let get = |values: &[Option<Tensor>], slot: Slot| values[slot].clone().expect("made by an earlier step");
+        fn get(values: &[Option<Tensor>], slot: Slot) -> &Tensor {
+            values[slot].as_ref().expect("made by an earlier step")
+        }
         for step in &self.steps {
-            let made = {
-                let x: Vec<&Tensor> =
-                    step.inputs.iter().map(|&slot| values[slot].as_ref().expect("made by an earlier step")).collect();
-                run(step, &x)
-            };
+            let x: Vec<&Tensor> = step.inputs.iter().map(|&slot| get(&values, slot)).collect();
+            let made = run(step, &x);
             step.outputs.iter().zip(made).for_each(|(&slot, y)| values[slot] = Some(y));
             step.last.iter().for_each(|&slot| values[slot] = None);
         }
-        self.outputs.iter().map(|&slot| get(&values, slot)).collect()
+        self.outputs.iter().map(|&slot| get(&values, slot).clone()).collect()
     }
 }
 
@@ -272,8 +267,8 @@ struct Builder<'a> {
     maker: Vec<Option<usize>>,
 }
 
-impl Builder<'_> {
-    fn constant(&self, slot: Slot) -> Option<&Tensor> {
+impl<'a> Builder<'a> {
+    fn constant(&self, slot: Slot) -> Option<&'a Tensor> {
         match &self.origins[slot] {
             Origin::Constant(x) => Some(x),
             _ => None,
@@ -286,13 +281,11 @@ impl Builder<'_> {
         }
         let Traced { op, inputs, out, outputs } = traced;
         let metas: Vec<Meta> = inputs.iter().map(|&slot| self.metas[slot]).collect();
-        let constants: Vec<Option<Tensor>> = inputs.iter().map(|&slot| self.constant(slot).cloned()).collect();
-        let known: Vec<Option<&Tensor>> = constants.iter().map(Option::as_ref).collect();
+        let constants: Vec<Option<&Tensor>> = inputs.iter().map(|&slot| self.constant(slot)).collect();
         let (name, flops) = (op.name(), op.flops(&metas, out));
-        let (work, inputs) = match op.prepare(&metas, &known, self.packs) {
+        let (work, inputs) = match op.prepare(&metas, &constants, self.packs) {
             Some(op) => {
-                let changing =
-                    inputs.into_iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(slot, _)| slot).collect();
+                let changing = inputs.into_iter().filter(|&slot| self.constant(slot).is_none()).collect();
                 (Work::Prepared { op, residual: false, act: None }, changing)
             }
             None => (Work::Op(op), inputs),

@@ -7,8 +7,7 @@ use super::{Global, model};
 use crate::check::Inputs;
 use crate::error::{At, Error, Result};
 use crate::formats::safetensors;
-use crate::models::Planned;
-use crate::models::Said;
+use crate::models::{Planned, Said};
 use crate::pipeline::{NetworkConfig, Pipeline, Unused};
 use crate::tensor::Tensor;
 

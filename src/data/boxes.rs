@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::error::{At, Error, Result};
+use crate::files::ROOM;
 
 /// Boxes of images.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +67,7 @@ impl Boxes {
     fn parse(bytes: &[u8]) -> Result<Self> {
         let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
         let objects = bytes.iter().filter(|&&byte| byte == b'{').count();
-        if OBJECT * objects > 3 * bytes.len() + (15 << 20) {
+        if OBJECT * objects > 3 * bytes.len() + ROOM {
             let len = bytes.len();
             return Err(Error::new(format!(
                 "{objects} objects in {len} bytes are more, and shorter, than those of boxes"

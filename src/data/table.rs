@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use csv::{ErrorKind, ReaderBuilder, StringRecord};
 
 use crate::error::{At, Error, Result};
+use crate::files::ROOM;
 
 /// Memory that a row of a table takes in what is made of it, beside its own text.
 const ROW: usize = 140;
-/// Memory that reading a table may take beside what it has in proportion to the file.
-const ROOM: usize = 15 << 20;
 
 /// A table with named columns.
 #[derive(Debug)]

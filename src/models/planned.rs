@@ -40,11 +40,6 @@ impl<'n> Planned<'n> {
         Self { network, state: Mutex::default() }
     }
 
-    /// The network.
-    pub fn network(&self) -> &'n Network {
-        self.network
-    }
-
     /// As [`Network::say_images`].
     pub fn say_images(&self, pixels: &Tensor) -> Option<Said> {
         self.say(std::slice::from_ref(pixels), &|x| self.network.say_images(&x[0]))

@@ -18,11 +18,14 @@ use tokenizers::{
 
 use super::guarded;
 use crate::error::{Error, Result};
+use crate::files::ROOM;
 
 /// Most bytes of a tokenizer.json around its model: rules and special tokens, which the library keeps as trees.
 const MAX_AROUND: usize = 512 << 10;
-/// What opening may take beside four times the file, with room for the rules.
-const ROOM: usize = 15 << 20;
+/// What is said of a tokenizer.json that the library refuses.
+const UNUSABLE: &str = "not a tokenizer.json that can be used";
+/// Of other files that a vocabulary comes in.
+const NO_VOCABULARY: &str = "not a vocabulary that can be used";
 
 /// All of a tokenizer.json but its model.
 #[derive(Default, Deserialize)]
@@ -44,6 +47,17 @@ pub(super) struct Model {
     ids: usize,
 }
 
+impl Model {
+    /// What the library builds of a vocabulary with so many ids, or `what` and why not.
+    fn of<M: Into<ModelWrapper>>(
+        what: &str,
+        ids: usize,
+        build: impl FnOnce() -> tokenizers::Result<M>,
+    ) -> Result<Self> {
+        guarded(what, || Ok(Self { model: build()?.into(), ids }))
+    }
+}
+
 /// A tokenizer of the library, and one more than the largest of its ids.
 pub(super) struct Assembled {
     pub inner: tokenizers::Tokenizer,
@@ -51,7 +65,7 @@ pub(super) struct Assembled {
 }
 
 fn unusable(e: impl fmt::Display) -> Error {
-    Error::new(format!("not a tokenizer.json that can be used: {e}"))
+    Error::new(format!("{UNUSABLE}: {e}"))
 }
 
 /// The tokenizer of some parts, written as JSON, and a model.
@@ -63,7 +77,7 @@ fn assemble(parts: Parts, Model { model, ids }: Model) -> Result<Assembled> {
     if let Some(version) = parts.version.filter(|version| version != "1.0") {
         return Err(unusable(format!("its version is {version:?}, where 1.0 is known")));
     }
-    guarded("not a tokenizer.json that can be used", || {
+    guarded(UNUSABLE, || {
         let builder = TokenizerBuilder::new()
             .with_truncation(parts.truncation)
             .with_padding(parts.padding)
@@ -183,7 +197,7 @@ impl Read {
                 if let Some(suffix) = self.end_of_word_suffix {
                     builder = builder.end_of_word_suffix(suffix);
                 }
-                guarded("not a tokenizer.json that can be used", || Ok(Model { model: builder.build()?.into(), ids }))
+                Model::of(UNUSABLE, ids, || builder.build())
             }
             "WordPiece" => word_pieces(
                 self.vocab.0,
@@ -193,7 +207,7 @@ impl Read {
             ),
             "WordLevel" => {
                 let builder = WordLevel::builder().vocab(self.vocab.0).unk_token(needed(self.unk_token, "unk_token")?);
-                guarded("not a tokenizer.json that can be used", || Ok(Model { model: builder.build()?.into(), ids }))
+                Model::of(UNUSABLE, ids, || builder.build())
             }
             other => Err(unusable(format!("its model is {other:?}; BPE, WordPiece and WordLevel are read here"))),
         }
@@ -208,7 +222,7 @@ pub(super) fn word_pieces(vocabulary: Vocab, unknown: String, prefix: String, lo
         .unk_token(unknown)
         .continuing_subword_prefix(prefix)
         .max_input_chars_per_word(longest);
-    guarded("not a vocabulary that can be used", || Ok(Model { model: builder.build()?.into(), ids }))
+    Model::of(NO_VOCABULARY, ids, || builder.build())
 }
 
 /// CLIP's model of a vocabulary and merges.
@@ -218,7 +232,7 @@ pub(super) fn byte_pairs(vocabulary: Vocab, merges: Merges, unknown: &str, end_o
         .vocab_and_merges(vocabulary, merges)
         .unk_token(unknown.to_owned())
         .end_of_word_suffix(end_of_word.to_owned());
-    guarded("not a vocabulary that can be used", || Ok(Model { model: builder.build()?.into(), ids }))
+    Model::of(NO_VOCABULARY, ids, || builder.build())
 }
 
 /// Pieces to ids.
