@@ -41,6 +41,7 @@ if __name__ == "__main__":
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         model = build().eval()
+        whole = Output(model, pick).eval()
         save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"})
         config = model.config.to_dict() if hasattr(model, "config") else {}
         (folder / "config.json").write_text(json.dumps(config, indent=1, default=str))
@@ -48,8 +49,8 @@ if __name__ == "__main__":
         for batch in (1, 8):
             x = draw(batch)
             with torch.inference_mode():
-                golden[f"input_b{batch}"], golden[f"output_b{batch}"] = x, Output(model, pick)(x).contiguous().clone()
-            torch.onnx.export(Output(model, pick), (x,), folder / f"b{batch}.onnx", input_names=["x"], output_names=["y"],
+                golden[f"input_b{batch}"], golden[f"output_b{batch}"] = x, whole(x).contiguous().clone()
+            torch.onnx.export(whole, (x,), folder / f"b{batch}.onnx", input_names=["x"], output_names=["y"],
                               opset_version=18, dynamo=True, external_data=False, verbose=False)
         save_file(golden, folder / "golden.safetensors")
         print(name, flush=True)
