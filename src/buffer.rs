@@ -237,13 +237,15 @@ impl Drop for Heap {
     }
 }
 
-/// Block sizes: powers of two and the three quarters between, so that at most a fifth is wasted and freed blocks fit again.
+/// Block sizes: eighths of a power of two, so that at most a fifth is wasted and freed blocks fit again; of large blocks, which come back with
+/// the same sizes step after step, finer ones.
 fn size_class(len: usize) -> usize {
+    const LARGE: usize = 1 << 20;
     if len <= ALIGNMENT {
         return if len == 0 { 0 } else { ALIGNMENT };
     }
-    let quarter = (len.next_power_of_two() / 8).max(ALIGNMENT);
-    len.next_multiple_of(quarter)
+    let parts = if len > LARGE { 64 } else { 8 };
+    len.next_multiple_of((len.next_power_of_two() / parts).max(ALIGNMENT))
 }
 
 /// Freed blocks kept for the next allocation of their class. What is in use and what is kept together exceed the most that
@@ -337,6 +339,10 @@ mod tests {
             let class = size_class(len);
             assert!(class >= len && class >= last && (class - len) * 4 <= class + 4 * ALIGNMENT, "{len} -> {class}");
             last = class;
+        }
+        for len in (1 << 20..1 << 28).step_by(999_983) {
+            let class = size_class(len);
+            assert!(class >= len && (class - len) * 30 <= len, "{len} -> {class}");
         }
     }
 

@@ -32,6 +32,7 @@ pub mod phantom;
 #[cfg(all(feature = "text", feature = "image"))]
 pub mod pipeline;
 pub mod plan;
+pub mod profile;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod tape;

@@ -3,6 +3,7 @@
 use crate::dtype::DType;
 use crate::layout::Dims;
 use crate::plan::{Packs, Prepared, Role, trace};
+use crate::profile;
 use crate::tape::Node;
 use crate::tensor::Tensor;
 
@@ -182,6 +183,19 @@ impl Saved {
         self.metas.len()
     }
 
+    /// Bytes that a derivative reads and writes at least.
+    pub(crate) fn bytes(&self) -> u64 {
+        let kept = self.inputs.iter().flatten().chain(&self.output).chain(&self.aux).map(|t| t.meta());
+        let made = (0..self.count()).filter(|&i| self.needs(i)).map(|i| self.meta(i));
+        profile::bytes(kept.chain(made))
+    }
+
+    /// Operations of the matrix products in a derivative: as many for each input's as forward.
+    pub(crate) fn flops(&self, op: &dyn Op, out: Meta) -> u64 {
+        let factors = (0..self.count()).filter(|&i| self.needs(i) && self.dims(i).len() > 1).count();
+        op.flops(&self.metas, out) * factors as u64
+    }
+
     /// Whether input `i` wants a gradient.
     pub fn needs(&self, i: usize) -> bool {
         self.needs[i]
@@ -204,7 +218,10 @@ pub fn apply(op: impl Op, x: &[&Tensor]) -> Tensor {
 pub fn apply_aux(op: impl Op, x: &[&Tensor]) -> (Tensor, Vec<Tensor>) {
     let metas: Vec<Meta> = x.iter().map(|t| t.meta()).collect();
     let out = op.shape(&metas);
-    let output = trace::inside(|| op.cpu(x, out));
+    let output = profile::timed(
+        || trace::inside(|| op.cpu(x, out)),
+        |_| (op.name().to_owned(), op.flops(&metas, out), profile::bytes(metas.iter().copied().chain([out]))),
+    );
     debug_assert_eq!(output.value.meta(), out, "{}: the CPU arm does not keep its shape rule", op.name());
     if trace::is_listening() {
         trace::record(Box::new(op), x, out, &output);

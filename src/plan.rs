@@ -5,7 +5,7 @@ pub(crate) mod trace;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kernels_cpu::gemm::Packed;
 use kernels_cpu::map::Unary;
@@ -13,6 +13,7 @@ use kernels_cpu::par;
 
 use crate::layout::Layout;
 use crate::op::{Meta, Op};
+use crate::profile::{self, Cost};
 use crate::tensor::Tensor;
 use trace::{Origin, Slot, Trace, Traced};
 
@@ -85,19 +86,6 @@ enum Work {
         residual: bool,
         act: Option<Unary>,
     },
-}
-
-/// What one step of a plan took.
-#[derive(Clone, Debug)]
-pub struct Cost {
-    /// The op's name, and what was joined to it.
-    pub name: String,
-    /// Time.
-    pub time: Duration,
-    /// Operations of matrix products, two for a multiplication and an addition.
-    pub flops: u64,
-    /// Bytes of inputs and outputs that are not packed parameters.
-    pub bytes: u64,
 }
 
 impl Plan {
@@ -175,12 +163,11 @@ impl Plan {
             self.steps_on(x, |step, x| {
                 let start = Instant::now();
                 let output = step.run(x);
-                let bytes = |meta: Meta| (meta.dims.numel() * meta.dtype.size()) as u64;
                 costs.push(Cost {
                     name: step.title(),
                     time: start.elapsed(),
                     flops: step.flops,
-                    bytes: x.iter().map(|x| bytes(x.meta())).sum::<u64>() + bytes(step.out),
+                    bytes: profile::bytes(x.iter().map(|x| x.meta()).chain([step.out])),
                 });
                 output
             })

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::layout::Dims;
 use crate::op::{Op, Saved};
+use crate::profile;
 use crate::tensor::Tensor;
 
 /// One recorded step. Ids grow with time, so an op's id is above those of its inputs.
@@ -167,7 +168,13 @@ pub fn backward_with(outputs: Vec<(Tensor, Tensor)>) -> Grads {
         match &node.kind {
             Kind::Leaf => accumulate(&mut grads.0, node.id, dy),
             Kind::Op { op, inputs, saved } => {
-                let gradients = op.vjp(saved, &dy);
+                let gradients = profile::timed(
+                    || op.vjp(saved, &dy),
+                    |_| {
+                        let name = format!("{} backward", op.name());
+                        (name, saved.flops(op.as_ref(), dy.meta()), saved.bytes() + profile::bytes([dy.meta()]))
+                    },
+                );
                 let results: Vec<&Tensor> = gradients.iter().flatten().collect();
                 crate::finite::saw(op.name(), true, &results, saved.inputs().chain([&dy]));
                 drop(dy);

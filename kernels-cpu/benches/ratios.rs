@@ -189,6 +189,48 @@ fn streamed([m, n, k]: [usize; 3], pools: &[Pool; 2]) -> f64 {
     (m * n * k * layers.len()) as f64 / best / best_peak
 }
 
+/// Products of a training step, whose operands come from memory and whose results go there. Share of the peak on one thread, and two threads to one.
+fn trained(Case { m, k, n, transposed, .. }: Case, pools: &[Pool; 2]) -> [f64; 2] {
+    let layers = (200usize << 20).div_ceil(4 * (m * k + k * n + m * n));
+    let values = |len: usize, modulus: usize| (0..len).map(|i| (i % modulus) as f32 - 6.0).collect::<Vec<f32>>();
+    let (a, b) = (values(layers * m * k, 17), values(layers * k * n, 13));
+    let mut c = vec![1.0f32; layers * m * n];
+    let view = |data, rows, cols, t: bool| if t { Mat::new(data, cols, rows).t() } else { Mat::new(data, rows, cols) };
+    let [mut best, mut best_of_two, mut best_peak] = [f64::INFINITY, f64::INFINITY, 0.0];
+    for _ in 0..5 {
+        let mut all = || {
+            time(|| {
+                for (i, c) in c.chunks_mut(m * n).enumerate() {
+                    let (a, b) = (&a[i * m * k..][..m * k], &b[i * k * n..][..k * n]);
+                    gemm(view(a, m, k, transposed[0]), view(b, k, n, transposed[1]), false, c, n, None);
+                }
+            })
+        };
+        best_of_two = pools[1].install(&mut all).min(best_of_two);
+        let [peak, one] = pools[0].install(|| [peak(), all()]);
+        best_peak = peak.max(best_peak);
+        best = one.min(best);
+    }
+    [(m * n * k * layers) as f64 / best / best_peak, best / best_of_two]
+}
+
+/// The products of linear layers in a training step: forward, the gradient of the input, that of the weight.
+fn print_trained(pools: &[Pool; 2]) {
+    println!("\n| rows, in, out | | of peak | 2 threads |\n|---|---|---|---|");
+    for [rows, input, output] in
+        [[400, 768, 768], [400, 768, 3072], [400, 3072, 768], [616, 512, 2048], [1576, 384, 1536], [512, 384, 1536]]
+    {
+        for (what, m, k, n, transposed) in [
+            ("forward", rows, input, output, [false, true]),
+            ("input", rows, output, input, [false, false]),
+            ("weight", output, rows, input, [true, false]),
+        ] {
+            let [share, two] = trained(Case { batch: 1, m, k, n, transposed }, pools);
+            println!("| {rows} {input} {output} | {what} | {:.0} % | {two:.2} |", 100.0 * share);
+        }
+    }
+}
+
 /// Convolutions of ResNet-50: map, channels in and out, kernel, stride. Share of the peak on one thread.
 fn convolution([side, input, output, kernel, stride]: [usize; 5], pools: &[Pool; 2]) -> f64 {
     let window = Window::square(kernel, stride, kernel / 2);
@@ -217,6 +259,9 @@ fn main() {
     }
     let pools = [Pool::new(1), Pool::new(2)];
     println!("Tier {}, {:.0} Gflop/s at the peak of one core just now.\n", Isa::current(), 2e-9 * peak());
+    if given("--training") {
+        return print_trained(&pools);
+    }
     println!("| convolution (side, channels, kernel, stride) | of peak |\n|---|---|");
     for c in [
         [224, 3, 64, 7, 2],

@@ -243,6 +243,12 @@ fn softmax<F: Float>(w: Weigh<'_, F>) {
     }
 }
 
+/// The last scores of a row, fewer than a vector.
+#[inline(always)]
+fn masked<S: Simd>(s: S, tail: &[f32], scale: S::F, mask: &[f32]) -> S::F {
+    s.fma(s.load_partial(tail, 0.0), scale, s.load_partial(mask, f32::NEG_INFINITY))
+}
+
 impl SimdOp for Weigh<'_, f32> {
     type Output = ();
     #[inline(always)]
@@ -254,8 +260,6 @@ impl SimdOp for Weigh<'_, f32> {
             let whole = row.len() / S::LANES * S::LANES;
             let (body, tail) = row.split_at_mut(whole);
             let (mask, mask_tail) = (&self.mask[..whole], &self.mask[whole..whole + tail.len()]);
-            let last =
-                |tail: &[f32]| s.fma(s.load_partial(tail, 0.0), scale, s.load_partial(mask_tail, f32::NEG_INFINITY));
             let shift = match self.factors {
                 Some(_) => {
                     let mut top = s.splat(f32::NEG_INFINITY);
@@ -263,7 +267,7 @@ impl SimdOp for Weigh<'_, f32> {
                         top = s.max(s.fma(s.load(x), scale, s.load(m)), top);
                     }
                     if !tail.is_empty() {
-                        top = s.max(last(tail), top);
+                        top = s.max(masked(s, tail, scale, mask_tail), top);
                     }
                     s.max_lane(top)
                 }
@@ -278,7 +282,7 @@ impl SimdOp for Weigh<'_, f32> {
                 s.store(e, x);
             }
             if !tail.is_empty() {
-                let e = math::exp(s, s.sub(last(tail), c));
+                let e = math::exp(s, s.sub(masked(s, tail, scale, mask_tail), c));
                 sum = s.add(sum, e);
                 s.store_partial(e, tail);
             }

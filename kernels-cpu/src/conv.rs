@@ -4,19 +4,23 @@
 //! The gradient of the input is a convolution too. Of a strided one, the elements whose coordinates leave the same rest
 //! are reached by the same kernel elements, so each such phase is a convolution of stride 1 over the output's gradient.
 //! Every output element is thus one sum over K, and its bits depend on K and the tier alone. The gradient of the weight
-//! sums over positions, in fixed parts that are added in order.
+//! sums over positions, in fixed parts that are added in order, or at once where there are many weights.
 
 mod gather;
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::float::Float;
-use crate::gemm::{Finish, Mat, Packed, Right, gemm_serial};
-use crate::par;
+use crate::gemm::{Finish, Mat, Packed, Right, gemm, gemm_serial};
+use crate::par::{self, Shared};
 use crate::simd::dispatch;
 use crate::zip::add_assign;
 use gather::{DepthwiseWeight, Gather, Target};
+
+/// From so many weights on, their gradient is not summed up in parts: zeroing and adding those would take longer than the products.
+const MANY_WEIGHTS: usize = 1 << 17;
 
 /// A window that slides over the rows and columns of a map; each pair is (along rows, along columns).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,19 +250,54 @@ impl Conv2d {
     /// If lengths do not fit the sizes.
     pub fn backward_weight<F: Float>(&self, x: &[F], dy: &[F], dweight: &mut [F]) {
         assert!(self.lengths() == [x.len(), dweight.len(), dy.len()], "conv2d: lengths for {self:?}");
-        let windows = self.windows(x);
+        let (c, taps) = (self.input / self.groups, self.window.kernel[0] * self.window.kernel[1]);
+        let depthwise = self.is_depthwise();
+        let total = if dweight.len() > MANY_WEIGHTS && !depthwise {
+            self.weight_by_rows(x, dy)
+        } else {
+            self.weight_by_parts(x, dy)
+        };
+        par::chunks_mut(dweight, (c * taps).max(1), c * taps, |out, dweight| {
+            for tap in 0..taps {
+                let at = if depthwise { tap * self.output + out } else { (out * taps + tap) * c };
+                dweight[tap..].iter_mut().step_by(taps).zip(&total[at..][..c]).for_each(|(d, &t)| *d = t);
+            }
+        });
+    }
+
+    /// dweight as [output][tap][channel], a row of the kernel at a time: a product over all positions, split by outputs.
+    fn weight_by_rows<F: Float>(&self, x: &[F], dy: &[F]) -> Vec<F> {
+        let (c, o, [kh, kw]) = (self.input / self.groups, self.output / self.groups, self.window.kernel);
+        let (ldc, mut total, mut scratch) = (kh * kw * c, vec![F::ZERO; self.output * kh * kw * c], Vec::new());
+        if total.is_empty() {
+            return total;
+        }
+        for row in 0..kh {
+            let mut windows = self.windows(x);
+            windows.offsets[0] = vec![windows.offsets[0][row]];
+            for group in 0..self.groups {
+                let rows = 0..windows.items();
+                let a = self.gradients(dy, rows.clone(), group);
+                let b = windows.matrix(rows, group * c..(group + 1) * c, &mut scratch, true);
+                gemm(a.t(), b, false, &mut total[group * o * ldc + row * kw * c..], ldc, None);
+            }
+        }
+        total
+    }
+
+    /// dweight as [output][tap][channel], depthwise [tap][channel]: those of parts of the positions, added.
+    fn weight_by_parts<F: Float>(&self, x: &[F], dy: &[F]) -> Vec<F> {
+        let (windows, weights) = (self.windows(x), self.lengths()[1]);
         let (c, o) = (self.input / self.groups, self.output / self.groups);
         let taps = self.window.kernel[0] * self.window.kernel[1];
         let (items, block) = (windows.items(), windows.block(taps * c));
         // A fixed number of parts, few enough that their gradients stay small beside the maps.
-        let parts = ((1 << 22) / dweight.len().max(1)).clamp(4, 16);
+        let parts = ((1 << 22) / weights.max(1)).clamp(4, 16);
         let part = items.div_ceil(parts).next_multiple_of(block).max(1);
-        let depthwise = self.is_depthwise();
         let sums: Vec<Vec<F>> =
             par::map_chunks(items, part, taps * c * self.output / 16 + taps * self.input, |range| {
-                // Depthwise [tap][channel], else [output][tap][channel].
-                let mut sum = vec![F::ZERO; dweight.len()];
-                if depthwise {
+                let mut sum = vec![F::ZERO; weights];
+                if self.is_depthwise() {
                     dispatch(DepthwiseWeight { windows: &windows, range, dy, sum: &mut sum });
                     return sum;
                 }
@@ -266,15 +305,8 @@ impl Conv2d {
                 for start in range.clone().step_by(block) {
                     let rows = start..range.end.min(start + block);
                     for group in 0..self.groups {
-                        let a = Mat {
-                            data: dy,
-                            offset: start * self.output + group * o,
-                            rows: rows.len(),
-                            cols: o,
-                            row_stride: self.output as isize,
-                            col_stride: 1,
-                        };
-                        let b = windows.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch);
+                        let a = self.gradients(dy, rows.clone(), group);
+                        let b = windows.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch, false);
                         let sum = &mut sum[group * o * taps * c..][..o * taps * c];
                         if !sum.is_empty() {
                             gemm_serial(a.t(), b, true, sum, taps * c, None);
@@ -283,27 +315,28 @@ impl Conv2d {
                 }
                 sum
             });
-        let mut total = vec![F::ZERO; dweight.len()];
+        let mut total = vec![F::ZERO; weights];
         sums.iter().for_each(|sum| add_assign(&mut total, sum));
-        for (out, dweight) in dweight.chunks_exact_mut((c * taps).max(1)).enumerate() {
-            for tap in 0..taps {
-                let at = if depthwise { tap * self.output + out } else { (out * taps + tap) * c };
-                dweight[tap..].iter_mut().step_by(taps).zip(&total[at..][..c]).for_each(|(d, &t)| *d = t);
-            }
-        }
+        total
+    }
+
+    /// Rows of dy at some positions, a group's outputs alone.
+    fn gradients<'a, F: Float>(&self, dy: &'a [F], rows: Range<usize>, group: usize) -> Mat<'a, F> {
+        let o = self.output / self.groups;
+        let offset = rows.start * self.output + group * o;
+        Mat { data: dy, offset, rows: rows.len(), cols: o, row_stride: self.output as isize, col_stride: 1 }
     }
 
     /// The weight as [output][tap][channel].
     fn reordered<F: Float>(&self, weight: &[F]) -> Vec<F> {
         let (c, taps) = (self.input / self.groups, self.window.kernel[0] * self.window.kernel[1]);
         let mut packed = vec![F::ZERO; weight.len()];
-        if c > 0 {
-            for (block, packed) in weight.chunks_exact(c * taps).zip(packed.chunks_exact_mut(c * taps)) {
-                for (tap, packed) in packed.chunks_exact_mut(c).enumerate() {
-                    packed.iter_mut().zip(block[tap..].iter().step_by(taps)).for_each(|(p, &w)| *p = w);
-                }
+        par::chunks_mut(&mut packed, (c * taps).max(1), c * taps, |out, packed| {
+            let block = &weight[out * c * taps..][..c * taps];
+            for (tap, packed) in packed.chunks_exact_mut(c).enumerate() {
+                packed.iter_mut().zip(block[tap..].iter().step_by(taps)).for_each(|(p, &w)| *p = w);
             }
-        }
+        });
         packed
     }
 
@@ -315,15 +348,19 @@ impl Conv2d {
         let outputs = if self.is_depthwise() { self.output } else { self.output / self.groups };
         let count = rows.len() * cols.len();
         let mut packed = vec![F::ZERO; self.output * c * count];
-        for o in 0..self.output {
-            let block = &weight[o * c * kh * kw..][..c * kh * kw];
-            let taps = rows.iter().flat_map(|a| cols.iter().map(move |b| a * kw + b));
-            for (t, tap) in taps.enumerate() {
-                let place = ((o / outputs * count + t) * outputs + o % outputs) * c;
-                let tap = block.iter().skip(tap).step_by(kh * kw);
-                packed[place..][..c].iter_mut().zip(tap).for_each(|(p, &w)| *p = w);
+        let places = Shared::new(&mut packed);
+        par::for_each(self.output, c * count, |range| {
+            for o in range {
+                let block = &weight[o * c * kh * kw..][..c * kh * kw];
+                let taps = rows.iter().flat_map(|a| cols.iter().map(move |b| a * kw + b));
+                for (t, tap) in taps.enumerate() {
+                    let place = ((o / outputs * count + t) * outputs + o % outputs) * c;
+                    // SAFETY: an output's channels at a tap, which no other output has.
+                    let place = unsafe { places.slice(place..place + c) };
+                    place.iter_mut().zip(block.iter().skip(tap).step_by(kh * kw)).for_each(|(p, &w)| *p = w);
+                }
             }
-        }
+        });
         packed
     }
 }
@@ -411,6 +448,9 @@ mod tests {
                 prop_assert!((f64::from(dw[at]) - e).abs() < 1e-3, "dw {} instead of {e}", dw[at]);
             }
             prop_assert!(dx.iter().chain(&dw).all(|v| v.is_finite()));
+            if !conv.is_depthwise() {
+                for (a, b) in conv.weight_by_rows(&x, &dy).iter().zip(conv.weight_by_parts(&x, &dy)) { prop_assert!((a - b).abs() < 1e-4 * (1.0 + b.abs()), "dw {a} by rows, {b} by parts"); }
+            }
         }
     }
 
@@ -427,7 +467,8 @@ mod tests {
                     conv.forward(&x, &w, None, &mut y);
                     conv.backward_input(&dy, &w, &mut dx);
                     conv.backward_weight(&x, &dy, &mut dw);
-                    (y, dx, dw)
+                    let by_rows = if conv.is_depthwise() { Vec::new() } else { conv.weight_by_rows(&x, &dy) };
+                    (y, dx, dw, by_rows)
                 })
             };
             let one = run(1);

@@ -246,10 +246,6 @@ fn gelu_inner<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 fn derivative<S: Simd>(s: S, op: Unary, v: S::F) -> S::F {
     let (zero, half, one) = (s.splat(0.0), s.splat(0.5), s.splat(1.0));
-    let logistic = |scale: f32| {
-        let g = math::sigmoid(s, s.mul(s.splat(scale), v));
-        s.add(g, s.mul(s.mul(s.splat(scale), v), s.mul(g, s.sub(one, g))))
-    };
     match op {
         Unary::Neg => s.splat(-1.0),
         Unary::Abs => s.select(s.lt(zero, v), one, s.select(s.lt(v, zero), s.splat(-1.0), zero)),
@@ -270,12 +266,20 @@ fn derivative<S: Simd>(s: S, op: Unary, v: S::F) -> S::F {
             let inner = s.mul(s.splat(SQRT_2_OVER_PI as f32), s.fma(s.splat(3.0 * 0.044715), s.mul(v, v), one));
             s.fma(s.mul(s.mul(half, v), s.sub(one, s.mul(t, t))), inner, s.mul(half, s.add(one, t)))
         }
-        Unary::QuickGelu => logistic(1.702),
+        Unary::QuickGelu => logistic(s, v, 1.702),
         Unary::Relu => s.select(s.lt(zero, v), one, zero),
         Unary::Sigmoid => s.mul(v, s.sub(one, v)),
-        Unary::Silu => logistic(1.0),
+        Unary::Silu => logistic(s, v, 1.0),
         Unary::Softplus => math::sigmoid(s, v),
     }
+}
+
+/// Derivative of v sigmoid(scale v). A function, as a closure would not be compiled for the tier.
+#[inline(always)]
+fn logistic<S: Simd>(s: S, v: S::F, scale: f32) -> S::F {
+    let x = s.mul(s.splat(scale), v);
+    let g = math::sigmoid(s, x);
+    s.add(g, s.mul(x, s.mul(g, s.sub(s.splat(1.0), g))))
 }
 
 /// x becomes f(x), inside a kernel.

@@ -141,17 +141,18 @@ impl SimdOp for Backward<'_, f32> {
         let rows = self.x.chunks_exact(cols).zip(self.dy.chunks_exact(cols)).zip(self.dx.chunks_exact_mut(cols));
         for (((x, dy), dx), (&mean, &rstd)) in rows.zip(self.mean.iter().zip(self.rstd)) {
             let (center, rstd) = (s.splat(mean), s.splat(rstd));
-            let z_at = |i: usize| s.mul(s.sub(s.load_at(x, i, mean), center), rstd);
-            let g_at = |i: usize| s.mul(s.load_at(dy, i, 0.0), s.load_at(self.weight, i, 0.0));
             let (mut g_sum, mut gz_sum) = (s.splat(0.0), s.splat(0.0));
             for i in (0..cols).step_by(S::LANES) {
-                let g = g_at(i);
+                let z = s.mul(s.sub(s.load_at(x, i, mean), center), rstd);
+                let g = s.mul(s.load_at(dy, i, 0.0), s.load_at(self.weight, i, 0.0));
                 g_sum = s.add(g_sum, g);
-                gz_sum = s.fma(g, z_at(i), gz_sum);
+                gz_sum = s.fma(g, z, gz_sum);
             }
-            let [g_mean, gz_mean] = [g_sum, gz_sum].map(|sum| s.splat(s.sum(sum) / cols as f32));
+            let (g_mean, gz_mean) = (s.splat(s.sum(g_sum) / cols as f32), s.splat(s.sum(gz_sum) / cols as f32));
             for i in (0..cols).step_by(S::LANES) {
-                let (z, g, d) = (z_at(i), g_at(i), s.load_at(dy, i, 0.0));
+                let z = s.mul(s.sub(s.load_at(x, i, mean), center), rstd);
+                let d = s.load_at(dy, i, 0.0);
+                let g = s.mul(d, s.load_at(self.weight, i, 0.0));
                 s.store_at(s.mul(rstd, s.sub(s.sub(g, g_mean), s.mul(z, gz_mean))), dx, i);
                 s.store_at(s.fma(d, z, s.load_at(self.dweight, i, 0.0)), self.dweight, i);
                 s.store_at(s.add(d, s.load_at(self.dbias, i, 0.0)), self.dbias, i);

@@ -1,6 +1,6 @@
 //! Optimiser steps on plain slices, in torch's formulas.
 
-use crate::float::Float;
+use crate::float::{Float, as_f32, as_f32_mut};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
 
@@ -23,29 +23,77 @@ pub struct Adam {
     pub step: u64,
 }
 
+/// The constants of a step: beta1, 1 - beta1, beta2, 1 - beta2, shrink, decay, rate, eps.
+type Constants<F> = [F; 8];
+
 struct AdamOp<'a, F> {
     p: &'a mut [F],
     g: &'a [F],
     m: &'a mut [F],
     v: &'a mut [F],
-    c: [F; 8],
+    c: Constants<F>,
 }
 
-impl<F: Float> SimdOp for AdamOp<'_, F> {
-    type Output = ();
-    #[inline(always)]
-    fn eval<S: Simd>(self, _: S) {
+/// Below this a second moment is 0: a denormal slows every later step down and is far below eps.
+const SMALLEST: f64 = 1e-37;
+
+impl<'a, F: Float> AdamOp<'a, F> {
+    /// The same as f32, if it is.
+    fn single(self) -> Result<AdamOp<'a, f32>, Self> {
+        let Some(g) = as_f32(self.g) else { return Err(self) };
+        let [p, m, v] = [self.p, self.m, self.v].map(|x| as_f32_mut(x).expect("same type as g"));
+        let c = self.c.map(|c| c.to_f64() as f32);
+        Ok(AdamOp { p, g, m, v, c })
+    }
+
+    /// The definition.
+    fn plain(self) {
         let [b1, c1, b2, c2, shrink, decay, rate, eps] = self.c;
         for (((p, &g), m), v) in self.p.iter_mut().zip(self.g).zip(self.m).zip(self.v) {
             let g = g + decay * *p;
             *m = b1 * *m + c1 * g;
             let second = b2 * *v + c2 * g * g;
-            // A denormal slows every later step down and is far below eps.
-            *v = if second < F::from_f64(1e-37) { F::ZERO } else { second };
+            *v = if second < F::from_f64(SMALLEST) { F::ZERO } else { second };
             *p = shrink * *p - rate * *m / ((*v).sqrt() + eps);
         }
     }
 }
+
+impl SimdOp for AdamOp<'_, f32> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        // No multiply-add is fused: every tier has the bits of the definition.
+        let [b1, c1, b2, c2, shrink, decay, rate, eps] = self.c.map(|c| s.splat(c));
+        let (zero, smallest) = (s.splat(0.0), s.splat(SMALLEST as f32));
+        let Self { p, g, m, v, .. } = self;
+        let whole = g.len() / S::LANES * S::LANES;
+        let step = |pi, gi, mi, vi| {
+            let gi = s.add(gi, s.mul(decay, pi));
+            let mi = s.add(s.mul(b1, mi), s.mul(c1, gi));
+            let second = s.add(s.mul(b2, vi), s.mul(s.mul(c2, gi), gi));
+            let vi = s.select(s.lt(second, smallest), zero, second);
+            let pi = s.sub(s.mul(shrink, pi), s.div(s.mul(rate, mi), s.add(s.sqrt(vi), eps)));
+            (pi, mi, vi)
+        };
+        for i in (0..whole).step_by(S::LANES) {
+            // SAFETY: whole vectors of slices of the same length.
+            unsafe {
+                let [pp, mp, vp] = [&mut *p, &mut *m, &mut *v].map(|x| x.as_mut_ptr().add(i));
+                let gp = g.as_ptr().add(i);
+                [pp.cast_const(), mp, vp, gp].iter().for_each(|x| s.prefetch(x.wrapping_add(AHEAD)));
+                let (pi, mi, vi) = step(s.load_ptr(pp), s.load_ptr(gp), s.load_ptr(mp), s.load_ptr(vp));
+                s.store_ptr(pi, pp);
+                s.store_ptr(mi, mp);
+                s.store_ptr(vi, vp);
+            }
+        }
+        AdamOp { p: &mut p[whole..], g: &g[whole..], m: &mut m[whole..], v: &mut v[whole..], c: self.c }.plain();
+    }
+}
+
+/// Numbers that are asked for ahead: four streams are more than the machine's own prefetching follows.
+const AHEAD: usize = 512;
 
 /// p, m and v after one step with gradient g.
 ///
@@ -63,7 +111,11 @@ pub fn adam<F: Float>(p: &mut [F], g: &[F], m: &mut [F], v: &mut [F], a: Adam) {
     par::for_each(g.len(), 8, |range| {
         // SAFETY: the ranges are disjoint.
         let (p, m, v) = unsafe { (p.slice(range.clone()), m.slice(range.clone()), v.slice(range.clone())) };
-        dispatch(AdamOp { p, g: &g[range], m, v, c });
+        let op = AdamOp { p, g: &g[range], m, v, c };
+        match op.single() {
+            Ok(op) => dispatch(op),
+            Err(op) => op.plain(),
+        }
     });
 }
 
@@ -71,15 +123,22 @@ pub fn adam<F: Float>(p: &mut [F], g: &[F], m: &mut [F], v: &mut [F], a: Adam) {
 pub fn sgd<F: Float>(p: &mut [F], g: &[F], buf: &mut [F], lr: f64, momentum: f64, weight_decay: f64) {
     assert!(p.len() == g.len() && buf.len() == g.len(), "sgd: lengths");
     let [lr, momentum, decay] = [lr, momentum, weight_decay].map(F::from_f64);
-    for ((p, &g), b) in p.iter_mut().zip(g).zip(buf) {
-        *b = momentum * *b + (g + decay * *p);
-        *p -= lr * *b;
-    }
+    let (p, buf) = (Shared::new(p), Shared::new(buf));
+    par::for_each(g.len(), 4, |range| {
+        // SAFETY: the ranges are disjoint.
+        let (p, buf) = unsafe { (p.slice(range.clone()), buf.slice(range.clone())) };
+        for ((p, &g), b) in p.iter_mut().zip(&g[range]).zip(buf) {
+            *b = momentum * *b + (g + decay * *p);
+            *p -= lr * *b;
+        }
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::Isa;
+    use crate::simd::eval_on;
 
     #[test]
     fn adam_follows_the_textbook() {
@@ -107,6 +166,28 @@ mod tests {
                     tp[i] -= lr * mh / (vh.sqrt() + eps);
                     assert!((p[i] - tp[i]).abs() < 1e-12, "step {step}: {} instead of {}", p[i], tp[i]);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_tier_steps_as_the_definition() {
+        let mut rng = crate::rng::Rng::new(6, 0);
+        for n in [0, 1, 15, 16, 17, 100] {
+            let [mut p, mut g, m, v] = [0, 1, 2, 3].map(|_| (0..n).map(|_| rng.normal() as f32).collect::<Vec<f32>>());
+            let mut v: Vec<f32> = v.iter().map(|x| x.abs()).collect();
+            if n > 3 {
+                // A second moment that falls below the smallest.
+                (p[3], g[3], v[3]) = (0.0, 0.0, 1e-38);
+            }
+            let c = [0.9, 0.1, 0.99, 0.01, 0.999, 0.02, 1e-2, 1e-8];
+            let (mut ep, mut em, mut ev) = (p.clone(), m.clone(), v.clone());
+            AdamOp { p: &mut ep, g: &g, m: &mut em, v: &mut ev, c }.plain();
+            assert!(n <= 3 || ev[3] == 0.0);
+            for isa in Isa::available() {
+                let (mut op, mut om, mut ov) = (p.clone(), m.clone(), v.clone());
+                eval_on(isa, AdamOp { p: &mut op, g: &g, m: &mut om, v: &mut ov, c });
+                assert!((&op, &om, &ov) == (&ep, &em, &ev), "{isa}, {n} numbers");
             }
         }
     }

@@ -163,9 +163,28 @@ pub fn var<F: Float>(x: &[F], [outer, n, inner]: [usize; 3], correction: usize, 
 
 /// Sum of squares in f64.
 pub fn sum_squares<F: Float>(x: &[F]) -> f64 {
-    let parts =
-        par::map_chunks(x.len(), CHUNK, 2, |range| x[range].iter().map(|v| v.to_f64() * v.to_f64()).sum::<f64>());
+    let parts = par::map_chunks(x.len(), CHUNK, 1, |range| dispatch(Squares(&x[range])));
     parts.iter().sum()
+}
+
+struct Squares<'a, F>(&'a [F]);
+
+impl<F: Float> SimdOp for Squares<'_, F> {
+    type Output = f64;
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) -> f64 {
+        // As many sums as hide the time of an addition; the same on every tier.
+        let mut sums = [0.0; 32];
+        let mut blocks = self.0.chunks_exact(32);
+        for block in &mut blocks {
+            for (sum, x) in sums.iter_mut().zip(block) {
+                let x = x.to_f64();
+                *sum += x * x;
+            }
+        }
+        let rest: f64 = blocks.remainder().iter().map(|x| x.to_f64() * x.to_f64()).sum();
+        sums.iter().sum::<f64>() + rest
+    }
 }
 
 #[cfg(test)]

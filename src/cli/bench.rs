@@ -22,7 +22,7 @@ use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionK
 use crate::nn::{Activation, Module, ProjectionKind};
 use crate::optim::{Optimiser, OptimiserConfig, Rule};
 use crate::pipeline::{NetworkConfig, Pipeline, Unused};
-use crate::plan::Cost;
+use crate::profile::{self, Cost};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
@@ -51,7 +51,7 @@ pub struct Args {
     /// One run only.
     #[arg(long)]
     once: bool,
-    /// What the steps of inference take, by kind, the longest first.
+    /// What the steps of inference or the ops of a training step take, by kind, the longest first.
     #[arg(long, conflicts_with = "once")]
     profile: bool,
     /// Arithmetic of inference.
@@ -262,7 +262,14 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         }
         _ => None,
     };
-    let profile = if args.profile { Some(profile(&planned, &inputs, global)?) } else { None };
+    let profile = match args.profile {
+        false => None,
+        true => {
+            let x: Vec<Tensor> = inputs.pixels.iter().chain(inputs.texts.iter().flatten()).cloned().collect();
+            let costs = || planned.profile(&x).ok_or_else(|| Error::new("--profile needs more runs: no plan was made"));
+            Some(profile(global, costs)?)
+        }
+    };
     let median = times[times.len() / 2];
     let what = if what == What::Text { "text" } else { "image" };
     Ok(
@@ -275,12 +282,11 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
 /// Runs of a profile; what a step takes is the mean.
 const PROFILED: u32 = 10;
 
-/// Prints what the plan's steps take, by kind; the same as JSON.
-fn profile(planned: &Planned<'_>, inputs: &Inputs, global: &Global) -> Result<serde_json::Value> {
-    let x: Vec<Tensor> = inputs.pixels.iter().chain(inputs.texts.iter().flatten()).cloned().collect();
+/// Prints what the steps of one run take, by kind; the same as JSON. `run` gives them in order.
+fn profile(global: &Global, mut run: impl FnMut() -> Result<Vec<Cost>>) -> Result<serde_json::Value> {
     let mut kinds: BTreeMap<String, (usize, Cost)> = BTreeMap::new();
     for _ in 0..PROFILED {
-        for cost in planned.profile(&x).ok_or_else(|| Error::new("--profile needs more runs: no plan was made"))? {
+        for cost in run()? {
             let kind = kinds.entry(cost.name.clone());
             let (count, sum) =
                 kind.or_insert_with(|| (0, Cost { time: Duration::ZERO, flops: 0, bytes: 0, name: cost.name.clone() }));
@@ -363,13 +369,28 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let mut optimiser = Optimiser::new(rule);
     let options = TierOptions { lambda_p: 0.1, lambda_t: 0.1, ..TierOptions::default() };
     let mut losses = Vec::new();
-    let (first, times) = times(args, || {
+    let mut step = || {
         let one = step::step(&mut model, &pairs, &options, 0);
         losses.push(one.parts.total);
-        optimiser.step(&mut model, one.grads, 1e-4).map(|_| ())
-    })?;
+        let start = Instant::now();
+        optimiser.step(&mut model, one.grads, 1e-4)?;
+        Ok(start.elapsed())
+    };
+    let (first, times) = times(args, || step().map(|_: Duration| ()))?;
+    let profile = match args.profile {
+        false => None,
+        true => Some(profile(global, || {
+            let start = Instant::now();
+            let (optimiser, mut costs) = profile::collect(&mut step);
+            let (whole, optimiser) = (start.elapsed(), optimiser?);
+            let rest = whole - optimiser - costs.iter().map(|cost| cost.time).sum::<Duration>();
+            let others = [("optimiser", optimiser), ("between ops", rest)];
+            costs.extend(others.map(|(name, time)| Cost { name: name.to_owned(), time, flops: 0, bytes: 0 }));
+            Ok(costs)
+        })?),
+    };
     Ok(
-        serde_json::json!({ "bench": "train", "config": sizes.name(), "dtype": "f32", "batch": n, "threads": global.thread_count(),
+        serde_json::json!({ "bench": "train", "profile": profile, "config": sizes.name(), "dtype": "f32", "batch": n, "threads": global.thread_count(),
         "s_per_step": round(times[times.len() / 2]), "best": round(times[0]), "steps": times.len(), "first_step_s": round(first),
         "rss_mib": peak_mib(), "loss_first": losses.first(), "loss_last": losses.last(),
         "trainable_m": round(trainable as f64 / 1e6) }),

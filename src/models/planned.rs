@@ -7,7 +7,8 @@ use kernels_cpu::par;
 use super::dual_encoder::Embeddings;
 use super::network::{Network, Said};
 use crate::op::Meta;
-use crate::plan::{Cost, Packs, Plan};
+use crate::plan::{Packs, Plan};
+use crate::profile::Cost;
 use crate::tensor::Tensor;
 
 /// Most shapes that have a plan at once; the one that was not used longest goes first.

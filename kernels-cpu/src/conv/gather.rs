@@ -12,6 +12,9 @@ use crate::simd::{Simd, SimdOp, dispatch};
 /// With so many channels at a tap, windows are multiplied where they lie.
 const RUN: usize = 16;
 
+/// Windows that a thread copies at a time.
+const PACKED_ROWS: usize = 64;
+
 /// Windows over a map, without copies: position [i, j] of the grid and tap [a, b] read source row
 /// `i * step + offsets[a]` and column `j * step + offsets[b]`, or zero outside.
 pub(super) struct Gather<'a, F> {
@@ -66,12 +69,13 @@ impl<F: Float> Gather<'_, F> {
     }
 
     /// Windows of `rows`, restricted to some channels, as a matrix [positions, taps * channels]: packed into `scratch`,
-    /// or a view of the source where that is the same.
+    /// or a view of the source where that is the same. On several threads or the calling one alone.
     pub(super) fn matrix<'s>(
         &'s self,
         rows: Range<usize>,
         channels: Range<usize>,
         scratch: &'s mut Vec<F>,
+        threads: bool,
     ) -> Mat<'s, F> {
         if self.is_plain() {
             return Mat {
@@ -88,7 +92,17 @@ impl<F: Float> Gather<'_, F> {
             scratch.resize(rows.len() * depth, F::ZERO);
         }
         let count = rows.len();
-        if depth > 0 {
+        if threads {
+            par::chunks_mut(
+                &mut scratch[..count * depth],
+                PACKED_ROWS * depth.max(1),
+                PACKED_ROWS * depth,
+                |i, out| {
+                    let start = rows.start + i * PACKED_ROWS;
+                    self.pack(start..rows.end.min(start + PACKED_ROWS), channels.clone(), depth, out);
+                },
+            );
+        } else if depth > 0 {
             self.pack(rows, channels, depth, scratch);
         }
         Mat::new(&scratch[..count * depth], count, depth)
@@ -172,7 +186,7 @@ impl<F: Float> Gather<'_, F> {
                     &mut results
                 };
                 for group in 0..groups {
-                    let a = self.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch);
+                    let a = self.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch, false);
                     multiply(a, matrix(group), &mut into[group * o..], outputs, part(rows.start, group), shared);
                 }
                 if !in_place {

@@ -14,11 +14,11 @@ use crate::simd::{Simd, SimdOp, again, eval_on};
 
 /// Longest slab of k: two vectors of B over it stay in the first-level cache. Fixed, as a size probed from the machine's
 /// caches would change bits between machines.
-const KC: usize = 256;
+const KC: usize = 512;
 /// Most tiles of rows in a job: their packed slab takes a quarter of a second-level cache.
 const ROW_TILES: usize = 32;
 /// Numbers of packed B that several slabs may take together.
-const PACKED_B: usize = 1 << 18;
+const PACKED_B: usize = 1 << 20;
 /// With at most so many rows of C, rows of B are read where they lie: packing them would not pay ...
 const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
