@@ -73,6 +73,8 @@ mod tests {
             ("linear", 120),
             ("square", 0),
             ("sum", 0),
+            ("reshape", 0),
+            ("reshape backward", 0),
             ("sum backward", 0),
             ("square backward", 0),
             ("linear backward", 120),

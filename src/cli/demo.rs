@@ -11,13 +11,15 @@ use super::train::Screen;
 use crate::data::{Boxes, Labels, Pairs, Prompts, Split};
 use crate::error::{At, Error, Result};
 use crate::eval::compare::{Evaluated, How, Tables, evaluate};
+use crate::eval::localisation::{self, LocalisationDifference};
 use crate::eval::scores::{Difference, ScoreInput, ScoreOptions, score_table};
+use crate::eval::sparsity::{self, SparsityDifference};
 use crate::files;
 use crate::loss::TierOptions;
 use crate::phantom;
 use crate::pipeline::Pipeline;
 use crate::report::demo::{self as page, DemoReport, SeedResult};
-use crate::report::{Provenance, found};
+use crate::report::{Differences, Provenance, found};
 use crate::train::{self, Config, Record, Watch};
 
 /// Draws phantoms, trains one model with lambda 0 and with TIER from the same seed, evaluates both and writes report.html and summary.json.
@@ -190,7 +192,46 @@ fn mean(all: &[Summary]) -> Summary {
 
 type Found = (u64, Evaluated, Vec<Vec<Record>>, Pairs);
 
-/// The difference of the mean AUC over labels and seeds. The seeds share their films, which are resampled together for all of them.
+/// Differences over all seeds, which share their films: those are resampled together for all of them.
+struct Pooled {
+    auc: Option<Difference>,
+    localisation: Option<LocalisationDifference>,
+    sparsity: Option<SparsityDifference>,
+}
+
+impl Pooled {
+    fn of(found: &[Found]) -> Result<Self> {
+        let (mut cases, mut measures, mut pairs) = (Vec::new(), [Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        for (_, all, ..) in found {
+            let Some(other) = &all.against else { continue };
+            cases.extend(all.model.measured.cases.iter().cloned());
+            for (i, side) in [&all.model, other].into_iter().enumerate() {
+                measures[i].extend(localisation::measure_all(&side.measured.cases));
+                pairs[i].extend(side.measured.sparsity_pairs.iter().cloned());
+            }
+        }
+        let ScoreOptions { draws, seed, .. } = ScoreOptions::default();
+        Ok(Self {
+            auc: auc_difference(found)?,
+            localisation: localisation::compare(&cases, &measures[0], &measures[1], draws, seed),
+            sparsity: sparsity::compare(&pairs[0], &pairs[1], draws, seed),
+        })
+    }
+
+    fn shown(&self) -> Differences {
+        let of = found::difference;
+        Differences {
+            labels: Vec::new(),
+            auc_mean: self.auc.as_ref().map(of),
+            inside_minus_outside: self.localisation.as_ref().map(|l| of(&l.inside_minus_outside)),
+            pointing_game: self.localisation.as_ref().map(|l| of(&l.pointing_game)),
+            sparsity_patches: self.sparsity.as_ref().map(|s| of(&s.patches)),
+            sparsity_tokens: self.sparsity.as_ref().map(|s| of(&s.tokens)),
+        }
+    }
+}
+
+/// The difference of the mean AUC over labels and seeds.
 fn auc_difference(found: &[Found]) -> Result<Option<Difference>> {
     let Some((_, first, ..)) = found.first() else { return Ok(None) };
     let (mut names, mut truth, mut scores, mut against) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -215,20 +256,22 @@ fn auc_difference(found: &[Found]) -> Result<Option<Difference>> {
 
 fn write(args: &Args, global: &Global, config: &Config, found: &[Found], start: Instant) -> Result<()> {
     let [plain, tier] = [false, true].map(|t| found.iter().map(|(_, all, _, _)| summary(all, t)).collect::<Vec<_>>());
-    let difference = auc_difference(found)?;
+    let pooled = Pooled::of(found)?;
     let runs: Vec<_> = found
         .iter()
         .zip(plain.iter().zip(&tier))
         .map(|((seed, all, _, _), (plain, tier))| {
             serde_json::json!({ "seed": seed, "unregularised": plain, "tier": tier,
                 "auc_difference": all.evaluation.auc_mean_difference,
-                "localisation_difference": all.evaluation.localisation_difference })
+                "localisation_difference": all.evaluation.localisation_difference,
+                "sparsity_difference": all.evaluation.sparsity_difference })
         })
         .collect();
     let summary = serde_json::json!({
         "schema": 1, "seed": 0, "lambda_p": config.tier.lambda_p, "lambda_t": config.tier.lambda_t,
         "temperature": config.tier.temperature, "unregularised": mean(&plain), "tier": mean(&tier),
-        "auc_difference": difference, "seconds": start.elapsed().as_secs_f64().round(), "runs": runs,
+        "auc_difference": pooled.auc, "localisation_difference": pooled.localisation,
+        "sparsity_difference": pooled.sparsity, "seconds": start.elapsed().as_secs_f64().round(), "runs": runs,
     });
     let text = serde_json::to_string_pretty(&summary).map_err(|e| Error::new(e.to_string()))? + "\n";
     files::write_atomic(args.out.join("summary.json"), text.as_bytes())?;
@@ -265,6 +308,7 @@ fn write(args: &Args, global: &Global, config: &Config, found: &[Found], start: 
         phantoms: found::phantoms(all, &pipeline, 12)?,
         examples: found::examples(all, &pipeline, names, 12)?,
         seeds: if found.len() > 1 { seeds.collect() } else { Vec::new() },
+        pooled: pooled.shown(),
     };
     let page = args.out.join("report.html");
     files::write_atomic(&page, page::html(&report)?.as_bytes())?;

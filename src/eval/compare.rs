@@ -4,7 +4,7 @@ use super::evaluation::Evaluation;
 use super::localisation::{self, Case};
 use super::measure::{self, Measured, measure};
 use super::scores::{ScoreInput, ScoreOptions, ScoreTable, Validation, score_table};
-use super::sparsity::Sparsity;
+use super::sparsity::{self, Sparsity};
 use super::zero_shot::ensemble;
 use crate::data::{Boxes, Labels, Pairs, Prompts, Row, Split};
 use crate::error::{Error, Result};
@@ -159,6 +159,10 @@ pub fn evaluate(
     if let Some(theirs) = &theirs {
         evaluation.sparsity_against = theirs.measured.sparsity;
         evaluation.rank_ordered_against.clone_from(&theirs.measured.rank_ordered);
+        if ours.measured.sparsity_pairs.len() == theirs.measured.sparsity_pairs.len() {
+            let [ours, theirs] = [&ours, theirs].map(|side| &side.measured.sparsity_pairs[..]);
+            evaluation.sparsity_difference = sparsity::compare(ours, theirs, draws, seed);
+        }
         let their_measures = localisation::measure_all(&theirs.measured.cases);
         evaluation.localisation_against = localisation::summarise(&theirs.measured.cases, &their_measures, draws, seed);
         if ours.measured.cases.len() == theirs.measured.cases.len() {
@@ -241,6 +245,7 @@ fn combine(mut all: Vec<Measured>) -> Result<Measured> {
         // Their texts live in different spaces: an ensemble has no one order of nearness.
         retrieval: None,
         sparsity,
+        sparsity_pairs: Vec::new(),
         rank_ordered: None,
         cases: if same_grid { (0..first.cases.len()).map(mean_case).collect() } else { Vec::new() },
     })

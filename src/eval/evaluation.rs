@@ -9,7 +9,7 @@ use super::decisions::DecisionSet;
 use super::localisation::{Localisation, LocalisationDifference};
 use super::retrieval::Retrieval;
 use super::scores::{Difference, ScoreTable, Scores};
-use super::sparsity::{RankOrdered, Sparsity};
+use super::sparsity::{RankOrdered, Sparsity, SparsityDifference};
 use crate::error::{At, Error, Result};
 use crate::files::write_atomic;
 
@@ -53,6 +53,9 @@ pub struct Evaluation {
     /// The other side's sparsity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sparsity_against: Option<Sparsity>,
+    /// Paired differences of sparsity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparsity_difference: Option<SparsityDifference>,
     /// Patch similarities by rank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank_ordered: Option<RankOrdered>,

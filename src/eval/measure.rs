@@ -2,7 +2,7 @@
 
 use super::localisation::{Case, PatchMap};
 use super::retrieval::{Retrieval, retrieval};
-use super::sparsity::{RankOrdered, Sparsity, SparsityMeter, rank_ordered};
+use super::sparsity::{OfPair, RankOrdered, Sparsity, SparsityMeter, rank_ordered, sparsity};
 use super::zero_shot::{Query, Rule, scores};
 use crate::data::{Boxes, Loader, LoaderOptions, Prompts, Row};
 use crate::error::{Error, Result};
@@ -34,6 +34,8 @@ pub struct Measured {
     pub retrieval: Option<Retrieval>,
     /// Of rows with a text.
     pub sparsity: Option<Sparsity>,
+    /// What the rows gave to it, one by one; an ensemble has none.
+    pub sparsity_pairs: Vec<OfPair>,
     /// Patch similarities to the whole text, of rows with one.
     pub rank_ordered: Option<RankOrdered>,
     /// One per row and boxed label.
@@ -116,7 +118,7 @@ pub fn measure(
                 done += batch.rows.len() as u64;
                 progress(done);
             }
-            (out.retrieval, out.sparsity, out.rank_ordered) = pairs.finish()?;
+            pairs.finish(&mut out)?;
         }
         Network::Image(_) | Network::Text(_) => return pipeline.dual().map(|_| out),
     }
@@ -201,7 +203,7 @@ impl Written {
                 let one = |x: &Tensor| x.narrow(0, k, 1);
                 let parts = images.parts.narrow(0, i, 1);
                 let s = similarities(&one(&embeddings.parts), &parts).to_vec::<f32>();
-                self.meter.add(&s, &one(&tokens.mask).to_vec::<u8>(), patches);
+                self.meter.add(rows[i].group(), &s, &one(&tokens.mask).to_vec::<u8>(), patches);
                 self.maps.push(similarities(&one(&embeddings.whole).unsqueeze(1), &parts).to_vec::<f32>());
                 self.images.push(images.whole.narrow(0, i, 1).copied());
                 self.texts.push(one(&embeddings.whole).copied());
@@ -213,14 +215,17 @@ impl Written {
         Ok(())
     }
 
-    fn finish(self) -> Result<(Option<Retrieval>, Option<Sparsity>, Option<RankOrdered>)> {
+    fn finish(self, out: &mut Measured) -> Result<()> {
         if self.images.is_empty() {
-            return Ok((None, None, None));
+            return Ok(());
         }
         let join = |parts: &[Tensor]| Tensor::concat(&parts.iter().collect::<Vec<_>>(), 0);
         let words: Vec<&str> = self.words.iter().map(String::as_str).collect();
         let patients: Vec<Option<&str>> = self.patients.iter().map(Option::as_deref).collect();
-        let found = retrieval(&join(&self.images), &join(&self.texts), &words, &patients)?;
-        Ok((found, self.meter.mean(), rank_ordered(self.maps.iter().map(Vec::as_slice))))
+        out.retrieval = retrieval(&join(&self.images), &join(&self.texts), &words, &patients)?;
+        out.sparsity_pairs = self.meter.pairs();
+        out.sparsity = sparsity(&out.sparsity_pairs);
+        out.rank_ordered = rank_ordered(self.maps.iter().map(Vec::as_slice));
+        Ok(())
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bootstrap::{Bootstrap, Spread};
+use super::scores::Difference;
 use crate::loss::TierOptions;
 
 /// How far the two entropies lie below those of a uniform distribution, in nats.
@@ -13,40 +15,89 @@ pub struct Sparsity {
     pub tokens: f64,
 }
 
-/// Adds up the sparsity of many pairs as the loss adds up their entropies.
+/// What one pair of an image and a text adds to the two means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OfPair {
+    /// What is resampled together: the patient.
+    pub group: String,
+    /// Sums of ln P - H over tokens, and of ln T - H over patches.
+    pub sums: [f64; 2],
+    /// Tokens and patches that they are sums over.
+    pub counts: [usize; 2],
+}
+
+/// Paired differences of two models on the same pairs, first minus second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SparsityDifference {
+    /// Pairs.
+    pub n: usize,
+    /// Of [`Sparsity::patches`].
+    pub patches: Difference,
+    /// Of [`Sparsity::tokens`].
+    pub tokens: Difference,
+}
+
+/// The sparsity of pairs: means over all their tokens, and over all their patches, as the loss takes them. `None` without any.
+pub fn sparsity(pairs: &[OfPair]) -> Option<Sparsity> {
+    let weights = vec![1; pairs.len()];
+    Some(Sparsity { patches: mean(pairs, &weights, 0)?, tokens: mean(pairs, &weights, 1)? })
+}
+
+/// Mean `i` over pairs that count so many times.
+fn mean(pairs: &[OfPair], weights: &[u32], i: usize) -> Option<f64> {
+    let pairs = || pairs.iter().zip(weights);
+    let count: u64 = pairs().map(|(pair, &w)| pair.counts[i] as u64 * u64::from(w)).sum();
+    (count > 0).then(|| pairs().map(|(pair, &w)| pair.sums[i] * f64::from(w)).sum::<f64>() / count as f64)
+}
+
+/// Differences of two models' sparsity on the same pairs, with intervals from resampled groups; `None` without pairs.
+///
+/// # Panics
+/// If the pairs differ in number.
+#[track_caller]
+pub fn compare(ours: &[OfPair], theirs: &[OfPair], draws: usize, seed: u64) -> Option<SparsityDifference> {
+    assert_eq!(ours.len(), theirs.len(), "pairs of both models");
+    let groups: Vec<&str> = ours.iter().map(|pair| pair.group.as_str()).collect();
+    let difference = |weights: &[u32], i: usize| Some(mean(ours, weights, i)? - mean(theirs, weights, i)?);
+    let drawn = Bootstrap::groups(&groups, draws, seed)
+        .measure(2, |weights| vec![difference(weights, 0), difference(weights, 1)]);
+    let of = |i: usize| -> Option<Difference> {
+        let (spread, observed) = (Spread::of(&drawn[i])?, difference(&vec![1; ours.len()], i)?);
+        Some(Difference { observed, mean: spread.mean, ci95: spread.ci95 })
+    };
+    Some(SparsityDifference { n: ours.len(), patches: of(0)?, tokens: of(1)? })
+}
+
+/// Measures the sparsity of pairs as the loss measures their entropies.
 #[derive(Clone, Debug)]
 pub struct SparsityMeter {
     options: TierOptions,
-    sums: [f64; 2],
-    counts: [usize; 2],
+    pairs: Vec<OfPair>,
 }
 
 impl SparsityMeter {
     /// Uses the mask, eps and temperature of `options`, which are the training's; its lambdas do not matter.
     pub fn new(options: &TierOptions) -> Self {
-        Self { options: *options, sums: [0.0; 2], counts: [0; 2] }
+        Self { options: *options, pairs: Vec::new() }
     }
 
-    /// Adds one pair: cosine similarities [T, P] by rows, and its mask `[T]`, 1 for a real token.
+    /// Adds one pair of a group: cosine similarities [T, P] by rows, and its mask `[T]`, 1 for a real token.
     ///
     /// # Panics
     /// If the similarities are not whole rows.
     #[track_caller]
-    pub fn add(&mut self, similarities: &[f32], mask: &[u8], patches: usize) {
+    pub fn add(&mut self, group: &str, similarities: &[f32], mask: &[u8], patches: usize) {
         assert_eq!(similarities.len(), mask.len() * patches, "{} tokens, {patches} patches", mask.len());
         let kept = (0..mask.len()).filter(|&t| mask[t] != 0 || !self.options.mask_padding);
         let rows: Vec<&[f32]> = kept.map(|t| &similarities[t * patches..][..patches]).collect();
-        if patches == 0 || rows.is_empty() {
-            return;
+        let mut pair = OfPair { group: group.to_owned(), sums: [0.0; 2], counts: [0; 2] };
+        if patches > 0 && !rows.is_empty() {
+            let over_patches = |row: &&[f32]| self.below_uniform(row.iter().copied());
+            let over_tokens = |patch: usize| self.below_uniform(rows.iter().map(|row| row[patch]));
+            pair.sums = [rows.iter().map(over_patches).sum(), (0..patches).map(over_tokens).sum()];
+            pair.counts = [rows.len(), patches];
         }
-        for row in &rows {
-            self.sums[0] += self.below_uniform(row.iter().copied());
-        }
-        for patch in 0..patches {
-            self.sums[1] += self.below_uniform(rows.iter().map(|row| row[patch]));
-        }
-        self.counts[0] += rows.len();
-        self.counts[1] += patches;
+        self.pairs.push(pair);
     }
 
     /// ln n - H of the softmax of n similarities.
@@ -60,10 +111,9 @@ impl SparsityMeter {
         libm::log(scaled.len() as f64) - entropy
     }
 
-    /// The means so far; `None` before the first pair.
-    pub fn mean(&self) -> Option<Sparsity> {
-        let [patches, tokens] = [0, 1].map(|i| self.sums[i] / self.counts[i] as f64);
-        (self.counts[0] > 0).then_some(Sparsity { patches, tokens })
+    /// What the pairs gave, in their order.
+    pub fn pairs(self) -> Vec<OfPair> {
+        self.pairs
     }
 }
 
@@ -129,12 +179,24 @@ mod tests {
         // Softmax of (ln 3, 0) is (3/4, 1/4).
         let mut meter = SparsityMeter::new(&options());
         let s = 3f32.ln();
-        meter.add(&[s, 0.0, s, 0.0, 9.0, -9.0], &[1, 1, 0], 2);
+        meter.add("a", &[s, 0.0, s, 0.0, 9.0, -9.0], &[1, 1, 0], 2);
         let h = -(0.75 * 0.75f64.ln() + 0.25 * 0.25f64.ln());
-        let mean = meter.mean().unwrap();
+        let mean = sparsity(&meter.pairs()).unwrap();
         assert!((mean.patches - (2f64.ln() - h)).abs() < 1e-7);
         near(mean.tokens, 0.0);
-        assert_eq!(SparsityMeter::new(&options()).mean(), None);
+        assert_eq!(sparsity(&[]), None);
+    }
+
+    #[test]
+    fn differences_are_of_the_means_and_their_intervals_of_resampled_groups() {
+        let pair = |group: &str, sums, counts| OfPair { group: group.into(), sums, counts };
+        let ours = [pair("a", [4.0, 1.0], [2, 4]), pair("b", [9.0, 3.0], [3, 4]), pair("c", [0.0, 0.0], [0, 0])];
+        let theirs = [pair("a", [2.0, 1.0], [2, 4]), pair("b", [3.0, 3.0], [3, 4]), pair("c", [0.0, 0.0], [0, 0])];
+        let found = compare(&ours, &theirs, 500, 1).unwrap();
+        near(found.patches.observed, 13.0 / 5.0 - 5.0 / 5.0);
+        // A draw has `a` or `b` alone, or both: differences from 1 to 2. Over tokens both models are the same.
+        assert_eq!((found.n, found.patches.ci95, found.tokens.ci95), (3, [1.0, 2.0], [0.0, 0.0]));
+        assert_eq!(compare(&[], &[], 10, 1), None);
     }
 
     #[test]
@@ -146,11 +208,11 @@ mod tests {
             let masks: [[u8; 3]; 2] = [[1, 1, 1], [1, 1, 0]];
             let counted = if mask_padding { masks } else { [[1; 3]; 2] };
             let mut meter = SparsityMeter::new(&options);
-            (0..2).for_each(|i| meter.add(&similarities[i * t * p..][..t * p], &masks[i], p));
+            (0..2).for_each(|i| meter.add("", &similarities[i * t * p..][..t * p], &masks[i], p));
             let entropies = Tensor::from_slice(&similarities, [2, t, p])
                 .tier(&Tensor::from_slice(counted.as_flattened(), [2, t]), options.eps, options.temperature)
                 .to_f64_vec();
-            let mean = meter.mean().unwrap();
+            let mean = sparsity(&meter.pairs()).unwrap();
             let ln_t = if mask_padding { (3f64.ln() + 2f64.ln()) / 2.0 } else { 3f64.ln() };
             assert!((mean.patches - (4f64.ln() - entropies[0])).abs() < 1e-6, "{mean:?} {entropies:?}");
             assert!((mean.tokens - (ln_t - entropies[1])).abs() < 1e-6, "{mean:?} {entropies:?}");

@@ -10,6 +10,7 @@ use crate::eval::compare::{Evaluated, Side};
 use crate::eval::localisation as found;
 use crate::eval::metrics::roc_curve;
 use crate::eval::scores::{Difference, Scores};
+use crate::eval::sparsity;
 use crate::image;
 use crate::pipeline::Pipeline;
 use crate::train::Record;
@@ -18,7 +19,8 @@ fn within(value: Option<f64>, ci95: Option<[f64; 2]>) -> Option<Estimate> {
     value.map(|value| Estimate { value, ci95 })
 }
 
-fn difference(d: &Difference) -> Estimate {
+/// A difference with its interval.
+pub fn difference(d: &Difference) -> Estimate {
     Estimate { value: d.observed, ci95: Some(d.ci95) }
 }
 
@@ -89,13 +91,25 @@ pub fn sides(all: &Evaluated, name: &str, against: &str) -> (ModelResult, Option
     let ours = model(name, all, &all.model, &e.scores, e.localisation.as_ref());
     let scores = e.against.clone().unwrap_or_default();
     let theirs = all.against.as_ref().map(|side| model(against, all, side, &scores, e.localisation_against.as_ref()));
+    // Of an ensemble, whose pairs are not told apart, without an interval.
+    let between = |of: fn(&sparsity::Sparsity) -> f64| {
+        e.sparsity.zip(e.sparsity_against).map(|(a, b)| Estimate::new(of(&a) - of(&b)))
+    };
     let differences = all.against.is_some().then(|| Differences {
         labels: e.differences.iter().flatten().map(|(label, d)| (label.clone(), difference(d))).collect(),
         auc_mean: e.auc_mean_difference.as_ref().map(difference),
         inside_minus_outside: e.localisation_difference.as_ref().map(|l| difference(&l.inside_minus_outside)),
         pointing_game: e.localisation_difference.as_ref().map(|l| difference(&l.pointing_game)),
-        sparsity_patches: e.sparsity.zip(e.sparsity_against).map(|(a, b)| Estimate::new(a.patches - b.patches)),
-        sparsity_tokens: e.sparsity.zip(e.sparsity_against).map(|(a, b)| Estimate::new(a.tokens - b.tokens)),
+        sparsity_patches: e
+            .sparsity_difference
+            .as_ref()
+            .map(|s| difference(&s.patches))
+            .or_else(|| between(|s| s.patches)),
+        sparsity_tokens: e
+            .sparsity_difference
+            .as_ref()
+            .map(|s| difference(&s.tokens))
+            .or_else(|| between(|s| s.tokens)),
     });
     (ours, theirs, differences)
 }

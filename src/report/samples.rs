@@ -205,6 +205,7 @@ fn demo_report() -> DemoReport {
                 pointing_game: [None, Some(0.62)],
             })
             .collect(),
+        pooled: Differences { pointing_game: None, ..differences() },
     }
 }
 
