@@ -500,4 +500,19 @@ mod tests {
             assert!(c[..] == whole[..m * n], "{m} spaced rows");
         }
     }
+
+    #[test]
+    fn batches_are_products_one_by_one() {
+        for (batch, m, k, n) in [(0, 2, 2, 2), (1, 3, 4, 5), (2, 3, 4, 5), (5, 17, 30, 33), (3, 2, 0, 2), (2, 0, 3, 4)] {
+            let (a, b) = (values(batch * m * k, 1), values(batch * k * n, 2));
+            let of_a = |i: usize| Mat::new(&a[i * m * k..][..m * k], m, k);
+            let of_b = |i: usize| Mat::new(&b[i * k * n..][..k * n], k, n);
+            let (mut c, mut one) = (vec![f32::NAN; batch * m * n], vec![f32::NAN; m * n]);
+            gemm_batched(batch, of_a, of_b, &mut c);
+            for i in 0..batch {
+                gemm(of_a(i), of_b(i), false, &mut one, n, None);
+                assert!(c[i * m * n..][..m * n] == one, "product {i} of {batch}");
+            }
+        }
+    }
 }
