@@ -456,4 +456,33 @@ mod tests {
         // The upper half of the index counts.
         assert!((0..64).any(|i| keeps(3, i, 0.5) != keeps(3, i + (1 << 32), 0.5)));
     }
+
+    #[test]
+    fn nothing_to_look_at_gives_zeros() {
+        let a = |batch: usize, queries: usize, keys: usize, width: usize| Attention {
+            batch,
+            heads: 2,
+            queries,
+            keys,
+            width,
+            scale: 1.0,
+            causal: false,
+            key_mask: None,
+            dropout: None,
+        };
+        for (batch, queries, keys, width) in [(1, 3, 0, 4), (0, 3, 2, 4), (2, 0, 2, 4), (1, 3, 2, 0)] {
+            let a = a(batch, queries, keys, width);
+            let strides = |n: usize| [2 * n * width, n * width, width, 1].map(|s| s as isize);
+            let (sq, sk, ones) = (strides(queries), strides(keys), vec![1.0f32; 64]);
+            let q = Strided { data: &ones, offset: 0, strides: &sq };
+            let k = Strided { data: &ones, offset: 0, strides: &sk };
+            let (mut out, mut lse) = (vec![7.0; batch * queries * 2 * width], vec![7.0; batch * queries * 2]);
+            a.forward(q, k, k, &mut out, &mut lse);
+            assert!(out.iter().all(|&o| o == 0.0) && lse.iter().all(|&l| l == f32::NEG_INFINITY));
+            let mut dq = vec![7.0; out.len()];
+            let [mut dk, mut dv] = [0; 2].map(|_| vec![7.0; batch * keys * 2 * width]);
+            a.backward(q, k, k, &lse, &ones[..out.len()], &mut dq, &mut dk, &mut dv);
+            assert!(dq.iter().chain(&dk).chain(&dv).all(|&d| d == 0.0));
+        }
+    }
 }

@@ -491,4 +491,14 @@ mod tests {
             });
         }
     }
+
+    #[test]
+    fn groups_must_divide_both_kinds_of_channels() {
+        for (input, output, groups, fits) in
+            [(4, 6, 2, true), (3, 4, 2, false), (4, 3, 2, false), (4, 4, 0, false), (0, 0, 0, false)]
+        {
+            let conv = Conv2d { n: 1, size: [3, 3], input, output, groups, window: Window::square(1, 1, 0) };
+            assert_eq!(std::panic::catch_unwind(|| conv.grid()).is_ok(), fits, "{conv:?}");
+        }
+    }
 }

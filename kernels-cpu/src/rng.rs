@@ -152,8 +152,8 @@ mod tests {
         assert_eq!((rng.next_u64(), rng.uniform()), (longs[0], uniform(1)));
         assert_eq!(rng.range(-3.0, 5.0), -3.0 + 8.0 * uniform(2));
         assert_eq!(rng.below(1000), (uniform(3) * 1000.0) as usize);
-        assert_eq!(rng.chance(uniform(4)), false);
-        assert_eq!(rng.chance(uniform(5) + 1e-9), true);
+        assert!(!rng.chance(uniform(4)));
+        assert!(rng.chance(uniform(5) + 1e-9));
         let normal = libm::sqrt(-2.0 * libm::log(1.0 - uniform(6))) * libm::cos(core::f64::consts::TAU * uniform(7));
         assert_eq!(rng.normal(), normal);
         // A block beyond the 32nd bit.
@@ -172,5 +172,16 @@ mod tests {
             *seen.entry(items).or_insert(0) += 1;
         }
         assert!(seen.len() == 6 && seen.values().all(|n| (850..1150).contains(n)), "{seen:?}");
+    }
+
+    /// n items take n - 1 draws.
+    #[test]
+    fn shuffle_draws_no_more_than_it_needs() {
+        let (mut rng, mut same) = (Rng::new(4, 0), Rng::new(4, 0));
+        rng.shuffle(&mut [0, 1, 2]);
+        for _ in 0..2 {
+            same.next_u64();
+        }
+        assert_eq!(rng.next_u64(), same.next_u64());
     }
 }

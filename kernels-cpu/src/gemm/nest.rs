@@ -389,9 +389,16 @@ mod tests {
     /// Rows 1024 apart have all their lines in one of 64 sets, of which each has room for a few; rows 48 apart go through all of them.
     #[test]
     fn rows_a_power_of_two_apart_crowd_each_other_out() {
-        for (stride, rows, crowded) in
-            [(1024, 5, true), (1024, 4, false), (-1024, 14, true), (512, 9, true), (512, 8, false), (2048, 5, true), (48, 200, false), (1030, 14, false)]
-        {
+        for (stride, rows, crowded) in [
+            (1024, 5, true),
+            (1024, 4, false),
+            (-1024, 14, true),
+            (512, 9, true),
+            (512, 8, false),
+            (2048, 5, true),
+            (48, 200, false),
+            (1030, 14, false),
+        ] {
             assert_eq!(crowds_cache_sets(stride, rows), crowded, "{rows} rows {stride} apart");
         }
     }

@@ -296,6 +296,23 @@ impl<'a> Visit<'a> for Finder<'_> {
     fn visit_expr_const(&mut self, _: &'a syn::ExprConst) {}
     fn visit_angle_bracketed_generic_arguments(&mut self, _: &'a syn::AngleBracketedGenericArguments) {}
 
+    /// Inside of macros that are expressions: `vec![..]`, and `for_float!(name, type, F => ..)`, which is the same code for each F.
+    fn visit_macro(&mut self, m: &'a syn::Macro) {
+        use syn::parse::Parser;
+        if m.path.is_ident("for_float") {
+            let mut tokens = m.tokens.clone().into_iter();
+            tokens.by_ref().find(|t| t.to_string() == ">");
+            if let Ok(body) = syn::parse2::<Expr>(tokens.collect()) {
+                Visit::visit_expr(self, &body);
+            }
+        } else if m.path.is_ident("vec") {
+            let list = syn::punctuated::Punctuated::<Expr, syn::Token![,]>::parse_terminated;
+            if let Ok(list) = list.parse2(m.tokens.clone()) {
+                list.iter().for_each(|e| Visit::visit_expr(self, e));
+            }
+        }
+    }
+
     fn visit_expr_repeat(&mut self, e: &'a syn::ExprRepeat) {
         self.visit_expr(&e.expr);
     }

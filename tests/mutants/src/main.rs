@@ -184,7 +184,7 @@ fn build(o: &Options, mutants: &[(String, Mutant)]) -> Result<(PathBuf, BTreeSet
             places.extend(found.into_iter().map(|(id, range)| (name.as_str(), id, range)));
             write_changed(&to, text.as_bytes())?;
         }
-        let messages = cargo(o, &["check", "--tests"])?;
+        let messages = cargo(o, &["check", "--profile", "test"])?;
         let errors: Vec<&Value> = messages.iter().map(|m| &m["message"]).filter(|m| m["level"] == "error").collect();
         if errors.is_empty() {
             break;
