@@ -100,17 +100,32 @@ fn shift_in_place_of_layout(x: &Tensor, direction: &Tensor, h: f64) -> Tensor {
     Tensor::from_slice(&values, *x.dims())
 }
 
-/// Relative tolerance of a gradient in f64 against central differences: the step of 1e-5 leaves about 1e-10 of the third derivative and
-/// 1e-11 of rounding, and cases whose values or curvature are large some ten thousand times that.
-pub const GRADIENT: f64 = 1e-6;
+/// What a check allows, and why.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Tolerance {
+    /// The largest error that passes.
+    pub most: f64,
+    /// Why so much, and why no more.
+    pub why: &'static str,
+}
 
-/// Tolerance of the f32 path against f64, relative to the largest value: 17 times f32's rounding of 1.2e-7, for sums of some dozens of
-/// terms and for polynomials of exp, log, tanh and erf that are off by 2 to 4 roundings. Where an element is a sum of many (a broadcast
-/// input's gradient), what cancels leaves its roundings behind: a fifth more for the square root of each term.
-pub const SINGLE: f64 = 2e-6;
+/// Of a gradient in f64 against central differences, relative.
+pub const GRADIENT: Tolerance = Tolerance {
+    most: 1e-6,
+    why: "differences of step 1e-5 leave about 1e-10 of the third derivative and 1e-11 of rounding, and cases whose values or curvature are \
+          large some ten thousand times that",
+};
 
-/// Tolerance of a fused op in f64 against its composition: the same sums in another order.
-pub const COMPOSED: f64 = 1e-8;
+/// Of the f32 path against f64, relative to the largest value. Where an element is a sum of many (a broadcast input's gradient), what
+/// cancels leaves its roundings behind: a fifth more for the square root of each term.
+pub const SINGLE: Tolerance = Tolerance {
+    most: 2e-6,
+    why: "17 roundings of f32 (1.2e-7): sums of some dozens of terms, and polynomials of exp, log, tanh and erf that are off by 2 to 4; a \
+          fifth more for the square root of each further term of a sum",
+};
+
+/// Of a fused op in f64 against its composition.
+pub const COMPOSED: Tolerance = Tolerance { most: 1e-8, why: "in f64 the same sums in another order" };
 
 /// An instance of an op to check.
 pub struct Case {
@@ -166,8 +181,8 @@ impl Case {
     pub fn check(&self, rng: &mut Rng) {
         let plain = (self.run)(&self.inputs);
         let weights = Tensor::randn(*plain.dims(), DType::F64, rng);
-        self.composed(&weights).iter().for_each(|p| p.assert(COMPOSED));
-        self.single(&weights).iter().for_each(|p| p.assert(SINGLE));
+        self.composed(&weights).iter().for_each(|p| p.assert(COMPOSED.most));
+        self.single(&weights).iter().for_each(|p| p.assert(SINGLE.most));
         if !self.differentiable {
             return self.check_refusal();
         }
@@ -184,7 +199,7 @@ impl Case {
     /// If it differs from f64 by more than [`SINGLE`].
     pub fn check_single(&self, rng: &mut Rng) {
         let weights = Tensor::randn(*(self.run)(&self.inputs).dims(), DType::F64, rng);
-        self.single(&weights).iter().for_each(|p| p.assert(SINGLE));
+        self.single(&weights).iter().for_each(|p| p.assert(SINGLE.most));
     }
 
     /// The largest relative error of the gradient against central differences; 0 without a derivative.
@@ -192,7 +207,7 @@ impl Case {
     /// # Errors
     /// If it is above [`GRADIENT`].
     pub fn gradient(&self, rng: &mut Rng) -> Result<f64, Mismatch> {
-        if self.differentiable { gradcheck(&self.run, &self.inputs, GRADIENT, rng) } else { Ok(0.0) }
+        if self.differentiable { gradcheck(&self.run, &self.inputs, GRADIENT.most, rng) } else { Ok(0.0) }
     }
 
     /// How far the f32 path, value and gradient, is from f64 on the tier that the calling thread's kernels run on, to be compared with

@@ -399,6 +399,25 @@ mod tests {
     }
 
     #[test]
+    fn a_convolution_is_joined_by_what_follows_and_products_count_their_operations() {
+        use crate::ops::conv::Conv2d;
+        let (kernel, bias, w) = (drawn([4, 3, 3, 3], 1), drawn([4], 2), drawn([6, 4], 3));
+        let op = Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 };
+        let f = |x: &[Tensor]| {
+            let maps = (&x[0].conv2d(&kernel, Some(&bias), op) + &x[1]).relu();
+            let rows = maps.reshape([2, 25, 4]).linear(&w, None, None);
+            vec![rows.matmul(&rows.transpose(1, 2))]
+        };
+        let x = [drawn([2, 5, 5, 3], 4), drawn([2, 5, 5, 4], 5)];
+        let (plan, first) = Plan::new(&x, f);
+        let (results, costs) = plan.profile(&x);
+        assert_eq!(results[0].to_vec::<f32>(), first[0].to_vec::<f32>());
+        let counted: Vec<(&str, u64)> = costs.iter().filter(|c| c.flops > 0).map(|c| (&c.name[..], c.flops)).collect();
+        // Two for each term of each element.
+        assert_eq!(counted, [("conv2d+add+relu", 2 * 200 * 27), ("linear", 2 * 300 * 4), ("matmul", 2 * 1250 * 6)]);
+    }
+
+    #[test]
     fn a_value_used_twice_is_kept() {
         let w = drawn([4, 4], 1);
         let f = |x: &[Tensor]| {

@@ -450,8 +450,14 @@ fn a_selftest_says_what_was_checked_and_fails_where_a_number_is_wrong() {
     let of = |part: &str| findings.iter().filter(|f| f["part"] == part).count();
     assert_eq!(
         (of("kernels"), of("gradients")),
-        (tiers * tiergrad::ops::REGISTRY.len(), tiergrad::ops::REGISTRY.len())
+        (
+            tiers * (tiergrad::ops::REGISTRY.len() + tiergrad::check::kernels::KERNELS.len()),
+            tiergrad::ops::REGISTRY.len()
+        )
     );
+    // What is allowed, and why, is printed and recorded.
+    let tolerances = record["tolerances"].as_array().unwrap();
+    assert!(tolerances.len() == 6 && tolerances.iter().all(|t| table.contains(t["why"].as_str().unwrap())), "{table}");
     assert_eq!((of("golden"), of("threads"), of("speed")), (2 * (tiers + 1), 6, tiers + 1));
     for finding in findings {
         let planted = finding["part"] == "golden" && finding["name"] == "resnet + bert";

@@ -394,4 +394,99 @@ mod tests {
             }
         }
     }
+
+    /// Drawn sizes, layouts, masks and dropout: values and gradients in f64 against the definition and its central differences, those
+    /// of every tier against f64.
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn any_layout_gives_the_definition_and_its_gradients() {
+        use crate::testing::{Drawn, apart, indices, narrow, normals, on_every_tier, wide};
+        let mut rng = crate::rng::Rng::new(4, 0);
+        for round in 0..40 {
+            let [batch, heads, width] = [1 + rng.below(2), 1 + rng.below(3), 1 + rng.below(5)];
+            let [queries, keys] = [1 + rng.below(6), 1 + rng.below(20)];
+            let mask: Vec<u8> = (0..batch * keys).map(|_| u8::from(rng.chance(0.6))).collect();
+            let dropout = rng.chance(0.5).then_some((0.3, 17 + round));
+            let key_mask = rng.chance(0.5).then_some(&mask[..]);
+            let (causal, scale) = (rng.chance(0.5), 0.7);
+            let a = Attention { batch, heads, queries, keys, width, scale, causal, key_mask, dropout };
+            let (dq, dk) = ([batch, heads, queries, width], [batch, heads, keys, width]);
+            let [q, k, v] = [&dq, &dk, &dk].map(|dims| Drawn::normal(&mut rng, dims));
+            let weights = wide(&narrow(&normals(&mut rng, batch * queries * heads * width)));
+            let rows = batch * heads * queries;
+
+            let (mut out, mut lse) = (vec![7.0; weights.len()], vec![7.0; rows]);
+            a.forward(q.view(), k.view(), v.view(), &mut out, &mut lse);
+            assert!(apart(&out, &attention_def(&a, q.view(), k.view(), v.view())) < 1e-12, "{a:?}");
+            let mut grads = [&dq, &dk, &dk].map(|dims| vec![7.0; dims.iter().product()]);
+            let [gq, gk, gv] = &mut grads;
+            a.backward(q.view(), k.view(), v.view(), &lse, &weights, gq, gk, gv);
+            let loss = |x: [&Drawn<f64>; 3]| {
+                let out = attention_def(&a, x[0].view(), x[1].view(), x[2].view());
+                out.iter().zip(&weights).map(|(o, w)| o * w).sum::<f64>()
+            };
+            for (which, dims) in [dq, dk, dk].iter().enumerate() {
+                for (at, index) in indices(dims).enumerate().step_by(3) {
+                    let at_shift = |h: f64| {
+                        let moved = [&q, &k, &v][which].shifted(&index, h);
+                        let mut x = [&q, &k, &v];
+                        x[which] = &moved;
+                        loss(x)
+                    };
+                    let numeric = (at_shift(1e-5) - at_shift(-1e-5)) / 2e-5;
+                    let analytic = grads[which][at];
+                    assert!((numeric - analytic).abs() < 1e-8, "input {which} {index:?}: {analytic}, not {numeric}");
+                }
+            }
+            let [sq, sk, sv] = [&q, &k, &v].map(Drawn::single);
+            on_every_tier(|isa| {
+                let (mut y, mut sums) = (vec![7.0f32; out.len()], vec![7.0; rows]);
+                a.forward(sq.view(), sk.view(), sv.view(), &mut y, &mut sums);
+                assert!(apart(&wide(&y), &out) < 1e-5 && apart(&wide(&sums), &lse) < 1e-5, "{isa} {a:?}");
+                let mut single = [&dq, &dk, &dk].map(|dims| vec![7.0f32; dims.iter().product()]);
+                let [gq, gk, gv] = &mut single;
+                a.backward(sq.view(), sk.view(), sv.view(), &sums, &narrow(&weights), gq, gk, gv);
+                let off = single.iter().zip(&grads).map(|(a, b)| apart(&wide(a), b)).fold(0.0, f64::max);
+                assert!(off < 3e-5, "gradients are {off} apart on {isa}: {a:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn dropout_keeps_as_many_as_it_says() {
+        let kept = (0..40_000).filter(|&i| keeps(3, i, 0.3)).count();
+        assert!((27_400..28_600).contains(&kept), "{kept}");
+        assert!((0..1000).all(|i| keeps(3, i, 0.0)) && !(0..1000).any(|i| keeps(3, i, 1.0)));
+        // The upper half of the index counts.
+        assert!((0..64).any(|i| keeps(3, i, 0.5) != keeps(3, i + (1 << 32), 0.5)));
+    }
+
+    #[test]
+    fn nothing_to_look_at_gives_zeros() {
+        let a = |batch: usize, queries: usize, keys: usize, width: usize| Attention {
+            batch,
+            heads: 2,
+            queries,
+            keys,
+            width,
+            scale: 1.0,
+            causal: false,
+            key_mask: None,
+            dropout: None,
+        };
+        for (batch, queries, keys, width) in [(1, 3, 0, 4), (0, 3, 2, 4), (2, 0, 2, 4), (1, 3, 2, 0)] {
+            let a = a(batch, queries, keys, width);
+            let strides = |n: usize| [2 * n * width, n * width, width, 1].map(|s| s as isize);
+            let (sq, sk, ones) = (strides(queries), strides(keys), vec![1.0f32; 64]);
+            let q = Strided { data: &ones, offset: 0, strides: &sq };
+            let k = Strided { data: &ones, offset: 0, strides: &sk };
+            let (mut out, mut lse) = (vec![7.0; batch * queries * 2 * width], vec![7.0; batch * queries * 2]);
+            a.forward(q, k, k, &mut out, &mut lse);
+            assert!(out.iter().all(|&o| o == 0.0) && lse.iter().all(|&l| l == f32::NEG_INFINITY));
+            let mut dq = vec![7.0; out.len()];
+            let [mut dk, mut dv] = [0; 2].map(|_| vec![7.0; batch * keys * 2 * width]);
+            a.backward(q, k, k, &lse, &ones[..out.len()], &mut dq, &mut dk, &mut dv);
+            assert!(dq.iter().chain(&dk).chain(&dv).all(|&d| d == 0.0));
+        }
+    }
 }

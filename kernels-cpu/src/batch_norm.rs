@@ -229,4 +229,70 @@ mod tests {
         let one = run(1);
         assert!([2, 3, 7].iter().all(|&threads| run(threads) == one));
     }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn every_tier_is_the_formula_and_gradients_are_differences() {
+        use crate::testing::{apart, narrow, normals, on_every_tier, wide};
+        let mut rng = crate::rng::Rng::new(5, 0);
+        for (rows, cols) in [(1, 1), (5, 3), (64, 2), (65, 17), (200, 4), (1100, 2)] {
+            let mut draw = |n: usize| wide(&narrow(&normals(&mut rng, n)));
+            let (x, dy, weight, bias) = (draw(rows * cols), draw(rows * cols), draw(cols), draw(cols));
+            let column = |x: &[f64], j: usize| x.iter().skip(j).step_by(cols).copied().collect::<Vec<f64>>();
+            let (mut mean, mut var) = (vec![7.0; cols], vec![7.0; cols]);
+            statistics(&x, &mut mean, &mut var);
+            for j in 0..cols {
+                let m = column(&x, j).iter().sum::<f64>() / rows as f64;
+                let v = column(&x, j).iter().map(|x| (x - m) * (x - m)).sum::<f64>() / rows as f64;
+                assert!((m - mean[j]).abs() < 1e-12 && (v - var[j]).abs() < 1e-12);
+            }
+            let normalise = |x: &[f64], mean: &[f64], var: &[f64]| -> Vec<f64> {
+                let of = |(at, x): (usize, &f64)| {
+                    let j = at % cols;
+                    (x - mean[j]) / (var[j] + 0.1).sqrt() * weight[j] + bias[j]
+                };
+                x.iter().enumerate().map(of).collect()
+            };
+            let rstd: Vec<f64> = var.iter().map(|v| 1.0 / (v + 0.1).sqrt()).collect();
+            let mut y = vec![7.0; x.len()];
+            batch_norm(&x, &mean, &rstd, &weight, &bias, &mut y);
+            assert!(apart(&y, &normalise(&x, &mean, &var)) < 1e-12);
+            for of_batch in [false, true] {
+                let (mut dx, mut dw, mut db) = (vec![7.0; x.len()], vec![7.0; cols], vec![7.0; cols]);
+                batch_norm_backward(&x, &dy, &mean, &rstd, &weight, of_batch, &mut dx, &mut dw, &mut db);
+                let loss = |x: &[f64]| {
+                    let (mut m, mut v) = (mean.clone(), var.clone());
+                    if of_batch {
+                        statistics(x, &mut m, &mut v);
+                    }
+                    normalise(x, &m, &v).iter().zip(&dy).map(|(y, d)| y * d).sum::<f64>()
+                };
+                for at in (0..x.len()).step_by(x.len() / 9 + 1) {
+                    let shifted = |h: f64| {
+                        let mut x = x.clone();
+                        x[at] += h;
+                        loss(&x)
+                    };
+                    let numeric = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
+                    assert!((numeric - dx[at]).abs() < 1e-6, "{rows} by {cols}: {} instead of {numeric}", dx[at]);
+                }
+                for j in 0..cols {
+                    let (x, dy) = (column(&x, j), column(&dy, j));
+                    let slope: f64 = x.iter().zip(&dy).map(|(x, d)| d * (x - mean[j]) * rstd[j]).sum();
+                    assert!((dw[j] - slope).abs() < 1e-10 && (db[j] - dy.iter().sum::<f64>()).abs() < 1e-10);
+                }
+                let [sx, sdy, sw, sb, sm, sr] = [&x, &dy, &weight, &bias, &mean, &rstd].map(|v| narrow(v));
+                on_every_tier(|isa| {
+                    let [mut fy, mut fdx] = [0; 2].map(|_| vec![7.0f32; x.len()]);
+                    let [mut fm, mut fv, mut fdw, mut fdb] = [0; 4].map(|_| vec![7.0f32; cols]);
+                    statistics(&sx, &mut fm, &mut fv);
+                    batch_norm(&sx, &sm, &sr, &sw, &sb, &mut fy);
+                    batch_norm_backward(&sx, &sdy, &sm, &sr, &sw, of_batch, &mut fdx, &mut fdw, &mut fdb);
+                    for (ours, exact) in [(fm, &mean), (fv, &var), (fy, &y), (fdx, &dx), (fdw, &dw), (fdb, &db)] {
+                        assert!(apart(&wide(&ours), exact) < 1e-5 * rows as f64, "{isa}: {rows} by {cols}");
+                    }
+                });
+            }
+        }
+    }
 }

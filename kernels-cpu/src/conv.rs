@@ -490,4 +490,56 @@ mod tests {
         assert_eq!(Window::square(1, 0, 0).output([2, 9]), None);
         assert_eq!(Window { dilation: [0, 1], ..Window::square(1, 1, 0) }.output([2, 9]), None);
     }
+
+    /// As drawn above, but on every tier.
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn every_tier_gives_the_definition_and_its_adjoints() {
+        use crate::testing::on_every_tier;
+        let window = Window { dilation: [1, 2], ..Window::square(3, 2, 1) };
+        for (groups, input, output, window) in [
+            (1, 20, 40, Window::square(3, 1, 1)),
+            (2, 34, 6, window),
+            (1, 3, 33, window),
+            (5, 5, 5, window),
+            (1, 17, 9, Window::square(1, 1, 0)),
+            (3, 3, 6, Window::square(2, 1, 0)),
+            (1, 3, 4, Window::square(3, 3, 0)),
+        ] {
+            let conv = Conv2d { n: 2, size: [9, 11], input, output, groups, window };
+            let [nx, nw, ny] = conv.lengths();
+            let (x, w, dy, b) = (values(nx, 4), values(nw, 5), values(ny, 6), values(output, 7));
+            let expected = conv2d_def(&conv, &wide(&x), &wide(&w), Some(&wide(&b)));
+            let (mut dx64, mut dw64) = (vec![f64::NAN; nx], vec![f64::NAN; nw]);
+            conv.backward_input(&wide(&dy), &wide(&w), &mut dx64);
+            conv.backward_weight(&wide(&x), &wide(&dy), &mut dw64);
+            on_every_tier(|isa| {
+                let close = |a: &[f32], b: &[f64]| a.iter().zip(b).all(|(a, b)| (f64::from(*a) - b).abs() < 2e-4);
+                let (mut y, mut dx, mut dw) = (vec![f32::NAN; ny], vec![f32::NAN; nx], vec![f32::NAN; nw]);
+                conv.forward(&x, &w, Some(&b), &mut y);
+                conv.backward_input(&dy, &w, &mut dx);
+                conv.backward_weight(&x, &dy, &mut dw);
+                assert!(close(&y, &expected) && close(&dx, &dx64) && close(&dw, &dw64), "{isa}: {conv:?}");
+                if let Some(packed) = conv.pack(&w) {
+                    let mut whole = vec![f32::NAN; ny];
+                    let finish = Finish { bias: Some(&b[..]), residual: Some(&dy), act: Some(Unary::Gelu) };
+                    conv.forward_packed(&x, &packed, finish, &mut whole);
+                    let sums: Vec<f32> = y.iter().zip(&dy).map(|(y, d)| y + d).collect();
+                    let mut parts = vec![0.0; ny];
+                    crate::map::map(Unary::Gelu, &sums, &mut parts);
+                    assert_eq!(whole, parts, "{isa}: {conv:?}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn groups_must_divide_both_kinds_of_channels() {
+        for (input, output, groups, fits) in
+            [(4, 6, 2, true), (3, 4, 2, false), (4, 3, 2, false), (4, 4, 0, false), (0, 0, 0, false)]
+        {
+            let conv = Conv2d { n: 1, size: [3, 3], input, output, groups, window: Window::square(1, 1, 0) };
+            assert_eq!(std::panic::catch_unwind(|| conv.grid()).is_ok(), fits, "{conv:?}");
+        }
+    }
 }

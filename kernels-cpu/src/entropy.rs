@@ -118,4 +118,34 @@ mod tests {
             }
         }
     }
+
+    /// The formula for rows of any length, and its slope by differences.
+    #[test]
+    fn the_definition_is_the_formula_and_its_slope() {
+        let x = [0.3f64, -1.0, 2.0, 0.0, 0.7, -0.4];
+        for (cols, eps) in [(1, 0.0), (2, 1e-3), (3, 1e-2), (6, 0.0)] {
+            let formula = |x: &[f64]| -> f64 {
+                let row = |row: &[f64]| {
+                    let sum: f64 = row.iter().map(|x| x.exp()).sum();
+                    -row.iter().map(|x| (x.exp() / sum + eps) * (x.exp() / sum + eps).ln()).sum::<f64>()
+                };
+                x.chunks(cols).map(row).sum()
+            };
+            let (mut p, mut slope) = (x, x);
+            assert!((entropies(&mut p, cols, eps, None) - formula(&x)).abs() < 1e-14);
+            assert!((entropies(&mut slope, cols, eps, Some(-0.6)) - formula(&x)).abs() < 1e-14);
+            for at in 0..x.len() {
+                let sum: f64 = x[at / cols * cols..][..cols].iter().map(|x| x.exp()).sum();
+                assert!((p[at] - x[at].exp() / sum).abs() < 1e-14);
+                let shifted = |h: f64| {
+                    let mut x = x;
+                    x[at] += h;
+                    formula(&x)
+                };
+                let numeric = -0.6 * (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
+                assert!((slope[at] - numeric).abs() < 1e-9, "{} instead of {numeric}", slope[at]);
+            }
+        }
+        assert_eq!(entropies::<f64>(&mut [], 3, 0.0, None), 0.0);
+    }
 }

@@ -148,4 +148,58 @@ mod tests {
         assert_eq!(top(6, false), [4, 5, 0, 1, 3, 2]);
         assert_eq!(top(1, false), [4]);
     }
+
+    /// Several maps, several columns, ids that repeat: each against a loop over single elements, with threads.
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn gathers_and_scatters_are_loops_over_elements() {
+        use crate::testing::{normals, on_every_tier};
+        use alloc::vec;
+        on_every_tier(|_| {
+            let mut rng = crate::rng::Rng::new(9, 0);
+            for [outer, n, inner, k] in
+                [[1, 1, 1, 1], [3, 5, 4, 7], [2, 9, 1, 3], [40, 30, 50, 20], [2, 3, 4, 0], [1, 4, 3, 4]]
+            {
+                let x = normals(&mut rng, outer * n * inner);
+                let index: Vec<i64> = (0..outer * k * inner).map(|_| rng.below(n) as i64).collect();
+                let from = |at: usize| (at / (k * inner) * n + index[at] as usize) * inner + at % inner;
+                let mut out = vec![7.0; index.len()];
+                gather(&x, [outer, n, inner], &index, &mut out);
+                assert!((0..out.len()).all(|at| out[at] == x[from(at)]));
+                let (mut sums, mut expected) = (x.clone(), x.clone());
+                scatter_add(&out, &index, &mut sums, [outer, n, inner]);
+                (0..out.len()).for_each(|at| expected[from(at)] += out[at]);
+                assert_eq!(sums, expected);
+
+                let ids: Vec<i64> = (0..outer * k).map(|_| rng.below(n) as i64).collect();
+                let (table, mut rows) = (&x[..n * inner], vec![7.0; ids.len() * inner]);
+                gather_rows(table, inner, &ids, &mut rows);
+                let from = |at: usize| ids[at / inner] as usize * inner + at % inner;
+                assert!((0..rows.len()).all(|at| rows[at] == table[from(at)]));
+                let (mut sums, mut expected) = (table.to_vec(), table.to_vec());
+                scatter_add_rows(&rows, inner, &ids, &mut sums);
+                (0..rows.len()).for_each(|at| expected[from(at)] += rows[at]);
+                assert_eq!(sums, expected);
+
+                let largest = rng.chance(0.5);
+                let mut top = vec![7; outer * k.min(n) * inner];
+                topk(&x, [outer, n, inner], k.min(n), largest, &mut top);
+                for at in 0..top.len() {
+                    let (o, j, i) = (at / (k.min(n) * inner), at / inner % k.min(n), at % inner);
+                    let value = |m: usize| x[(o * n + m) * inner + i];
+                    let before =
+                        (0..n).filter(|&m| (value(m) > value(top[at] as usize)) == largest && m != top[at] as usize);
+                    assert_eq!(before.count(), j, "a place too high or too low");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn ids_outside_a_table_are_refused() {
+        for id in [-1, 2] {
+            let refused = std::panic::catch_unwind(|| gather_rows(&[1.0, 2.0], 1, &[0, id], &mut [0.0; 2]));
+            assert!(refused.is_err(), "{id}");
+        }
+    }
 }

@@ -154,7 +154,7 @@ pub(crate) type Locate<'a> = dyn Fn(core::ops::Range<usize>, usize, &mut [*const
 /// [`Windows::locate`] must keep its promise.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes do not fit, or one is 0.
 pub(crate) unsafe fn multiply_windows(
     a: &Windows<'_>,
     b: Right<'_, f32>,
@@ -164,9 +164,8 @@ pub(crate) unsafe fn multiply_windows(
 ) {
     let (k, n) = (a.taps * a.channels, b.cols());
     check([a.rows, k], [b.rows(), n], c, ldc, &finish);
-    if a.rows > 0 && n > 0 && k > 0 {
-        nest::product(b.isa(), Left::Windows(a), b, Out { c, ldc, accumulate: false, finish }, true);
-    }
+    assert!(a.rows > 0 && n > 0 && k > 0, "gemm: [{}, {k}] windows times [{k}, {n}]", a.rows);
+    nest::product(b.isa(), Left::Windows(a), b, Out { c, ldc, accumulate: false, finish }, true);
 }
 
 /// The right operand of a product.
@@ -498,6 +497,22 @@ mod tests {
             let mut c = vec![0.0; m * n];
             gemm(spaced, Mat::new(&b, k, n), false, &mut c, n, None);
             assert!(c[..] == whole[..m * n], "{m} spaced rows");
+        }
+    }
+
+    #[test]
+    fn batches_are_products_one_by_one() {
+        for (batch, m, k, n) in [(0, 2, 2, 2), (1, 3, 4, 5), (2, 3, 4, 5), (5, 17, 30, 33), (3, 2, 0, 2), (2, 0, 3, 4)]
+        {
+            let (a, b) = (values(batch * m * k, 1), values(batch * k * n, 2));
+            let of_a = |i: usize| Mat::new(&a[i * m * k..][..m * k], m, k);
+            let of_b = |i: usize| Mat::new(&b[i * k * n..][..k * n], k, n);
+            let (mut c, mut one) = (vec![f32::NAN; batch * m * n], vec![f32::NAN; m * n]);
+            gemm_batched(batch, of_a, of_b, &mut c);
+            for i in 0..batch {
+                gemm(of_a(i), of_b(i), false, &mut one, n, None);
+                assert!(c[i * m * n..][..m * n] == one, "product {i} of {batch}");
+            }
         }
     }
 }

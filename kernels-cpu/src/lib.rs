@@ -23,6 +23,8 @@ pub mod rng;
 pub mod simd;
 pub mod softmax;
 pub mod strided;
+#[cfg(all(test, feature = "rayon"))]
+mod testing;
 pub mod view;
 pub mod zip;
 

@@ -493,4 +493,64 @@ mod tests {
         let one = run(1);
         assert!([2, 3, 7].iter().all(|&t| run(t) == one));
     }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn simple_functions_are_what_they_say_on_every_tier_and_thread() {
+        use crate::testing::on_every_tier;
+        on_every_tier(|isa| {
+            for n in [0, 1, 19, 70_001] {
+                let x: Vec<f32> = (0..n).map(|k| ((k * 7) % 41) as f32 * 0.25 - 5.0).collect();
+                let mut y = vec![7.0; n];
+                let all = |y: &[f32], f: &dyn Fn(f32) -> f32| y.iter().zip(&x).all(|(&y, &x)| y == f(x));
+                scale_add(&x, -2.0, 0.5, &mut y);
+                assert!(all(&y, &|x| -2.0 * x + 0.5), "{isa} {n}");
+                clamp(&x, -1.5, 2.0, &mut y);
+                assert!(all(&y, &|x| x.clamp(-1.5, 2.0)), "{isa} {n}");
+                clamp_backward(&x, -1.5, 2.0, &x, &mut y);
+                assert!(all(&y, &|x| if (-1.5..=2.0).contains(&x) { x } else { 0.0 }), "{isa} {n}");
+                powf_scalar(&x, 3.0, &mut y);
+                assert!(all(&y, &|x| libm::powf(x, 3.0)), "{isa} {n}");
+                for op in [Unary::Gelu, Unary::Relu, Unary::Neg] {
+                    let (mut whole, mut here) = (vec![7.0; n], x.clone());
+                    map(op, &x, &mut whole);
+                    map_in_place(op, &mut here);
+                    assert!(whole == here, "{op:?} {isa} {n}");
+                    let mut dx = vec![7.0; n];
+                    let saved = if op.saves() == Saved::Output { &whole } else { &x };
+                    map_backward(op, saved, &x, &mut dx);
+                    let close = |(d, (s, g)): (&f32, (&f32, &f32))| {
+                        (f64::from(*d) - f64::from(*g) * op.df(f64::from(*s))).abs() < 1e-5
+                    };
+                    assert!(dx.iter().zip(saved.iter().zip(&x)).all(close), "{op:?}' {isa} {n}");
+                }
+            }
+            let mut y = [7.0f32; 1];
+            clamp(&[f32::NAN], 0.0, 1.0, &mut y);
+            assert!(y[0].is_nan());
+            clamp_backward(&[f32::NAN], 0.0, 1.0, &[1.0], &mut y);
+            assert_eq!(y, [0.0]);
+        });
+    }
+
+    /// Where a function bends, where it is flat and where it would overflow.
+    #[test]
+    fn functions_at_their_edges() {
+        for isa in Isa::available() {
+            let at = |op: Unary, x: f32| {
+                let (mut y, mut dx) = ([7.0], [7.0]);
+                eval_on(isa, MapOp(op, &[x], &mut y));
+                let saved = if op.saves() == Saved::Output { y } else { [x] };
+                eval_on(isa, BackwardOp(op, &saved, &[1.0], &mut dx));
+                (y[0], dx[0])
+            };
+            assert_eq!(at(Unary::Abs, 0.0), (0.0, 0.0), "{isa}");
+            assert_eq!(at(Unary::Relu, 0.0), (0.0, 0.0), "{isa}");
+            assert_eq!(at(Unary::Softplus, 200.0), (200.0, 1.0), "{isa}");
+            assert_eq!(at(Unary::Softplus, -200.0), (0.0, 0.0), "{isa}");
+            assert_eq!(at(Unary::Sigmoid, -200.0), (0.0, 0.0), "{isa}");
+            assert_eq!(at(Unary::Gelu, -200.0), (0.0, 0.0), "{isa}");
+            assert!(at(Unary::Relu, f32::NAN).0.is_nan() && at(Unary::Abs, f32::NAN).0.is_nan(), "{isa}");
+        }
+    }
 }

@@ -304,4 +304,75 @@ mod tests {
             }
         }
     }
+
+    /// More rows than a group, so that sums of groups are added, and threads that share them; both norms with their gradients by differences.
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn many_rows_give_the_formula_and_its_differences() {
+        use crate::testing::{apart, narrow, normals, on_every_tier, wide};
+        let mut rng = crate::rng::Rng::new(7, 0);
+        for (rows, cols) in [(1, 1), (3, 5), (33, 7), (70, 40), (2000, 33)] {
+            let mut draw = |n: usize| wide(&narrow(&normals(&mut rng, n)));
+            let (x, dy, weight, bias) = (draw(rows * cols), draw(rows * cols), draw(cols), draw(cols));
+            let (eps, line) = (0.1f64, |at: usize| at / cols * cols..(at / cols + 1) * cols);
+            let normalise = |x: &[f64]| -> Vec<f64> {
+                let mut out = Vec::new();
+                for row in x.chunks(cols) {
+                    let mean = row.iter().sum::<f64>() / cols as f64;
+                    let var = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / cols as f64;
+                    out.extend((0..cols).map(|j| (row[j] - mean) / (var + eps).sqrt() * weight[j] + bias[j]));
+                }
+                out
+            };
+            let length = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let unit = |x: &[f64]| -> Vec<f64> {
+                x.chunks(cols).flat_map(|row| row.iter().map(|x| x / length(row)).collect::<Vec<_>>()).collect()
+            };
+            let (mut y, mut mean, mut rstd) = (vec![7.0; x.len()], vec![7.0; rows], vec![7.0; rows]);
+            layer_norm(&x, &weight, &bias, eps, &mut y, &mut mean, &mut rstd);
+            assert!(apart(&y, &normalise(&x)) < 1e-12, "{rows} {cols}");
+            let (mut u, mut norm) = (vec![7.0; x.len()], vec![7.0; rows]);
+            l2_normalise(&x, cols, &mut u, &mut norm);
+            assert!(apart(&u, &unit(&x)) < 1e-13, "{rows} {cols}");
+            let (mut dx, mut dw, mut db) = (vec![7.0; x.len()], vec![7.0; cols], vec![7.0; cols]);
+            layer_norm_backward(&x, &weight, &mean, &rstd, &dy, &mut dx, &mut dw, &mut db);
+            let mut du = vec![7.0; x.len()];
+            l2_normalise_backward(&u, &norm, &dy, cols, &mut du);
+            for at in (0..x.len()).step_by(x.len() / 30 + 1) {
+                let numeric = |f: &dyn Fn(&[f64]) -> Vec<f64>| {
+                    let shifted = |h: f64| {
+                        let mut row = x[line(at)].to_vec();
+                        row[at % cols] += h;
+                        f(&row).iter().zip(&dy[line(at)]).map(|(y, d)| y * d).sum::<f64>()
+                    };
+                    (shifted(1e-5) - shifted(-1e-5)) / 2e-5
+                };
+                assert!((numeric(&normalise) - dx[at]).abs() < 1e-6, "{rows} {cols}: layer norm at {at}");
+                assert!((numeric(&unit) - du[at]).abs() < 1e-6, "{rows} {cols}: l2 at {at}");
+            }
+            for j in 0..cols {
+                let z = |at: usize| (y[at] - bias[j]) / weight[j];
+                let of = |f: &dyn Fn(usize) -> f64| (j..x.len()).step_by(cols).map(f).sum::<f64>();
+                assert!((dw[j] - of(&|at| dy[at] * z(at))).abs() < 1e-9 && (db[j] - of(&|at| dy[at])).abs() < 1e-9);
+            }
+            let [sx, sdy, sw, sb] = [&x, &dy, &weight, &bias].map(|v| narrow(v));
+            on_every_tier(|isa| {
+                let [mut fy, mut fdx, mut fu, mut fdu] = [0; 4].map(|_| vec![7.0f32; x.len()]);
+                let [mut fm, mut fr, mut fn_] = [0; 3].map(|_| vec![7.0f32; rows]);
+                let [mut fdw, mut fdb] = [0; 2].map(|_| vec![7.0f32; cols]);
+                layer_norm(&sx, &sw, &sb, eps as f32, &mut fy, &mut fm, &mut fr);
+                layer_norm_backward(&sx, &sw, &fm, &fr, &sdy, &mut fdx, &mut fdw, &mut fdb);
+                l2_normalise(&sx, cols, &mut fu, &mut fn_);
+                l2_normalise_backward(&fu, &fn_, &sdy, cols, &mut fdu);
+                let pairs = [(fy, &y), (fdx, &dx), (fu, &u), (fdw, &dw), (fdb, &db)];
+                assert!(pairs.iter().all(|(ours, exact)| apart(&wide(ours), exact) < 2e-4), "{isa}: {rows} by {cols}");
+                // A row of one element divides by its own size.
+                let off = fdu.iter().zip(&du).zip(sx.chunks(cols).flat_map(|row| vec![length(&wide(row)); cols]));
+                assert!(off.map(|((a, b), n)| (f64::from(*a) - b).abs() * n).fold(0.0, f64::max) < 2e-5, "{isa}");
+            });
+        }
+        let (mut y, mut norm) = ([7.0], [7.0]);
+        l2_normalise(&[0.0], 1, &mut y, &mut norm);
+        assert_eq!((y, norm), ([0.0], [1e-12]));
+    }
 }

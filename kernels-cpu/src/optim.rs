@@ -200,4 +200,32 @@ mod tests {
         sgd(&mut p, &[0.5], &mut buf, 0.1, 0.9, 0.0);
         assert!((p[0] - (0.94 - 0.1 * (0.9 * 0.6 + 0.5))).abs() < 1e-15);
     }
+
+    /// Enough parameters for several threads, in f32 on every tier; and a second moment that would become denormal.
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn many_parameters_step_like_one() {
+        use crate::testing::{apart, narrow, normals, on_every_tier, wide};
+        on_every_tier(|isa| {
+            let mut rng = crate::rng::Rng::new(13, 0);
+            let [g, p, m] = [0; 3].map(|_| narrow(&normals(&mut rng, 30_007)));
+            let v: Vec<f32> = g.iter().map(|g| g * g + 0.5).collect();
+            let a = Adam { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.2, decoupled: false, step: 3 };
+            let (mut all, mut all_m, mut all_v) = (p.clone(), m.clone(), v.clone());
+            adam(&mut all, &g, &mut all_m, &mut all_v, a);
+            let (mut p, mut m, mut v) = (wide(&p), wide(&m), wide(&v));
+            for i in 0..g.len() {
+                adam(&mut p[i..=i], &[f64::from(g[i])], &mut m[i..=i], &mut v[i..=i], a);
+            }
+            let pairs = [(&all, &p), (&all_m, &m), (&all_v, &v)];
+            assert!(pairs.iter().all(|(ours, exact)| apart(&wide(ours), exact) < 1e-5), "{isa}");
+
+            let (mut p, mut m, mut v) = ([1.0f32], [0.0], [1e-38]);
+            adam(&mut p, &[0.0], &mut m, &mut v, Adam { weight_decay: 0.0, ..a });
+            assert_eq!((p, v), ([1.0], [0.0]), "{isa}");
+            let mut v = [1e-36];
+            adam(&mut p, &[0.0], &mut m, &mut v, Adam { weight_decay: 0.0, ..a });
+            assert!((v[0] - 0.99e-36).abs() < 1e-41, "{isa}");
+        });
+    }
 }

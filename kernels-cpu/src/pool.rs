@@ -166,4 +166,47 @@ mod tests {
         check(&adaptive_average(5, 3), &[2.5, 29.0 / 3.0, 20.5]);
         check(&adaptive_average(2, 3), &[1.0, 2.5, 4.0]);
     }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn largest_elements_are_found_and_sent_their_gradients_on_every_tier() {
+        use crate::testing::{normals, on_every_tier};
+        on_every_tier(|isa| {
+            let mut rng = crate::rng::Rng::new(12, 0);
+            for round in 0..60 {
+                let pair = |rng: &mut crate::rng::Rng, low: usize, n: usize| [low + rng.below(n), low + rng.below(n)];
+                let (kernel, stride) = (pair(&mut rng, 1, 3), pair(&mut rng, 1, 3));
+                let (padding, dilation) = (pair(&mut rng, 0, 2), pair(&mut rng, 1, 2));
+                let window = Window { kernel, stride, padding, dilation };
+                let grow = if round % 20 == 0 { 60 } else { 5 };
+                let (n, c, [h, w]) = (1 + rng.below(3), 1 + rng.below(20), pair(&mut rng, 5, grow));
+                let [oh, ow] = window.output([h, w]).unwrap();
+                let x = normals(&mut rng, n * h * w * c);
+                let dy = normals(&mut rng, n * oh * ow * c);
+                let (mut y, mut index, mut dx) = (vec![7.0; dy.len()], vec![7; dy.len()], vec![7.0; x.len()]);
+                max_pool2d(&x, [n, h, w, c], &window, &mut y, &mut index);
+                max_pool2d_backward(&dy, &index, [n, h, w, c], &mut dx);
+                let mut slope = vec![0.0; x.len()];
+                for at in 0..y.len() {
+                    let (map, i, j, k) = (at / (oh * ow * c), at / (ow * c) % oh, at / c % ow, at % c);
+                    let (mut best, mut place) = (f64::NEG_INFINITY, None);
+                    for (a, b) in (0..kernel[0]).flat_map(|a| (0..kernel[1]).map(move |b| (a, b))) {
+                        let row = (i * stride[0] + a * dilation[0]).checked_sub(padding[0]).filter(|&row| row < h);
+                        let col = (j * stride[1] + b * dilation[1]).checked_sub(padding[1]).filter(|&col| col < w);
+                        if let (Some(row), Some(col)) = (row, col) {
+                            let value = x[((map * h + row) * w + col) * c + k];
+                            if value > best {
+                                (best, place) = (value, Some(row * w + col));
+                            }
+                        }
+                    }
+                    assert!(y[at] == best && index[at] == place.map_or(-1, |p| p as i32), "{isa} {window:?}");
+                    if let Some(place) = place {
+                        slope[(map * h * w + place) * c + k] += dy[at];
+                    }
+                }
+                assert_eq!(dx, slope, "{isa} {window:?}");
+            }
+        });
+    }
 }

@@ -223,4 +223,82 @@ mod tests {
             assert!([2, 3, 7].iter().all(|&t| run(t, dims) == run(1, dims)), "{dims:?}");
         }
     }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn reductions_are_their_formulas_on_every_tier_and_thread() {
+        use crate::testing::{apart, narrow, normals, on_every_tier, wide};
+        on_every_tier(|isa| {
+            let mut rng = crate::rng::Rng::new(8, 0);
+            for dims in
+                [[1, 1, 1], [2, 5, 3], [3, 2, 1], [4, 65, 7], [2, 130, 40], [1, 9000, 1], [300, 40, 9], [0, 3, 2]]
+            {
+                let [outer, n, inner] = dims;
+                let x = narrow(&normals(&mut rng, outer * n * inner));
+                let double = wide(&x);
+                let of = |f: &dyn Fn(Vec<f64>) -> f64| -> Vec<f64> {
+                    let line = |o: usize| (0..n).map(|j| double[(o / inner * n + j) * inner + o % inner]).collect();
+                    (0..outer * inner).map(|o| f(line(o))).collect()
+                };
+                let (mut out, mut index) = (vec![7.0f32; outer * inner], vec![7; outer * inner]);
+                sum(&x, dims, &mut out);
+                assert!(apart(&wide(&out), &of(&|l| l.iter().sum())) < 1e-6 * (n + 1) as f64, "sum {isa} {dims:?}");
+                let place = |f: fn(f64, f64) -> bool| {
+                    of(&|l| (0..n).fold(0, |best, j| if f(l[j], l[best]) { j } else { best }) as f64)
+                };
+                max(&x, dims, &mut out, &mut index);
+                let index_of = |index: &[i64]| index.iter().map(|&i| i as f64).collect::<Vec<f64>>();
+                assert_eq!(wide(&out), of(&|l| l.into_iter().fold(f64::NEG_INFINITY, f64::max)), "max {isa} {dims:?}");
+                assert_eq!(index_of(&index), place(|a, b| a > b), "{isa} {dims:?}");
+                min(&x, dims, &mut out, &mut index);
+                assert_eq!(wide(&out), of(&|l| l.into_iter().fold(f64::INFINITY, f64::min)), "min {isa} {dims:?}");
+                assert_eq!(index_of(&index), place(|a, b| a < b), "{isa} {dims:?}");
+                logsumexp(&x, dims, &mut out);
+                let lse = of(&|l| l.iter().map(|x| x.exp()).sum::<f64>().ln());
+                assert!(apart(&wide(&out), &lse) < 1e-5, "logsumexp {isa} {dims:?}");
+                for correction in [0, 1] {
+                    if n > correction {
+                        let variance = |l: Vec<f64>| {
+                            let mean = l.iter().sum::<f64>() / n as f64;
+                            l.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (n - correction) as f64
+                        };
+                        var(&x, dims, correction, &mut out);
+                        assert!(apart(&wide(&out), &of(&variance)) < 1e-4, "var {isa} {dims:?}");
+                    }
+                }
+                let squares: f64 = double.iter().map(|x| x * x).sum();
+                assert!((sum_squares(&x) - squares).abs() <= 1e-12 * squares, "sum_squares {isa} {dims:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn extremes_are_the_first_and_nan_stays() {
+        let of = |x: &[f64], largest: bool| {
+            let (mut out, mut index) = ([7.0], [7]);
+            (if largest { max } else { min })(x, [1, x.len(), 1], &mut out, &mut index);
+            (out[0], index[0])
+        };
+        assert_eq!((of(&[1.0, 3.0, 3.0], true), of(&[2.0, 1.0, 1.0], false)), ((3.0, 1), (1.0, 1)));
+        for largest in [false, true] {
+            for x in [[f64::NAN, 1.0, f64::NAN], [1.0, f64::NAN, 9.0], [1.0, f64::NAN, f64::NAN]] {
+                let (value, index) = of(&x, largest);
+                assert!(value.is_nan() && index == x.iter().position(|x| x.is_nan()).unwrap() as i64, "{x:?}");
+            }
+        }
+    }
+
+    /// Of what overflows, of nothing, of NaN, of infinities.
+    #[test]
+    fn logsumexp_at_its_edges() {
+        let of = |x: &[f64]| {
+            let mut out = [7.0];
+            logsumexp(x, [1, x.len(), 1], &mut out);
+            out[0]
+        };
+        assert!((of(&[1000.0, 1000.0]) - (1000.0 + core::f64::consts::LN_2)).abs() < 1e-12);
+        assert_eq!((of(&[]), of(&[f64::NEG_INFINITY; 2])), (f64::NEG_INFINITY, f64::NEG_INFINITY));
+        assert_eq!(of(&[1.0, f64::INFINITY]), f64::INFINITY);
+        assert!(of(&[f64::NAN, 1.0]).is_nan() && of(&[1.0, f64::NAN]).is_nan());
+    }
 }

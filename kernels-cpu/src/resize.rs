@@ -212,4 +212,69 @@ mod tests {
             assert!((y[at] - e).abs() < 1e-12 && (f64::from(fast[at]) - e).abs() < 1e-5);
         }
     }
+
+    /// Weights from the formulas of PyTorch's `interpolate`, written down a second time, element by element.
+    #[test]
+    fn weights_are_those_of_the_field() {
+        let keys = |x: f64, a: f64| match x.abs() {
+            x if x < 1.0 => (a + 2.0) * x.powi(3) - (a + 3.0) * x.powi(2) + 1.0,
+            x if x < 2.0 => a * x.powi(3) - 5.0 * a * x.powi(2) + 8.0 * a * x - 4.0 * a,
+            _ => 0.0,
+        };
+        let tent = |x: f64| (1.0 - x.abs()).max(0.0);
+        for (input, output) in [(1, 1), (1, 5), (7, 7), (7, 14), (14, 7), (5, 13), (13, 5), (24, 14), (9, 2)] {
+            let scale = input as f64 / output as f64;
+            for filter in [Filter::Bilinear, Filter::Bicubic] {
+                let (plain, wide) =
+                    (interpolation(input, output, filter, false), interpolation(input, output, filter, true));
+                let (plain, wide) = (dense(&plain), dense(&wide));
+                for i in 0..output {
+                    let center = (i as f64 + 0.5) * scale;
+                    // Pixels beyond the edge are the edge's.
+                    let mut expected = vec![0.0; input];
+                    for k in -3..input as isize + 3 {
+                        let x = k as f64 + 0.5 - center;
+                        let weight = if filter == Filter::Bilinear { tent(x) } else { keys(x, -0.75) };
+                        expected[k.clamp(0, input as isize - 1) as usize] += weight;
+                    }
+                    for (ours, e) in plain[i].iter().zip(&expected) {
+                        assert!((ours - e).abs() < 1e-12, "{filter:?} {input} to {output}: {:?}", plain[i]);
+                    }
+                    let width = scale.max(1.0);
+                    let weight = |k: usize| {
+                        let x = (k as f64 + 0.5 - center) / width;
+                        if filter == Filter::Bilinear { tent(x) } else { keys(x, -0.5) }
+                    };
+                    let total: f64 = (0..input).map(weight).sum();
+                    for (k, ours) in wide[i].iter().enumerate() {
+                        assert!(
+                            (ours - weight(k) / total).abs() < 1e-12,
+                            "{filter:?} {input} to {output}, antialiased"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn threads_take_rows_of_several_outer_blocks() {
+        use crate::testing::on_every_tier;
+        let table = interpolation(50, 70, Filter::Bilinear, false);
+        let x: Vec<f64> = (0..20 * 50 * 9).map(|i| libm::cos(i as f64)).collect();
+        let run = || {
+            let mut y = vec![7.0; 20 * 70 * 9];
+            table.apply(&x, 20, 9, &mut y);
+            y
+        };
+        let one = par::Pool::new(1).install(run);
+        let rows = dense(&table);
+        for (at, y) in one.iter().enumerate() {
+            let (outer, i, inner) = (at / (70 * 9), at / 9 % 70, at % 9);
+            let e: f64 = (0..50).map(|k| rows[i][k] * x[(outer * 50 + k) * 9 + inner]).sum();
+            assert!((y - e).abs() < 1e-12);
+        }
+        on_every_tier(|isa| assert!(run().iter().zip(&one).all(|(a, b)| (a - b).abs() < 1e-14), "{isa}"));
+    }
 }

@@ -135,4 +135,53 @@ mod tests {
         items.sort();
         assert_eq!(items, (0..101).collect::<Vec<_>>());
     }
+
+    /// The numbers themselves: what is drawn today must be drawn tomorrow.
+    #[test]
+    fn numbers_follow_from_the_blocks() {
+        let (seed, stream) = (0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321);
+        let words: Vec<u64> = (0..6u32)
+            .flat_map(|block| philox(seed, [block, 0, stream as u32, (stream >> 32) as u32]))
+            .map(u64::from)
+            .collect();
+        let mut rng = Rng::new(seed, stream);
+        assert!(words.iter().all(|&w| u64::from(rng.next_u32()) == w));
+        let longs: Vec<u64> = words.chunks(2).map(|pair| pair[0] | pair[1] << 32).collect();
+        let uniform = |n: usize| (longs[n] >> 11) as f64 / (1u64 << 53) as f64;
+        let mut rng = Rng::new(seed, stream);
+        assert_eq!((rng.next_u64(), rng.uniform()), (longs[0], uniform(1)));
+        assert_eq!(rng.range(-3.0, 5.0), -3.0 + 8.0 * uniform(2));
+        assert_eq!(rng.below(1000), (uniform(3) * 1000.0) as usize);
+        assert!(!rng.chance(uniform(4)));
+        assert!(rng.chance(uniform(5) + 1e-9));
+        let normal = libm::sqrt(-2.0 * libm::log(1.0 - uniform(6))) * libm::cos(core::f64::consts::TAU * uniform(7));
+        assert_eq!(rng.normal(), normal);
+        // A block beyond the 32nd bit.
+        let mut far = Rng { block: 1 << 32, ..Rng::new(seed, stream) };
+        assert_eq!(far.next_u32(), philox(seed, [0, 1, stream as u32, (stream >> 32) as u32])[0]);
+    }
+
+    /// Each of the six orders of three as often as the others.
+    #[test]
+    fn shuffle_is_fair() {
+        let mut rng = Rng::new(4, 0);
+        let mut seen = std::collections::BTreeMap::new();
+        for _ in 0..6000 {
+            let mut items = [0, 1, 2];
+            rng.shuffle(&mut items);
+            *seen.entry(items).or_insert(0) += 1;
+        }
+        assert!(seen.len() == 6 && seen.values().all(|n| (850..1150).contains(n)), "{seen:?}");
+    }
+
+    /// n items take n - 1 draws.
+    #[test]
+    fn shuffle_draws_no_more_than_it_needs() {
+        let (mut rng, mut same) = (Rng::new(4, 0), Rng::new(4, 0));
+        rng.shuffle(&mut [0, 1, 2]);
+        for _ in 0..2 {
+            same.next_u64();
+        }
+        assert_eq!(rng.next_u64(), same.next_u64());
+    }
 }

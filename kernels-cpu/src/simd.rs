@@ -312,4 +312,67 @@ mod tests {
             assert_eq!(max, lanes as f32 - 4.0);
         }
     }
+
+    struct Transposed<'a> {
+        x: &'a [f32],
+        stride: usize,
+        rows: usize,
+        step: usize,
+    }
+
+    impl SimdOp for Transposed<'_> {
+        type Output = (Vec<f32>, usize);
+        fn eval<S: Simd>(self, s: S) -> Self::Output {
+            let Self { x, stride, rows, step } = self;
+            assert!(x.len() >= (rows - 1) * stride + S::LANES && step >= S::LANES);
+            let mut out = alloc::vec![7.0; S::LANES * step];
+            // SAFETY: every row and every place is inside, as asserted.
+            unsafe { s.transpose(x.as_ptr(), stride as isize, rows, out.as_mut_ptr(), step) };
+            (out, S::LANES)
+        }
+    }
+
+    /// Beyond the rows the last one is repeated, and no other memory is read.
+    #[test]
+    fn columns_become_vectors() {
+        for isa in Isa::available() {
+            for rows in 1..=16 {
+                for (stride, step) in [(16, 16), (19, 18)] {
+                    // What lies beyond the last row is NaN.
+                    let x: Vec<f32> = (0..40 * stride)
+                        .map(|k| if k < (rows - 1) * stride + 16 { k as f32 } else { f32::NAN })
+                        .collect();
+                    let lanes = eval_on(isa, Lanes(alloc::vec![0.0; 16])).2;
+                    let rows = rows.min(lanes);
+                    let (out, lanes) = eval_on(isa, Transposed { x: &x, stride, rows, step });
+                    for (column, r) in (0..lanes).flat_map(|column| (0..lanes).map(move |r| (column, r))) {
+                        let expected = x[r.min(rows - 1) * stride + column];
+                        assert_eq!(out[column * step + r], expected, "{isa}: {rows} rows {stride} apart");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lanes beyond a short slice are the filling, and what lies beyond it is left alone.
+    #[test]
+    fn short_slices_are_filled_and_nothing_beyond_is_written() {
+        struct Partly(usize);
+        impl SimdOp for Partly {
+            type Output = ();
+            fn eval<S: Simd>(self, s: S) {
+                for n in self.0..S::LANES {
+                    let x: Vec<f32> = (0..n).map(|k| k as f32).collect();
+                    let (mut all, mut part) = ([7.0f32; 16], [7.0f32; 16]);
+                    s.store(s.load_partial(&x, -1.0), &mut all);
+                    assert!((0..S::LANES).all(|k| all[k] == if k < n { k as f32 } else { -1.0 }), "{} {n}", S::ISA);
+                    s.store_partial(s.splat(3.0), &mut part[..n]);
+                    assert!((0..16).all(|k| part[k] == if k < n { 3.0 } else { 7.0 }), "{} {n}", S::ISA);
+                    s.store(s.load_at(&x, n / 2, -1.0), &mut all);
+                    assert!((0..S::LANES).all(|k| all[k] == x.get(n / 2 + k).copied().unwrap_or(-1.0)), "{}", S::ISA);
+                }
+            }
+        }
+        Isa::available().for_each(|isa| eval_on(isa, Partly(0)));
+    }
 }

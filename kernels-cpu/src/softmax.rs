@@ -78,9 +78,6 @@ pub fn softmax_row<F: Float>(x: &mut [F]) -> F {
 /// If the sizes do not fit.
 pub fn softmax<F: Float>(x: &[F], cols: usize, mask: Option<(&[u8], usize)>, y: &mut [F]) {
     assert_eq!(x.len(), y.len(), "softmax: lengths");
-    if y.is_empty() {
-        return;
-    }
     par::chunks_mut(y, cols, cols * 16, |r, y| {
         y.copy_from_slice(&x[r * cols..][..cols]);
         if let Some((mask, rows_per_mask)) = mask {
@@ -94,9 +91,6 @@ pub fn softmax<F: Float>(x: &[F], cols: usize, mask: Option<(&[u8], usize)>, y: 
 /// dx = y (dy - sum(dy y)) for each row.
 pub fn softmax_backward<F: Float>(y: &[F], dy: &[F], cols: usize, dx: &mut [F]) {
     assert!(y.len() == dy.len() && dy.len() == dx.len(), "softmax_backward: lengths");
-    if dx.is_empty() {
-        return;
-    }
     par::chunks_mut(dx, cols, cols * 4, |r, dx| {
         let (y, dy) = (&y[r * cols..][..cols], &dy[r * cols..][..cols]);
         let dot = y.iter().zip(dy).map(|(&y, &d)| y * d).sum::<F>();
@@ -107,9 +101,6 @@ pub fn softmax_backward<F: Float>(y: &[F], dy: &[F], cols: usize, dx: &mut [F]) 
 /// y = x - logsumexp(x) for each row.
 pub fn log_softmax<F: Float>(x: &[F], cols: usize, y: &mut [F]) {
     assert_eq!(x.len(), y.len(), "log_softmax: lengths");
-    if y.is_empty() {
-        return;
-    }
     par::chunks_mut(y, cols, cols * 16, |r, y| {
         let x = &x[r * cols..][..cols];
         y.copy_from_slice(x);
@@ -121,9 +112,6 @@ pub fn log_softmax<F: Float>(x: &[F], cols: usize, y: &mut [F]) {
 /// dx = dy - e^y sum(dy) for each row.
 pub fn log_softmax_backward<F: Float>(y: &[F], dy: &[F], cols: usize, dx: &mut [F]) {
     assert!(y.len() == dy.len() && dy.len() == dx.len(), "log_softmax_backward: lengths");
-    if dx.is_empty() {
-        return;
-    }
     par::chunks_mut(dx, cols, cols * 16, |r, dx| {
         let (y, dy) = (&y[r * cols..][..cols], &dy[r * cols..][..cols]);
         let sum = dy.iter().copied().sum::<F>();
@@ -162,6 +150,58 @@ mod tests {
                 eval_on(isa, Row(&mut x));
                 assert!(x.iter().any(|x| x.is_nan()), "{isa} {k}");
             }
+        }
+    }
+
+    /// Rows, masks that serve several of them, and gradients: f64 against the formulas, every tier against f64.
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn rows_masks_and_gradients_are_their_formulas() {
+        use crate::testing::{apart, narrow, normals, on_every_tier, wide};
+        use alloc::vec;
+        use alloc::vec::Vec;
+        let mut rng = crate::rng::Rng::new(6, 0);
+        for (blocks, rows, cols) in [(1, 1, 1), (2, 3, 5), (3, 1, 37), (2, 40, 130)] {
+            let mut draw = || wide(&narrow(&normals(&mut rng, blocks * rows * cols)));
+            let (x, dy) = (draw(), draw());
+            let mask: Vec<u8> = (0..blocks * cols).map(|k| u8::from(k % 3 != 1)).collect();
+            for masked in [false, true] {
+                let mask = masked.then_some((&mask[..], rows));
+                let seen = |at: usize| mask.is_none_or(|(m, _)| m[at / (rows * cols) * cols + at % cols] != 0);
+                let row = |at: usize| at / cols * cols..(at / cols + 1) * cols;
+                let total = |at: usize| row(at).filter(|&k| seen(k)).map(|k| x[k].exp()).sum::<f64>();
+                let expected: Vec<f64> =
+                    (0..x.len()).map(|at| if seen(at) { x[at].exp() / total(at) } else { 0.0 }).collect();
+                let (mut y, mut dx) = (vec![7.0; x.len()], vec![7.0; x.len()]);
+                softmax(&x, cols, mask, &mut y);
+                assert!(apart(&y, &expected) < 1e-13, "{blocks} {rows} {cols}");
+                softmax_backward(&y, &dy, cols, &mut dx);
+                let dot = |at: usize| row(at).map(|k| y[k] * dy[k]).sum::<f64>();
+                let slope: Vec<f64> = (0..x.len()).map(|at| y[at] * (dy[at] - dot(at))).collect();
+                assert!(apart(&dx, &slope) < 1e-13);
+                on_every_tier(|isa| {
+                    let (mut fy, mut fdx) = (vec![7.0f32; x.len()], vec![7.0; x.len()]);
+                    softmax(&narrow(&x), cols, mask, &mut fy);
+                    softmax_backward(&fy, &narrow(&dy), cols, &mut fdx);
+                    assert!(apart(&wide(&fy), &y) < 1e-6 && apart(&wide(&fdx), &dx) < 1e-5, "{isa}");
+                });
+            }
+            let (mut y, mut dx) = (vec![7.0; x.len()], vec![7.0; x.len()]);
+            log_softmax(&x, cols, &mut y);
+            log_softmax_backward(&y, &dy, cols, &mut dx);
+            for at in 0..x.len() {
+                let row = at / cols * cols..(at / cols + 1) * cols;
+                let lse = x[row.clone()].iter().map(|x| x.exp()).sum::<f64>().ln();
+                assert!((y[at] - (x[at] - lse)).abs() < 1e-13);
+                let slope = dy[at] - (x[at] - lse).exp() * dy[row].iter().sum::<f64>();
+                assert!((dx[at] - slope).abs() < 1e-12);
+            }
+            on_every_tier(|isa| {
+                let (mut fy, mut fdx) = (vec![7.0f32; x.len()], vec![7.0; x.len()]);
+                log_softmax(&narrow(&x), cols, &mut fy);
+                log_softmax_backward(&fy, &narrow(&dy), cols, &mut fdx);
+                assert!(apart(&wide(&fy), &y) < 1e-5 && apart(&wide(&fdx), &dx) < 1e-4, "{isa}");
+            });
         }
     }
 }

@@ -149,4 +149,40 @@ mod tests {
     fn a_view_beyond_its_data_is_refused() {
         copy(&[3], Strided { data: &[1, 2, 3, 4], offset: 0, strides: &[2] }, &mut [0; 3]);
     }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn any_layout_is_copied_and_written() {
+        use crate::testing::{Drawn, on_every_tier};
+        on_every_tier(|_| {
+            let mut rng = crate::rng::Rng::new(10, 0);
+            let mut all: Vec<Vec<usize>> =
+                (0..150).map(|_| (0..rng.below(5)).map(|_| rng.below(6)).collect()).collect();
+            all.extend([alloc::vec![70_001], alloc::vec![3, 30_001], alloc::vec![30_001, 3], alloc::vec![40, 50, 60]]);
+            for dims in all {
+                let view = Drawn::new(&mut rng, &dims, true, |rng| rng.next_u32());
+                let mut out = alloc::vec![7; dims.iter().product()];
+                copy(&dims, view.view(), &mut out);
+                assert_eq!(out, view.elements(&dims), "{dims:?}");
+                // Places that do not overlap; between them nothing is touched.
+                let places = Drawn::new(&mut rng, &dims, false, |_| 0);
+                let (mut written, v) = (alloc::vec![7; places.view().data.len()], places.view());
+                write(&dims, &out, &mut written, v.offset, v.strides);
+                assert_eq!(Drawn::of(&written, v).elements(&dims), out, "{dims:?}");
+                let holes = written.iter().filter(|&&x| x == 7).count();
+                assert!(holes >= written.len() - out.len(), "{dims:?}: written between the places");
+            }
+        });
+    }
+
+    #[test]
+    fn views_are_held_to_their_data() {
+        let data = [1, 2, 3, 4, 5, 6];
+        for (offset, strides, fits) in
+            [(0, [3, 1], true), (1, [3, 1], false), (5, [-3, -1], true), (4, [-3, -1], false)]
+        {
+            let view = Strided { data: &data, offset, strides: &strides };
+            assert_eq!(std::panic::catch_unwind(|| view.check(&[2, 3])).is_ok(), fits, "{offset} {strides:?}");
+        }
+    }
 }

@@ -225,3 +225,110 @@ pub fn axpy<F: Float>(acc: &mut [F], a: F, x: &[F]) {
     // SAFETY: the ranges are disjoint.
     par::for_each(x.len(), 2, |range| dispatch(Axpy(unsafe { shared.slice(range.clone()) }, a, &x[range])));
 }
+
+#[cfg(all(test, feature = "rayon"))]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+    use crate::testing::{Drawn, on_every_tier};
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    /// Few values, so that there are ties, with NaN and infinities among them.
+    fn value(rng: &mut Rng) -> f64 {
+        [-1.5, -0.0, 0.0, 0.5, 2.0, 2.5, f64::NAN, f64::INFINITY][rng.below(8)]
+    }
+
+    fn define(op: Binary, x: f64, y: f64) -> f64 {
+        match op {
+            Binary::Add => x + y,
+            Binary::Sub => x - y,
+            Binary::Mul => x * y,
+            Binary::Div => x / y,
+            Binary::Min | Binary::Max if x.is_nan() || y.is_nan() => f64::NAN,
+            Binary::Min => x.min(y),
+            Binary::Max => x.max(y),
+            Binary::Pow => libm::pow(x, y),
+        }
+    }
+
+    fn same(a: f64, b: f64) -> bool {
+        a == b || a.is_nan() && b.is_nan()
+    }
+
+    /// Drawn dims and layouts, small ones many times; and rows that several threads share.
+    fn drawn(check: impl Fn(&mut Rng, &[usize]) + Sync) {
+        on_every_tier(|_| {
+            let mut rng = Rng::new(11, 0);
+            for _ in 0..120 {
+                let rank = rng.below(5);
+                let dims: Vec<usize> = (0..rank).map(|_| rng.below(6)).collect();
+                check(&mut rng, &dims);
+            }
+            for dims in [&[200_001][..], &[37], &[3, 40_001], &[40_001, 3], &[1, 1]] {
+                (0..3).for_each(|_| check(&mut rng, dims));
+            }
+        });
+    }
+
+    #[test]
+    fn any_layout_gives_what_each_pair_of_elements_gives() {
+        drawn(|rng, dims| {
+            let (a, b) = (Drawn::new(rng, dims, true, value), Drawn::new(rng, dims, true, value));
+            let op = Binary::ALL[rng.below(Binary::ALL.len())];
+            let pairs: Vec<(f64, f64)> = a.elements(dims).into_iter().zip(b.elements(dims)).collect();
+            let mut out = vec![7.0; pairs.len()];
+            zip(op, dims, a.view(), b.view(), &mut out);
+            assert!(out.iter().zip(&pairs).all(|(&o, &(x, y))| same(o, define(op, x, y))), "{} {dims:?}", op.name());
+            let comparison = Compare::ALL[rng.below(Compare::ALL.len())];
+            let mut out = vec![7; pairs.len()];
+            compare(comparison, dims, a.view(), b.view(), &mut out);
+            let expected = |(x, y): (f64, f64)| match comparison {
+                Compare::Eq => x == y,
+                Compare::Ne => x != y,
+                Compare::Lt => x < y,
+                Compare::Le => x <= y,
+                Compare::Gt => x > y,
+                Compare::Ge => x >= y,
+            };
+            assert!(out.iter().zip(&pairs).all(|(&o, &p)| o == u8::from(expected(p))), "{comparison:?} {dims:?}");
+        });
+    }
+
+    #[test]
+    fn a_mask_chooses_in_any_layout() {
+        drawn(|rng, dims| {
+            let (a, b) = (Drawn::new(rng, dims, true, value), Drawn::new(rng, dims, true, value));
+            let mask = Drawn::new(rng, dims, true, |rng| rng.below(3) as u8);
+            let mut out = vec![7.0; dims.iter().product()];
+            select(dims, mask.view(), a.view(), b.view(), &mut out);
+            let expected = mask.elements(dims).into_iter().zip(a.elements(dims).into_iter().zip(b.elements(dims)));
+            assert!(out.iter().zip(expected).all(|(&o, (m, (x, y)))| same(o, if m == 0 { y } else { x })), "{dims:?}");
+        });
+    }
+
+    #[test]
+    fn sums_are_added_to() {
+        on_every_tier(|isa| {
+            for n in [0, 1, 17, 70_001] {
+                let x: Vec<f32> = (0..n).map(|k| (k % 11) as f32 - 5.0).collect();
+                let mut acc: Vec<f32> = (0..n).map(|k| (k % 7) as f32).collect();
+                axpy(&mut acc, -2.0, &x);
+                add_assign(&mut acc, &x);
+                let right = |(k, &y): (usize, &f32)| y == (k % 7) as f32 - ((k % 11) as f32 - 5.0);
+                assert!(acc.iter().enumerate().all(right), "{isa} {n}");
+            }
+        });
+    }
+
+    /// The names are what graphs, errors and reports call them; no two may be the same.
+    #[test]
+    fn names_are_those_of_the_field() {
+        let names: Vec<&str> =
+            Binary::ALL.iter().map(|op| op.name()).chain(Compare::ALL.iter().map(|op| op.name())).collect();
+        assert_eq!(
+            names,
+            ["add", "sub", "mul", "div", "minimum", "maximum", "pow", "eq", "ne", "lt", "le", "gt", "ge"]
+        );
+    }
+}

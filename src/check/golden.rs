@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
+use crate::gradcheck::Tolerance;
 use crate::loss::{TierOptions, tier_loss};
 use crate::models::bert::BertConfig;
 use crate::models::clip_text::TextConfig;
@@ -18,10 +19,11 @@ use crate::optim::{Optimiser, OptimiserConfig, Rule};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
-/// Most that f64 may differ from the numbers, relative to the largest of a row: other compilers and another order of sums.
-pub const DOUBLE: f64 = 1e-9;
-/// Most that f32 may differ: rounding through two layers each way and four steps.
-pub const SINGLE: f64 = 2e-4;
+/// Of f64 against the numbers, relative to the largest of a row.
+pub const DOUBLE: Tolerance = Tolerance { most: 1e-9, why: "other compilers, and sums in another order" };
+/// Of f32 against the numbers.
+pub const SINGLE: Tolerance =
+    Tolerance { most: 2e-4, why: "roundings of f32 through two layers each way and four steps" };
 
 /// What a model computes, by name.
 pub type Numbers = BTreeMap<String, Vec<f64>>;
@@ -229,7 +231,7 @@ mod tests {
         }
         for (name, expected) in Golden::embedded().0 {
             let (off, row) = difference(&computed[&name], &expected);
-            assert!(off < DOUBLE, "{name}: {row} is off by {off:e}");
+            assert!(off < DOUBLE.most, "{name}: {row} is off by {off:e}");
         }
     }
 

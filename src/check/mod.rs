@@ -4,6 +4,7 @@ pub mod case;
 pub mod deviation;
 pub mod golden;
 pub mod inputs;
+pub mod kernels;
 pub mod machine;
 pub mod selftest;
 pub mod verify;

@@ -9,9 +9,10 @@ use kernels_cpu::par::Pool;
 use serde::Serialize;
 
 use super::golden::{self, Golden, Model};
+use super::kernels::{KERNELS, Kernel};
 use super::machine::{Machine, day};
 use crate::dtype::DType;
-use crate::gradcheck::{COMPOSED, GRADIENT, Gen, SINGLE};
+use crate::gradcheck::{COMPOSED, GRADIENT, Gen, SINGLE, Tolerance};
 use crate::ops::{Entry, REGISTRY};
 use crate::rng::Rng;
 
@@ -36,7 +37,7 @@ impl Settings<'static> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
-    /// An op's f32 kernels on a tier, value and gradient, against its definition in f64: largest error.
+    /// An op's f32 kernels on a tier, value and gradient, or a kernel outside of ops, against its definition in f64: largest error.
     Kernels,
     /// An op's gradient in f64 against central differences: largest error.
     Gradients,
@@ -79,6 +80,35 @@ pub struct Finding {
     pub why: Option<String>,
 }
 
+/// A tolerance that all checks of a part share; every finding names its own as well.
+#[derive(Clone, Debug, Serialize)]
+pub struct Allowed {
+    /// Of what.
+    pub part: Part,
+    /// Where: f64, or f32 on any tier.
+    pub on: &'static str,
+    /// How much, and why.
+    #[serde(flatten)]
+    pub tolerance: Tolerance,
+}
+
+/// The tolerances of all parts that have one. No op or kernel has another.
+pub fn tolerances() -> Vec<Allowed> {
+    let of = |part, on, tolerance| Allowed { part, on, tolerance };
+    let same = Tolerance {
+        most: 0.0,
+        why: "work is split by output and sums are taken in a fixed order, whatever the number of threads",
+    };
+    vec![
+        of(Part::Gradients, "f64", GRADIENT),
+        of(Part::Fused, "f64", COMPOSED),
+        of(Part::Kernels, "f32", SINGLE),
+        of(Part::Golden, "f64", golden::DOUBLE),
+        of(Part::Golden, "f32", golden::SINGLE),
+        of(Part::Threads, "f32", same),
+    ]
+}
+
 /// The whole record.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record {
@@ -96,6 +126,8 @@ pub struct Record {
     pub threads: usize,
     /// Of the GPU.
     pub gpu: &'static str,
+    /// What errors are allowed, and why.
+    pub tolerances: Vec<Allowed>,
     /// Every check.
     pub findings: Vec<Finding>,
     /// Whether all passed.
@@ -111,6 +143,7 @@ pub fn selftest(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Record {
     let tiers: Vec<Isa> = Isa::available().collect();
     say(&format!("{} ops: kernels of {} tiers, gradients", settings.ops.len(), tiers.len()));
     settings.ops.iter().for_each(|op| check_op(op, &tiers, &mut findings));
+    KERNELS.iter().for_each(|kernel| check_kernel(kernel, &tiers, &mut findings));
     say("golden models");
     Model::ALL.into_iter().for_each(|model| check_model(model, &settings.golden, &tiers, &mut findings));
     say("threads");
@@ -125,6 +158,7 @@ pub fn selftest(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Record {
         tier: Isa::current().name(),
         threads: settings.threads,
         gpu: "not built",
+        tolerances: tolerances(),
         passed: findings.iter().all(|finding| finding.passed),
         findings,
         seconds: began.elapsed().as_secs_f64(),
@@ -154,7 +188,7 @@ fn check_op(op: &Entry, tiers: &[Isa], findings: &mut Vec<Finding>) {
             ((op.cases)(&mut g), g.rng)
         })
     };
-    findings.push(at_most(Part::Gradients, op.name, "f64", GRADIENT, || {
+    findings.push(at_most(Part::Gradients, op.name, "f64", GRADIENT.most, || {
         let mut largest = 0.0f64;
         for (case, mut rng) in cases(&SIZES[..2]) {
             match case.gradient(&mut rng) {
@@ -164,14 +198,23 @@ fn check_op(op: &Entry, tiers: &[Isa], findings: &mut Vec<Finding>) {
         }
         (largest, None)
     }));
-    findings.push(at_most(Part::Fused, op.name, "f64", COMPOSED, || {
+    findings.push(at_most(Part::Fused, op.name, "f64", COMPOSED.most, || {
         (cases(&SIZES[..2]).map(|(case, mut rng)| case.composed_deviation(&mut rng)).fold(0.0, f64::max), None)
     }));
     for &isa in tiers {
         let pool = Pool::on(isa, 1);
-        findings.push(at_most(Part::Kernels, op.name, isa.name(), SINGLE, || {
+        findings.push(at_most(Part::Kernels, op.name, isa.name(), SINGLE.most, || {
             let of = |(case, mut rng): (crate::gradcheck::Case, Rng)| pool.install(|| case.single_deviation(&mut rng));
             (cases(&SIZES).map(of).fold(0.0, f64::max), None)
+        }));
+    }
+}
+
+fn check_kernel(kernel: &Kernel, tiers: &[Isa], findings: &mut Vec<Finding>) {
+    for &isa in tiers {
+        let pool = Pool::on(isa, 1);
+        findings.push(at_most(Part::Kernels, kernel.name, isa.name(), SINGLE.most, || {
+            (pool.install(|| (kernel.deviation)(&mut Rng::new(1, 0x6b65_726e))), None)
         }));
     }
 }
@@ -188,8 +231,8 @@ fn check_model(model: Model, golden: &Golden, tiers: &[Isa], findings: &mut Vec<
     let mut check = |on: &str, most, dtype, isa| {
         findings.push(at_most(Part::Golden, model.name(), on, most, || against(dtype, isa)));
     };
-    check("f64", golden::DOUBLE, DType::F64, Isa::Scalar);
-    tiers.iter().for_each(|&isa| check(isa.name(), golden::SINGLE, DType::F32, isa));
+    check("f64", golden::DOUBLE.most, DType::F64, Isa::Scalar);
+    tiers.iter().for_each(|&isa| check(isa.name(), golden::SINGLE.most, DType::F32, isa));
 }
 
 fn check_threads(model: Model, findings: &mut Vec<Finding>) {
@@ -297,6 +340,32 @@ mod tests {
         assert_eq!(failed(|g| case(g, Triple { kernel: f64::NAN, vjp: 1.0 })), vec![Part::Kernels; tiers]);
         // The f32 path has the same wrong derivative, so only definitions tell.
         assert_eq!(failed(|g| case(g, Triple { kernel: 1.0, vjp: -1.0 })), [Part::Gradients, Part::Fused]);
+    }
+
+    #[test]
+    fn kernels_outside_of_ops_are_right_and_a_wrong_one_is_found() {
+        let (tiers, mut findings) = (Isa::available().collect::<Vec<_>>(), Vec::new());
+        KERNELS.iter().for_each(|kernel| check_kernel(kernel, &tiers, &mut findings));
+        assert!(findings.len() == KERNELS.len() * tiers.len() && findings.iter().all(|f| f.passed), "{findings:?}");
+        let mut findings = Vec::new();
+        check_kernel(&Kernel { name: "wrong", deviation: |_| 3e-6 }, &tiers, &mut findings);
+        assert!(findings.len() == tiers.len() && findings.iter().all(|f| !f.passed), "{findings:?}");
+    }
+
+    /// Every limit that a finding has is one of those that are explained.
+    #[test]
+    fn every_tolerance_has_its_reason() {
+        let mut findings = Vec::new();
+        check_op(&REGISTRY[0], &[Isa::Scalar], &mut findings);
+        check_kernel(&KERNELS[0], &[Isa::Scalar], &mut findings);
+        check_model(Model::Vit, &Golden::embedded(), &[Isa::Scalar], &mut findings);
+        check_threads(Model::Vit, &mut findings);
+        for f in findings {
+            let explained = |a: &Allowed| {
+                a.part == f.part && f.limit == Limit::AtMost(a.tolerance.most) && a.tolerance.why.len() > 20
+            };
+            assert!(tolerances().iter().any(explained), "{f:?}");
+        }
     }
 
     #[test]

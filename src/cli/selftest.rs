@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Global;
 use crate::check::golden::Golden;
-use crate::check::selftest::{Finding, Limit, Part, Record, Settings, selftest};
+use crate::check::selftest::{Allowed, Finding, Limit, Part, Record, Settings, selftest};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -32,7 +32,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             global.print(json(serde_json::to_string(finding))?)?;
         }
         let summary = serde_json::json!({ "version": record.version, "date": record.date, "machine": record.machine, "tier": record.tier,
-            "threads": record.threads, "gpu": record.gpu, "checks": record.findings.len(), "passed": record.passed, "seconds": record.seconds });
+            "threads": record.threads, "gpu": record.gpu, "tolerances": record.tolerances, "checks": record.findings.len(), "passed": record.passed, "seconds": record.seconds });
         global.print(summary)?;
     } else {
         table(&record).iter().try_for_each(|line| global.print(line))?;
@@ -62,7 +62,7 @@ fn table(record: &Record) -> Vec<String> {
     for (parts, title) in [
         (
             &[Part::Gradients, Part::Fused, Part::Kernels][..],
-            "ops: gradient against differences, fused against composed (both f64), f32 kernels of each tier against f64",
+            "ops: gradient against differences, fused against composed (both f64), f32 kernels of each tier against f64; kernels outside of ops",
         ),
         (&[Part::Golden], "small models, four steps of training, against built-in numbers"),
         (&[Part::Threads], "small models: numbers that are others than with one thread"),
@@ -71,6 +71,7 @@ fn table(record: &Record) -> Vec<String> {
         lines.push(String::new());
         lines.push(title.to_owned());
         lines.extend(grid(record.findings.iter().filter(|f| parts.contains(&f.part)).collect()));
+        lines.extend(record.tolerances.iter().filter(|a| parts.contains(&a.part)).map(reason));
     }
     lines.push(String::new());
     let failed: Vec<&Finding> = record.findings.iter().filter(|f| !f.passed).collect();
@@ -83,6 +84,16 @@ fn table(record: &Record) -> Vec<String> {
         if failed.is_empty() { format!("all {checks} checks passed") } else { format!("{} FAILED", failed.len()) };
     lines.push(format!("{verdict} in {:.1} s; tier {version}, {}, {processor}", record.seconds, record.date));
     lines
+}
+
+/// Why a tolerance is what it is.
+fn reason(allowed: &Allowed) -> String {
+    let what = match allowed.part {
+        Part::Gradients => "gradient",
+        Part::Fused => "fused",
+        _ => allowed.on,
+    };
+    format!("  {what}: {:.0e}, {}", allowed.tolerance.most, allowed.tolerance.why)
 }
 
 /// Names down, places across, and what is allowed at the bottom.

@@ -63,9 +63,9 @@ impl<F: Float> Gather<'_, F> {
         }
     }
 
-    /// Whether windows are the pixels themselves.
+    /// Whether windows are the pixels themselves: then there is no step, or but one pixel.
     fn is_plain(&self) -> bool {
-        self.step == [1, 1] && self.grid == self.size && self.offsets.iter().all(|o| o[..] == [0])
+        self.grid == self.size && self.offsets.iter().all(|o| o[..] == [0])
     }
 
     /// Windows of `rows`, restricted to some channels, as a matrix [positions, taps * channels]: packed into `scratch`,

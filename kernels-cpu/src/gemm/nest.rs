@@ -47,7 +47,7 @@ impl Packed {
         let ((k, n), (_, nr)) = ((b.rows, b.cols), tile::size(isa));
         let panels = n.div_ceil(nr);
         let mut lines = vec![Line::ZERO; (panels * nr * k + 16).div_ceil(16)];
-        if k > 0 && n > 0 {
+        if k > 0 {
             pack_panels(isa, b, 0..k, 0, &mut lines, true);
         }
         Self { isa, rows: k, cols: n, lines }
@@ -370,5 +370,36 @@ mod scratch {
         });
         #[cfg(not(feature = "std"))]
         let _ = (which, buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slabs_are_as_few_as_fit_and_about_equal() {
+        for k in 1..4 * KC {
+            let slab = slab_of(k);
+            assert!(slab <= KC && k.div_ceil(slab) == k.div_ceil(KC), "{k} in slabs of {slab}");
+            assert!(k.div_ceil(slab) * slab - k < k.div_ceil(slab), "{k}: the last slab of {slab} is short");
+        }
+    }
+
+    /// Rows 1024 apart have all their lines in one of 64 sets, of which each has room for a few; rows 48 apart go through all of them.
+    #[test]
+    fn rows_a_power_of_two_apart_crowd_each_other_out() {
+        for (stride, rows, crowded) in [
+            (1024, 5, true),
+            (1024, 4, false),
+            (-1024, 14, true),
+            (512, 9, true),
+            (512, 8, false),
+            (2048, 5, true),
+            (48, 200, false),
+            (1030, 14, false),
+        ] {
+            assert_eq!(crowds_cache_sets(stride, rows), crowded, "{rows} rows {stride} apart");
+        }
     }
 }
