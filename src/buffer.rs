@@ -527,7 +527,8 @@ impl Counted {
 
     /// Pages that nobody writes to take no memory.
     fn bytes(&self) -> &[u8] {
-        let make = || MmapMut::map_anon(self.len).unwrap_or_else(|_| alloc::handle_alloc_error(Block::layout(self.len)));
+        let make =
+            || MmapMut::map_anon(self.len).unwrap_or_else(|_| alloc::handle_alloc_error(Block::layout(self.len)));
         &self.zeros.get_or_init(make)[..self.len]
     }
 

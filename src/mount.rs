@@ -60,7 +60,8 @@ mod linux {
 
     /// Whether a block device, or the disk that it is a part of, can be pulled out: it says so, or hangs on USB.
     pub fn removable(device: &Path) -> bool {
-        let says = |folder: &Path| std::fs::read_to_string(folder.join("removable")).is_ok_and(|text| text.trim() == "1");
+        let says =
+            |folder: &Path| std::fs::read_to_string(folder.join("removable")).is_ok_and(|text| text.trim() == "1");
         let usb = device.components().any(|part| part.as_os_str().to_str().is_some_and(|name| name.starts_with("usb")));
         usb || says(device) || device.parent().is_some_and(says)
     }

@@ -88,7 +88,10 @@ mod tests {
             files.iter().for_each(|(file, text)| std::fs::write(folder.join(file), text).unwrap());
         };
         group("a/b", [("memory.max", "max\n"), ("memory.current", "9\n"), ("memory.stat", "")]);
-        group("a", [("memory.max", "1000\n"), ("memory.current", "700\n"), ("memory.stat", "anon 1\ninactive_file 150\n")]);
+        group(
+            "a",
+            [("memory.max", "1000\n"), ("memory.current", "700\n"), ("memory.stat", "anon 1\ninactive_file 150\n")],
+        );
         // Others have 700 - 50, of which 150 can go.
         let limit = |groups: &str| of_groups(groups, root.path(), 50).map(|limit| limit.bytes);
         assert_eq!(limit("0::/a/b\n"), Some(500));

@@ -50,14 +50,20 @@ fn a_run_that_cannot_fit_is_refused_with_the_number() {
     let out = folder.path().join("run");
     let huge = ["model.vision.width=65536", "model.vision.depth=200"];
     let arguments = train(&out, &settings(&huge));
-    let words =
-        ["this run would take ", " GiB, but ", "train.micro_batch (now 8 of 8", "train.accumulate", "train.check_memory"];
+    let words = [
+        "this run would take ",
+        " GiB, but ",
+        "train.micro_batch (now 8 of 8",
+        "train.accumulate",
+        "train.check_memory",
+    ];
     refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1, &words);
     assert!(!out.join("model").exists());
     // What is small enough for the machine, but not for the limit that it runs under.
     let arguments = train(&out, &settings(&["model.vision.width=2048", "model.vision.depth=8"]));
     let limited = "ulimit -v 4000000; exec \"$0\" \"$@\"";
-    let output = Command::new("sh").args(["-c", limited, env!("CARGO_BIN_EXE_tier")]).args(&arguments).output().unwrap();
+    let output =
+        Command::new("sh").args(["-c", limited, env!("CARGO_BIN_EXE_tier")]).args(&arguments).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     if cfg!(target_os = "linux") {
         assert!(output.status.code() == Some(1) && errors.contains("`ulimit -v` allows"), "{errors}");
@@ -82,12 +88,8 @@ fn embed_while(more: &[&str], meanwhile: impl FnOnce(&std::path::Path)) -> (std:
     let (picture, out) = (folder.path().join("late.png"), folder.path().join("e.safetensors"));
     assert!(Command::new("mkfifo").arg(&picture).status().unwrap().success());
     let arguments = ["embed", "--model", text(&model), "--images", text(&picture), "-o", text(&out)];
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tier"))
-        .args(arguments)
-        .args(more)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).args(more).stderr(Stdio::piped()).spawn().unwrap();
     // Opening a pipe for writing waits until the program reads it, which it does once the model is open.
     let pipe = std::fs::File::options().write(true).open(&picture);
     // Files are stamped by a coarse clock.

@@ -98,8 +98,7 @@ pub fn load(
     }
     optimiser.steps = state.step;
     optimiser.state.clear();
-    let read =
-        |name: &str| weights.read(name).at(path)?.ok_or_else(|| damaged(format!("tensor {name} is missing")));
+    let read = |name: &str| weights.read(name).at(path)?.ok_or_else(|| damaged(format!("tensor {name} is missing")));
     for (full, _) in weights.metas() {
         if let Some(name) = full.strip_prefix("moment1.") {
             let moments = [read(full)?, read(&format!("moment2.{name}"))?];

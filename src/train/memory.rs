@@ -36,7 +36,7 @@ pub struct Estimate {
     pub loader: u64,
     /// Pictures that are being decoded, and that are kept for the next epoch.
     pub pictures: u64,
-    /// What stands beside the tensors for a while: a checkpoint as it is written, what kernels pack.
+    /// What stands beside the tensors for a while: a checkpoint as it is written, or the charts of the report.
     pub aside: u64,
 }
 
@@ -49,7 +49,7 @@ impl Estimate {
     /// In words.
     pub fn describe(&self) -> String {
         format!(
-            "memory: {} at most, of which tensors {} (batch, micro_batch), checkpoints and kernels {}, batches loaded ahead {}, pictures {}, \
+            "memory: {} at most, of which tensors {}, what is written {}, batches loaded ahead {}, pictures {}, \
              program and tables {}",
             mib(self.total()),
             mib(self.tensors),
@@ -66,6 +66,9 @@ pub(super) fn mib(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib < 10_240.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
 }
+
+/// What drawing the charts of the report takes.
+const CHARTS: u64 = 52 << 20;
 
 /// What was predicted, and what it came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -117,7 +120,8 @@ pub(super) fn estimate(
     let resized = (p.channels * p.resize * long) as u64;
     let pictures = kept(&tables.train, resized) + kept(&tables.val, seen) + workers as u64 * decoding;
     let process = process::resident().unwrap_or(64 << 20);
-    Ok(Estimate { process, tensors: tensors as u64, loader, pictures, aside: checkpoint as u64 })
+    let aside = (checkpoint as u64).max(CHARTS);
+    Ok(Estimate { process, tensors: tensors as u64, loader, pictures, aside })
 }
 
 /// Refuses a run that this machine cannot hold.
@@ -145,8 +149,7 @@ pub(super) fn check(config: &Config, estimate: &Estimate) -> Result<()> {
     )))
 }
 
-/// Runs two optimiser steps (the second has moments) and a batch of validation for the memory of their tensors. Gives the size of a
-/// checkpoint, and the most that the pool holds.
+/// Gives the size of a checkpoint, and the most that the pool holds, in bytes.
 fn tensor_memory(config: &Config, tables: &Tables, tokenizer: Option<&Tokenizer>) -> Result<(usize, usize)> {
     let t = &config.train;
     let texts = |rows: &[Row], n: usize| -> Result<Option<[Tensor; 2]>> {
@@ -154,15 +157,39 @@ fn tensor_memory(config: &Config, tables: &Tables, tokenizer: Option<&Tokenizer>
         let dims = [n, longest(tokenizer, rows)?];
         Ok(Some([Tensor::zeros(dims, DType::I64), Tensor::full(dims, 1.0, DType::U8)]))
     };
-    let (training, judged) = (texts(&tables.train, t.batch)?, texts(&tables.val, t.batch.min(tables.val.len()))?);
-    let (result, memory) = counted(|| -> Result<usize> {
-        let mut network = network(config, tables, &[])?;
-        let mut average = (t.ema > 0.0).then(|| Average::new(&mut network));
+    let batches = tables.train.len() / t.batch;
+    let rehearsal = Rehearsal {
+        steps: t.epochs.saturating_mul(batches.div_ceil(t.accumulate) as u64),
+        accumulate: t.accumulate.min(batches),
+        judged: t.batch.min(tables.val.len()),
+        texts: [texts(&tables.train, t.batch)?, texts(&tables.val, t.batch.min(tables.val.len()))?],
+    };
+    let (checkpoint, memory) = counted(|| rehearsal.run(config, &mut network(config, tables, &[])?));
+    Ok((checkpoint?, memory.held))
+}
+
+/// A run in short.
+struct Rehearsal {
+    /// Optimiser steps; two are as good as many, since from the second on there are moments.
+    steps: u64,
+    /// Batches for each, of which two are as good as many.
+    accumulate: usize,
+    /// Rows in a batch of validation.
+    judged: usize,
+    /// Ids and mask of training and of validation.
+    texts: [Option<[Tensor; 2]>; 2],
+}
+
+impl Rehearsal {
+    /// What a run does to its network, as far as memory is concerned: steps, and a batch of validation. Gives the size of a checkpoint.
+    fn run(&self, config: &Config, network: &mut Network) -> Result<usize> {
+        let t = &config.train;
+        let mut average = (t.ema > 0.0).then(|| Average::new(network));
         let mut optimiser = Optimiser::new(config.optimiser.clone());
-        for _ in 0..2 {
+        for _ in 0..self.steps.min(2) {
             let mut sum: Option<Grads> = None;
-            for _ in 0..t.accumulate.min(2) {
-                let one = once(config, &mut network, training.as_ref(), t.batch)?;
+            for _ in 0..self.accumulate.min(2) {
+                let one = once(config, network, self.texts[0].as_ref(), t.batch)?;
                 sum = Some(match sum.take() {
                     None => one.grads,
                     Some(mut grads) => {
@@ -172,23 +199,22 @@ fn tensor_memory(config: &Config, tables: &Tables, tokenizer: Option<&Tokenizer>
                 });
             }
             let Some(mut grads) = sum else { continue };
-            if t.accumulate > 1 {
+            if self.accumulate > 1 {
                 grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));
             }
             // As where the gradient is clipped.
-            optimiser.step_of_norm(&mut network, grads, f64::INFINITY, 0.0)?;
+            optimiser.step_of_norm(network, grads, f64::INFINITY, 0.0)?;
             if let Some(average) = &mut average {
-                average.follow(&mut network, t.ema, optimiser.steps);
+                average.follow(network, t.ema, optimiser.steps);
             }
         }
         let averages: usize = average.iter().flat_map(|a| a.0.values()).map(bytes).sum();
         let moments: usize = optimiser.state.values().flatten().map(bytes).sum();
-        let checkpoint = tensors(&mut network).iter().map(|(_, x)| bytes(x)).sum::<usize>() + averages + moments;
+        let checkpoint = tensors(network).iter().map(|(_, x)| bytes(x)).sum::<usize>() + averages + moments;
         network.visit("", &mut |_, p| *p = p.detach());
-        judge(config, &network, judged.as_ref(), t.batch.min(tables.val.len()));
+        judge(config, network, self.texts[1].as_ref(), self.judged);
         Ok(checkpoint)
-    });
-    Ok((result?, memory.held))
+    }
 }
 
 /// Loss and gradient of a batch, as [`super::run`] computes them.
@@ -255,4 +281,89 @@ fn pictures(rows: &[Row], resize: usize) -> Result<(u64, usize)> {
         long = long.max((resize * width.max(height)).div_ceil(width.min(height).max(1)));
     }
     Ok((decoding, long))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::watched;
+    use crate::models::bert::BertConfig;
+    use crate::models::clip_text::TextConfig;
+    use crate::models::resnet::{BlockKind, ResnetConfig};
+    use crate::models::vit::VitConfig;
+    use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind};
+    use crate::nn::ProjectionKind;
+
+    fn models() -> [DualEncoderConfig; 2] {
+        let vit = VitConfig { image_size: 16, patch_size: 4, width: 12, depth: 2, heads: 2, ..VitConfig::default() };
+        let text = TextConfig { vocabulary: 9, max_length: 6, width: 8, depth: 2, heads: 2, ..TextConfig::default() };
+        let resnet = ResnetConfig {
+            image_size: 32,
+            channels: 1,
+            block: BlockKind::Basic,
+            depths: vec![1, 1],
+            base: 4,
+            ..ResnetConfig::default()
+        };
+        let bert = r#"{"vocabulary": 9, "max_length": 6, "width": 8, "depth": 2, "heads": 2, "mlp": 16}"#;
+        let bert: BertConfig = serde_json::from_str(bert).unwrap();
+        let joint = DualEncoderConfig { joint: 6, ..DualEncoderConfig::default() };
+        [
+            DualEncoderConfig { vision: vit.into(), text: text.into(), ..joint.clone() },
+            DualEncoderConfig {
+                vision: resnet.into(),
+                text: bert.into(),
+                visual_projection: ImageProjectionKind::Projector,
+                text_projection: ProjectionKind::Head,
+                global_text: Some(GlobalText::Token),
+                ..joint
+            },
+        ]
+    }
+
+    /// Byte by byte: at once and in parts, in one view and two, with gradients summed, moments, an average and validation.
+    #[test]
+    fn a_run_takes_what_is_counted() {
+        for model in models() {
+            for (micro_batch, views, accumulate) in [(0, 1, 1), (2, 2, 2)] {
+                let mut config = Config { model: model.clone(), ..Config::default() };
+                (config.train.batch, config.train.micro_batch, config.train.views) = (6, micro_batch, views);
+                config.train.ema = 0.5;
+                let texts = |n: usize| Some([Tensor::zeros([n, 5], DType::I64), Tensor::full([n, 5], 1.0, DType::U8)]);
+                let rehearsal = Rehearsal { steps: 5, accumulate, judged: 4, texts: [texts(6), texts(4)] };
+                let run = || {
+                    let mut network = Network::Dual(DualEncoder::init(&config.model, 1, DType::F32).unwrap());
+                    network.visit("", &mut |_, p| *p = p.trainable());
+                    rehearsal.run(&config, &mut network).unwrap()
+                };
+                let ((size, memory), (as_large, taken)) = (counted(run), watched(run));
+                assert_eq!(
+                    ([memory.now, memory.peak], size),
+                    (taken, as_large),
+                    "{micro_batch} of {}",
+                    config.model.joint
+                );
+                assert!(memory.peak > 2 * size && memory.held >= memory.peak);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_unless_it_is_told_otherwise() {
+        let mut config = Config::default();
+        let parts = Estimate { process: 1, tensors: 1 << 60, loader: 2, pictures: 3, aside: 4 };
+        assert_eq!(
+            (parts.total(), mib(3 << 20), mib(40 << 30).as_str()),
+            ((1 << 60) + 10, "3 MiB".to_owned(), "40.0 GiB")
+        );
+        if process::limit().is_some() {
+            let error = check(&config, &parts).unwrap_err().to_string();
+            assert!(error.contains("would take 1073741824.0 GiB") && error.contains("(now 32 of 32"), "{error}");
+            config.train.micro_batch = 8;
+            assert!(check(&config, &parts).unwrap_err().to_string().contains("(now 8 of 32"));
+            check(&config, &Estimate { tensors: 1, ..parts.clone() }).unwrap();
+        }
+        config.train.check_memory = false;
+        check(&config, &parts).unwrap();
+    }
 }
