@@ -1,17 +1,22 @@
-//! Bytes behind tensors: 64-byte aligned heap blocks from a pool, or a mapped file, shared by counting.
+//! Bytes behind tensors: 64-byte aligned heap blocks from a pool, or a file's, mapped or copied, shared by counting.
 
-use std::alloc::{self, Layout as Block};
+use std::alloc;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::SystemTime;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 use crate::dtype::Element;
 use crate::error::{At, Error, Result};
+use crate::mount;
 use crate::plan::trace;
 
 /// Alignment of heap bytes: a cache line, and the widest SIMD register.
@@ -29,7 +34,8 @@ struct Shared {
 
 enum Bytes {
     Heap(Heap),
-    Mapped { file: Arc<MappedFile>, start: usize, len: usize },
+    Counted(Counted),
+    File { file: Arc<FileBytes>, start: usize, len: usize },
 }
 
 impl Buffer {
@@ -45,52 +51,55 @@ impl Buffer {
 
     /// `len` elements on the heap with unspecified (but initialised) values: for outputs that are written whole.
     pub fn heap<T: Element>(len: usize) -> Self {
-        Self::new(Bytes::Heap(Heap::new(len * size_of::<T>())))
+        let len = len * size_of::<T>();
+        Self::new(if is_counting() { Bytes::Counted(Counted::new(len)) } else { Bytes::Heap(Heap::new(len)) })
     }
 
     /// `len` zeros on the heap.
     pub fn zeros<T: Element>(len: usize) -> Self {
         let mut buffer = Self::heap::<T>(len);
-        buffer.get_mut::<T>().expect("a new buffer is unshared").fill(T::default());
+        if !is_counting() {
+            buffer.get_mut::<T>().expect("a new buffer is unshared").fill(T::default());
+        }
         buffer
     }
 
     /// A copy of `data` on the heap.
     pub fn copied<T: Element>(data: &[T]) -> Self {
         let mut buffer = Self::heap::<T>(data.len());
-        buffer.get_mut::<T>().expect("a new buffer is unshared")[..data.len()].copy_from_slice(data);
+        if !is_counting() {
+            buffer.get_mut::<T>().expect("a new buffer is unshared")[..data.len()].copy_from_slice(data);
+        }
         buffer
     }
 
-    /// A part of a mapped file, without a copy.
+    /// A part of a file's bytes, without a copy.
     ///
     /// # Errors
     /// If the part is not inside the file, or not aligned for elements of `alignment` bytes (the caller copies then).
-    pub fn mapped(file: &Arc<MappedFile>, start: usize, len: usize, alignment: usize) -> Result<Self> {
-        let inside = start.checked_add(len).is_some_and(|end| end <= file.bytes().len());
-        if !inside {
-            return Err(Error::new(format!(
-                "bytes {start}..{start}+{len} are not inside the file of {} bytes",
-                file.bytes().len()
-            )));
-        }
-        if !(file.bytes().as_ptr() as usize + start).is_multiple_of(alignment) {
+    pub fn in_file(file: &Arc<FileBytes>, start: usize, len: usize, alignment: usize) -> Result<Self> {
+        let bytes = file.part(start, len)?;
+        if !(bytes.as_ptr() as usize).is_multiple_of(alignment) {
             return Err(Error::new(format!("byte {start} is not aligned to {alignment}")));
         }
-        Ok(Self::new(Bytes::Mapped { file: file.clone(), start, len }))
+        Ok(Self::new(Bytes::File { file: file.clone(), start, len }))
     }
 
-    /// A part of a file on the heap, read past the mapping, whose pages stay untouched.
+    /// A part of a file on the heap, read past a mapping, whose pages stay untouched.
     ///
     /// # Errors
-    /// If it cannot be read.
-    pub fn read(file: &MappedFile, start: usize, len: usize) -> Result<Self> {
+    /// If it cannot be read, as where the file was cut since it was opened.
+    pub fn read(file: &FileBytes, start: usize, len: usize) -> Result<Self> {
+        let part = file.part(start, len)?;
+        if !file.is_mapped() {
+            return Ok(Self::copied(part));
+        }
+        file.intact()?;
         let mut buffer = Self::heap::<u8>(len);
         let bytes = buffer.get_mut::<u8>().expect("a new buffer is unshared");
-        let mut file = file.file.lock().unwrap_or_else(|e| e.into_inner());
-        file.seek(SeekFrom::Start(start as u64))?;
-        file.read_exact(&mut bytes[..len])?;
-        drop(file);
+        let mut source = file.file.lock().unwrap_or_else(|e| e.into_inner());
+        source.seek(SeekFrom::Start(start as u64)).and_then(|_| source.read_exact(&mut bytes[..len])).at(&file.path)?;
+        drop(source);
         Ok(buffer)
     }
 
@@ -98,7 +107,17 @@ impl Buffer {
     pub fn bytes(&self) -> &[u8] {
         match &self.0.bytes {
             Bytes::Heap(heap) => heap.bytes(),
-            Bytes::Mapped { file, start, len } => &file.bytes()[*start..start + len],
+            Bytes::Counted(counted) => counted.bytes(),
+            Bytes::File { file, start, len } => &file.bytes()[*start..start + len],
+        }
+    }
+
+    /// Number of bytes.
+    pub fn size(&self) -> usize {
+        match &self.0.bytes {
+            Bytes::Heap(heap) => heap.len,
+            Bytes::Counted(counted) => counted.len,
+            Bytes::File { len, .. } => *len,
         }
     }
 
@@ -116,18 +135,19 @@ impl Buffer {
     pub fn get_mut<T: Element>(&mut self) -> Option<&mut [T]> {
         match &mut Arc::get_mut(&mut self.0)?.bytes {
             Bytes::Heap(heap) => Some(heap.get_mut()),
-            Bytes::Mapped { .. } => None,
+            Bytes::Counted(counted) => Some(counted.get_mut()),
+            Bytes::File { .. } => None,
         }
     }
 
     /// Whether a write would be allowed: heap bytes with no other handle.
     pub fn is_unshared(&self) -> bool {
-        matches!(self.0.bytes, Bytes::Heap(_)) && Arc::strong_count(&self.0) == 1
+        !matches!(self.0.bytes, Bytes::File { .. }) && Arc::strong_count(&self.0) == 1
     }
 
     /// Whether the bytes are a view of a mapped file.
     pub fn is_mapped(&self) -> bool {
-        matches!(self.0.bytes, Bytes::Mapped { .. })
+        matches!(&self.0.bytes, Bytes::File { file, .. } if file.is_mapped())
     }
 
     /// Whether two handles share the same bytes.
@@ -145,35 +165,101 @@ fn cast<T: Element>(bytes: &[u8]) -> &[T] {
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
 }
 
-/// A file mapped read-only.
+/// A file's bytes: mapped read-only, or copied into memory when it was opened.
 ///
-/// The mapping is a view of the file: while it is alive nobody may truncate or rewrite the file in place. Replacing
-/// it by renaming another one over it, as everything here does, is safe: the mapping keeps the old bytes.
-pub struct MappedFile {
-    map: Mmap,
+/// A mapping is a view of the file. While it is alive nobody may truncate or rewrite the file in place: touching a page that is no longer
+/// there ends the process, and no program can prevent that on its own. Replacing a file by renaming another one over it, as everything
+/// here does, is safe: the mapping keeps the old bytes. [`FileBytes::intact`] is asked before the bytes are used, so that
+/// a file that was cut or written to is an error in words, but for what happens between the question and the use. A file that can
+/// go away by itself ([`mount::fleeting`]) is copied; of a copy all this is no concern.
+pub struct FileBytes {
+    held: Held,
+    path: PathBuf,
     file: Mutex<File>,
+    /// When the file was last written to, as it was opened.
+    written: Option<SystemTime>,
 }
 
-impl MappedFile {
-    /// Maps a whole file.
-    pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>> {
+enum Held {
+    Mapped(Mmap),
+    /// In anonymous memory, for this reason.
+    Copied(Mmap, String),
+}
+
+impl FileBytes {
+    /// A whole file, with `map` mapped where it lies on a disk of this machine, else copied.
+    ///
+    /// # Errors
+    /// If it cannot be opened, mapped or read.
+    pub fn open(path: impl AsRef<Path>, map: bool) -> Result<Arc<Self>> {
         let path = path.as_ref();
-        let file = File::open(path).at(path)?;
-        // SAFETY: read-only, and the contract above (no truncation in place) is documented to users.
-        let map = unsafe { Mmap::map(&file) }.at(path)?;
-        Ok(Arc::new(Self { map, file: Mutex::new(file) }))
+        let mut file = File::open(path).at(path)?;
+        let written = file.metadata().and_then(|found| found.modified()).ok();
+        let why = if map { mount::fleeting(&file) } else { Some("as --no-mmap says".to_owned()) };
+        let held = match why {
+            // SAFETY: read-only, and the contract above (no truncation in place) is documented to users.
+            None => Held::Mapped(unsafe { Mmap::map(&file) }.at(path)?),
+            Some(why) => Held::Copied(copied(&mut file).at(path)?, why),
+        };
+        Ok(Arc::new(Self { held, path: path.to_path_buf(), file: Mutex::new(file), written }))
     }
 
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        match &self.held {
+            Held::Mapped(map) | Held::Copied(map, _) => map,
+        }
+    }
+
+    /// Some of them.
+    ///
+    /// # Errors
+    /// If they are not inside the file.
+    fn part(&self, start: usize, len: usize) -> Result<&[u8]> {
+        let end = start.checked_add(len);
+        end.and_then(|end| self.bytes().get(start..end)).ok_or_else(|| {
+            let size = self.bytes().len();
+            Error::new(format!("bytes {start}..{start}+{len} are not inside the file of {size} bytes"))
+        })
+    }
+
+    /// Whether the bytes are those of the file itself, not a copy.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.held, Held::Mapped(_))
+    }
+
+    /// How the bytes are held, and why so, in words.
+    pub fn describe(&self) -> String {
+        match &self.held {
+            Held::Mapped(_) => "mapped".to_owned(),
+            Held::Copied(_, why) => format!("copied into memory ({why})"),
+        }
+    }
+
+    /// Whether the bytes are still those that were opened; to be asked before a mapping is used. One call of the system.
+    ///
+    /// # Errors
+    /// If the file is mapped and was cut or written to.
+    pub fn intact(&self) -> Result<()> {
+        let Held::Mapped(map) = &self.held else { return Ok(()) };
+        let now = self.file.lock().unwrap_or_else(|e| e.into_inner()).metadata().at(&self.path)?;
+        let what = match now.len() {
+            len if len < map.len() as u64 => format!("was cut from {} to {len} bytes", map.len()),
+            _ if now.modified().ok() != self.written => "was written to".to_owned(),
+            _ => return Ok(()),
+        };
+        Err(Error::new(format!(
+            "{what} while it was in use; start again, and replace a model by renaming a new file over the old one (or give --no-mmap, \
+             which copies it first)"
+        ))
+        .at(&self.path))
     }
 
     /// Tells the system that the pages of these bytes will be read soon, so that it fetches many such places at once.
     pub fn soon(&self, start: usize, len: usize) {
         #[cfg(unix)]
-        if start.checked_add(len).is_some_and(|end| end <= self.map.len()) {
-            let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, len);
+        if let (Held::Mapped(map), Ok(_)) = (&self.held, self.part(start, len)) {
+            let _ = map.advise_range(memmap2::Advice::WillNeed, start, len);
         }
     }
 
@@ -181,18 +267,36 @@ impl MappedFile {
     pub fn scattered<T>(&self, read: impl FnOnce() -> T) -> T {
         // Advice only: nothing depends on it being taken.
         #[cfg(unix)]
-        let _ = self.map.advise(memmap2::Advice::Random);
+        let advise = |advice| match &self.held {
+            Held::Mapped(map) => drop(map.advise(advice)),
+            Held::Copied(..) => {}
+        };
+        #[cfg(unix)]
+        advise(memmap2::Advice::Random);
         let out = read();
         #[cfg(unix)]
-        let _ = self.map.advise(memmap2::Advice::Normal);
+        advise(memmap2::Advice::Normal);
         out
     }
 }
 
-/// An owned heap block of `capacity` bytes, of which `len` are used. Given back to the pool when dropped.
+impl fmt::Debug for FileBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", self.path.display(), self.describe())
+    }
+}
+
+/// All bytes of a file in anonymous memory, which begins where a page does, as a mapping would.
+fn copied(file: &mut File) -> std::io::Result<Mmap> {
+    let len = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
+    let mut bytes = MmapMut::map_anon(len)?;
+    file.read_exact(&mut bytes[..len])?;
+    bytes.make_read_only()
+}
+
+/// A block of the pool, of which `len` bytes are used. Given back when dropped.
 struct Heap {
-    block: NonNull<u8>,
-    capacity: usize,
+    block: Option<Block>,
     len: usize,
 }
 
@@ -204,36 +308,61 @@ unsafe impl Sync for Heap {}
 impl Heap {
     fn new(len: usize) -> Self {
         let capacity = size_class(len);
-        let block = if capacity == 0 {
-            NonNull::dangling()
-        } else {
-            POOL.lock().unwrap_or_else(|e| e.into_inner()).take(capacity)
-        };
-        Self { block, capacity, len }
+        // One that was given back, or else a new one.
+        let kept = || pool().take(capacity).unwrap_or_else(|| Block::new(capacity));
+        taken(capacity as isize);
+        Self { block: (capacity > 0).then(kept), len }
     }
 
     fn bytes(&self) -> &[u8] {
-        if self.len == 0 {
-            return &[];
-        }
+        let Some(block) = &self.block else { return &[] };
         // SAFETY: the block is allocated, at least `len` long, and initialised (zeroed when first allocated).
-        unsafe { std::slice::from_raw_parts(self.block.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts(block.start.as_ptr(), self.len) }
     }
 
     fn get_mut<T: Element>(&mut self) -> &mut [T] {
-        if self.len == 0 {
-            return &mut [];
-        }
+        let Some(block) = &self.block else { return &mut [] };
         // SAFETY: as in `bytes`; ALIGNMENT is enough for any Element, and `&mut self` makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.block.as_ptr().cast(), self.len / size_of::<T>()) }
+        unsafe { std::slice::from_raw_parts_mut(block.start.as_ptr().cast(), self.len / size_of::<T>()) }
     }
 }
 
 impl Drop for Heap {
     fn drop(&mut self) {
-        if self.capacity > 0 {
-            POOL.lock().unwrap_or_else(|e| e.into_inner()).give(self.block, self.capacity);
+        if let Some(block) = self.block.take() {
+            let capacity = block.capacity;
+            taken(-(capacity as isize));
+            pool().give(block, capacity);
         }
+    }
+}
+
+/// Allocated memory, aligned to [`ALIGNMENT`].
+struct Block {
+    start: NonNull<u8>,
+    capacity: usize,
+}
+
+// SAFETY: a Block owns its memory, which is plain bytes.
+unsafe impl Send for Block {}
+
+impl Block {
+    fn new(capacity: usize) -> Self {
+        let layout = Self::layout(capacity);
+        // SAFETY: the size is not zero. Zeroed, so that bytes are initialised from the start.
+        let start = unsafe { alloc::alloc_zeroed(layout) };
+        Self { start: NonNull::new(start).unwrap_or_else(|| alloc::handle_alloc_error(layout)), capacity }
+    }
+
+    fn layout(capacity: usize) -> alloc::Layout {
+        alloc::Layout::from_size_align(capacity, ALIGNMENT).expect("a tensor's size fits the address space")
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new` with the same layout, and owned.
+        unsafe { alloc::dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
     }
 }
 
@@ -248,42 +377,77 @@ fn size_class(len: usize) -> usize {
     len.next_multiple_of((len.next_power_of_two() / parts).max(ALIGNMENT))
 }
 
+/// Bytes of tensor memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// In use now.
+    pub now: usize,
+    /// Most in use at once.
+    pub peak: usize,
+    /// Most that was held at once: in use, or kept for the next tensor of that size.
+    pub held: usize,
+}
+
 /// Freed blocks kept for the next allocation of their class. What is in use and what is kept together exceed the most that
 /// was ever in use at once by an eighth at most: enough that a training step finds every block of the step before.
-struct Pool {
-    free: std::collections::BTreeMap<usize, Vec<NonNull<u8>>>,
-    in_use: usize,
+struct Pool<B> {
+    free: BTreeMap<usize, Vec<B>>,
     kept: usize,
-    peak: usize,
+    memory: Memory,
 }
 
-// SAFETY: the pool owns the blocks it keeps; they are plain memory.
-unsafe impl Send for Pool {}
+static POOL: Mutex<Pool<Block>> = Mutex::new(Pool::new());
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { free: std::collections::BTreeMap::new(), in_use: 0, kept: 0, peak: 0 });
-
-/// Bytes of tensor memory: (in use now, most ever in use at once).
-pub fn memory_in_use() -> (usize, usize) {
-    let pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
-    (pool.in_use, pool.peak)
+fn pool() -> MutexGuard<'static, Pool<Block>> {
+    POOL.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-impl Pool {
-    fn take(&mut self, capacity: usize) -> NonNull<u8> {
-        self.in_use += capacity;
-        self.peak = self.peak.max(self.in_use);
-        if let Some(block) = self.free.get_mut(&capacity).and_then(Vec::pop) {
-            self.kept -= capacity;
-            return block;
-        }
-        self.shrink();
-        // SAFETY: the size is not zero. Zeroed, so that bytes are initialised from the start.
-        let block = unsafe { alloc::alloc_zeroed(Self::block(capacity)) };
-        NonNull::new(block).unwrap_or_else(|| alloc::handle_alloc_error(Self::block(capacity)))
+/// Tensor memory of this process.
+pub fn memory() -> Memory {
+    pool().memory
+}
+
+thread_local! {
+    /// Bytes that this thread took, less those that it gave back, and the most that this ever was.
+    static TAKEN: Cell<[isize; 2]> = const { Cell::new([0; 2]) };
+}
+
+fn taken(bytes: isize) {
+    let [now, peak] = TAKEN.get();
+    TAKEN.set([now + bytes, peak.max(now + bytes)]);
+}
+
+/// Runs `f` and gives the bytes of tensor memory that this thread has in use at its end, and that it had at once, beyond those of before.
+pub fn watched<R>(f: impl FnOnce() -> R) -> (R, [usize; 2]) {
+    let [before, peak] = TAKEN.get();
+    TAKEN.set([before; 2]);
+    let result = f();
+    let seen = TAKEN.get();
+    TAKEN.set([seen[0], peak.max(seen[1])]);
+    (result, seen.map(|bytes| (bytes - before).max(0) as usize))
+}
+
+impl<B> Pool<B> {
+    const fn new() -> Self {
+        Self { free: BTreeMap::new(), kept: 0, memory: Memory { now: 0, peak: 0, held: 0 } }
     }
 
-    fn give(&mut self, block: NonNull<u8>, capacity: usize) {
-        self.in_use -= capacity;
+    /// A kept block; `None`: the caller makes a new one.
+    fn take(&mut self, capacity: usize) -> Option<B> {
+        self.memory.now += capacity;
+        self.memory.peak = self.memory.peak.max(self.memory.now);
+        let block = self.free.get_mut(&capacity).and_then(Vec::pop);
+        if block.is_some() {
+            self.kept -= capacity;
+        } else {
+            self.shrink();
+        }
+        self.memory.held = self.memory.held.max(self.memory.now + self.kept);
+        block
+    }
+
+    fn give(&mut self, block: B, capacity: usize) {
+        self.memory.now -= capacity;
         self.kept += capacity;
         self.free.entry(capacity).or_default().push(block);
         self.shrink();
@@ -291,12 +455,12 @@ impl Pool {
 
     /// Frees kept blocks, largest first, until use and kept together are within an eighth above the peak.
     fn shrink(&mut self) {
-        while self.in_use + self.kept > self.peak + self.peak / 8 {
+        let Memory { now, peak, .. } = self.memory;
+        while now + self.kept > peak + peak / 8 {
             let Some(mut largest) = self.free.last_entry() else { return };
             let capacity = *largest.key();
             match largest.get_mut().pop() {
-                // SAFETY: allocated by `take` with the same layout, and owned by the pool.
-                Some(block) => unsafe { alloc::dealloc(block.as_ptr(), Self::block(capacity)) },
+                Some(block) => drop(block),
                 None => {
                     largest.remove();
                     continue;
@@ -305,9 +469,87 @@ impl Pool {
             self.kept -= capacity;
         }
     }
+}
 
-    fn block(capacity: usize) -> Block {
-        Block::from_size_align(capacity, ALIGNMENT).expect("a tensor's size fits the address space")
+thread_local! {
+    /// Stands in for the pool while this thread counts.
+    static COUNT: RefCell<Option<Count>> = const { RefCell::new(None) };
+}
+
+struct Count {
+    id: u64,
+    pool: Pool<()>,
+}
+
+/// Runs `f` for the memory that its tensors take and nothing else: none is allocated and nothing is computed, on this thread. Values
+/// read as zeros, so `f` must take the same course whatever they are.
+///
+/// What [`Tensor::write`](crate::Tensor::write) would fill is not filled; everything that ops, backward passes and optimisers do
+/// with tensors' memory happens as it would.
+pub fn counted<R>(f: impl FnOnce() -> R) -> (R, Memory) {
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            COUNT.set(None);
+        }
+    }
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let before = COUNT.replace(Some(Count { id: NEXT.fetch_add(1, Ordering::Relaxed), pool: Pool::new() }));
+    assert!(before.is_none(), "counted inside of counted");
+    let end = End;
+    let result = f();
+    let memory = COUNT.with_borrow(|count| count.as_ref().map_or_else(Memory::default, |count| count.pool.memory));
+    drop(end);
+    (result, memory)
+}
+
+/// Whether this thread counts memory, and computes nothing.
+pub(crate) fn is_counting() -> bool {
+    COUNT.with_borrow(Option::is_some)
+}
+
+/// Bytes that are counted, and made, all zero, where somebody looks at them after all.
+struct Counted {
+    /// In which counting.
+    count: u64,
+    len: usize,
+    zeros: OnceLock<MmapMut>,
+}
+
+impl Counted {
+    fn new(len: usize) -> Self {
+        let count = COUNT.with_borrow_mut(|count| {
+            count.as_mut().map(|count| {
+                count.pool.take(size_class(len));
+                count.id
+            })
+        });
+        Self { count: count.unwrap_or(u64::MAX), len, zeros: OnceLock::new() }
+    }
+
+    /// Pages that nobody writes to take no memory.
+    fn bytes(&self) -> &[u8] {
+        let make =
+            || MmapMut::map_anon(self.len).unwrap_or_else(|_| alloc::handle_alloc_error(Block::layout(self.len)));
+        &self.zeros.get_or_init(make)[..self.len]
+    }
+
+    fn get_mut<T: Element>(&mut self) -> &mut [T] {
+        self.bytes();
+        let zeros = self.zeros.get_mut().expect("made just now");
+        // SAFETY: a mapping begins where a page does, which is aligned for any Element; `len / size` elements fit, and are initialised.
+        unsafe { std::slice::from_raw_parts_mut(zeros.as_mut_ptr().cast(), self.len / size_of::<T>()) }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        // Nothing is given back where that counting is over.
+        COUNT.with_borrow_mut(|count| {
+            if let Some(count) = count.as_mut().filter(|count| count.id == self.count) {
+                count.pool.give((), size_class(self.len));
+            }
+        });
     }
 }
 
@@ -347,20 +589,106 @@ mod tests {
     }
 
     #[test]
-    fn mapped_parts_are_checked() {
+    fn memory_is_counted_without_being_taken() {
+        let huge = 1 << 50;
+        let (buffer, memory) = counted(|| {
+            let mut a = Buffer::heap::<u8>(huge);
+            drop(Buffer::heap::<u8>(huge / 4));
+            assert!(a.is_unshared() && a.size() == huge);
+            let mut small = Buffer::copied(&[1.0f32; 3]);
+            // Looked at, it is there: zeros, and what is written.
+            assert_eq!(small.get::<f32>(), [0.0; 3]);
+            small.get_mut::<f32>().unwrap()[1] = 2.0;
+            assert_eq!(small.get::<f32>(), [0.0, 2.0, 0.0]);
+            a = small;
+            a
+        });
+        let peak = huge + huge / 4;
+        assert_eq!((memory.now, memory.peak), (ALIGNMENT, peak));
+        // The quarter was kept beside what came after it.
+        assert_eq!(memory.held, peak + ALIGNMENT);
+        assert!(!is_counting() && !buffer.is_mapped());
+        drop(buffer);
+        assert!(std::panic::catch_unwind(|| counted(|| panic!("in the middle"))).is_err() && !is_counting());
+    }
+
+    /// Every op of the registry, forward and backward, takes what is counted for it.
+    #[test]
+    fn ops_take_what_is_counted() {
+        use crate::gradcheck::Gen;
+        use crate::tensor::Tensor;
+        for entry in crate::ops::REGISTRY {
+            for seed in 0..8 {
+                let mut g = Gen::new(seed, 2 + seed as usize);
+                let case = (entry.cases)(&mut g);
+                let run = || {
+                    let x: Vec<Tensor> = case.inputs().to_vec();
+                    let leaves: Vec<Tensor> =
+                        x.iter().map(|x| if x.dtype().is_float() { x.trainable() } else { x.clone() }).collect();
+                    let y = case.run(&leaves);
+                    let forward = y.is_tracked() && case.is_differentiable();
+                    forward.then(|| {
+                        let dy = Tensor::zeros(*y.dims(), y.dtype());
+                        crate::tape::backward_with(vec![(y, dy)])
+                    })
+                };
+                let ((_, memory), (_, taken)) = (counted(run), watched(run));
+                assert_eq!([memory.now, memory.peak], taken, "{}, seed {seed}", entry.name);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_files_are_checked() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.bin");
         std::fs::write(&path, [0, 0, 128, 63, 7]).unwrap();
-        let file = MappedFile::open(&path).unwrap();
-        let part = Buffer::mapped(&file, 0, 4, 4).unwrap();
-        assert_eq!(part.get::<f32>(), [1.0]);
-        assert!(part.is_mapped() && part.clone().get_mut::<f32>().is_none());
-        let read = Buffer::read(&file, 1, 4).unwrap();
-        assert!(read.bytes() == [0, 128, 63, 7] && !read.is_mapped());
-        assert!(Buffer::read(&file, 3, 4).is_err());
-        assert!(Buffer::mapped(&file, 2, 4, 4).is_err());
-        assert!(Buffer::mapped(&file, 1, 4, 4).is_err());
-        assert!(Buffer::mapped(&file, usize::MAX, 4, 1).is_err());
-        assert!(MappedFile::open(folder.path().join("none")).err().unwrap().to_string().contains("none"));
+        for map in [true, false] {
+            let file = FileBytes::open(&path, map).unwrap();
+            let part = Buffer::in_file(&file, 0, 4, 4).unwrap();
+            assert_eq!(part.get::<f32>(), [1.0]);
+            assert!(part.is_mapped() == file.is_mapped() && part.clone().get_mut::<f32>().is_none());
+            let read = Buffer::read(&file, 1, 4).unwrap();
+            assert!(read.bytes() == [0, 128, 63, 7] && !read.is_mapped());
+            assert!(Buffer::read(&file, 3, 4).is_err() && Buffer::read(&file, usize::MAX, 4).is_err());
+            assert!(Buffer::in_file(&file, 2, 4, 4).is_err());
+            assert!(Buffer::in_file(&file, 1, 4, 4).is_err());
+            assert!(Buffer::in_file(&file, usize::MAX, 4, 1).is_err());
+        }
+        assert!(FileBytes::open(folder.path().join("none"), true).err().unwrap().to_string().contains("none"));
+    }
+
+    #[test]
+    fn what_happens_to_a_file_in_use_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.bin");
+        let fresh = |map: bool| {
+            std::fs::write(&path, [7; 9000]).unwrap();
+            FileBytes::open(&path, map).unwrap()
+        };
+        let cut = || File::options().write(true).open(&path).unwrap().set_len(5).unwrap();
+        let file = fresh(true);
+        file.intact().unwrap();
+        if file.is_mapped() {
+            cut();
+            let error = file.intact().unwrap_err().to_string();
+            assert!(error.contains("x.bin: was cut from 9000 to 5 bytes while it was in use"), "{error}");
+            assert!(Buffer::read(&file, 0, 9000).is_err());
+            // Written over in place; the clock that files are stamped with is coarse.
+            let file = fresh(true);
+            File::options().write(true).open(&path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            assert!(file.intact().unwrap_err().to_string().contains("was written to while it was in use"));
+        }
+        // A copy does not care, and what is renamed over a mapping leaves it its bytes.
+        let file = fresh(false);
+        cut();
+        file.intact().unwrap();
+        assert!(file.bytes() == [7; 9000] && !file.is_mapped() && file.describe().contains("--no-mmap"));
+        let file = fresh(true);
+        let other = folder.path().join("y.bin");
+        std::fs::write(&other, [8; 5]).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        file.intact().unwrap();
+        assert!(file.bytes() == [7; 9000]);
     }
 }

@@ -156,6 +156,12 @@ impl Case {
         &self.inputs
     }
 
+    /// Whether it has a gradient.
+    #[cfg(test)]
+    pub(crate) fn is_differentiable(&self) -> bool {
+        self.differentiable
+    }
+
     /// The case's computation on other inputs.
     #[cfg(test)]
     pub(crate) fn run(&self, x: &[Tensor]) -> Tensor {

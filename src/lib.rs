@@ -23,6 +23,7 @@ pub mod image;
 pub mod layout;
 pub mod loss;
 pub mod models;
+pub mod mount;
 pub mod nn;
 pub mod op;
 pub mod ops;
@@ -32,6 +33,7 @@ pub mod phantom;
 #[cfg(all(feature = "text", feature = "image"))]
 pub mod pipeline;
 pub mod plan;
+pub mod process;
 pub mod profile;
 #[cfg(feature = "cli")]
 pub mod report;

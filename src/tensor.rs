@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kernels_cpu::{Strided, strided};
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, is_counting};
 use crate::dtype::{DType, Element};
 use crate::for_dtype;
 use crate::layout::{Dims, Layout};
@@ -58,18 +58,24 @@ impl Tensor {
 
     fn filled(dims: impl Into<Dims>, dtype: DType, fill: impl FnOnce(&mut [f64])) -> Self {
         let dims = dims.into();
-        let mut values = vec![0.0; dims.numel()];
-        fill(&mut values);
+        let mut values = Vec::new();
+        if !is_counting() {
+            values.resize(dims.numel(), 0.0);
+            fill(&mut values);
+        }
         for_dtype!(dtype, T => Self::write(dims, |out: &mut [T]| {
             out.iter_mut().zip(&values).for_each(|(o, &v)| *o = T::from_f64(v));
         }))
     }
 
-    /// A new contiguous tensor whose elements `fill` writes. What it does not write is unspecified.
+    /// A new contiguous tensor whose elements `fill` writes. What it does not write is unspecified. Where memory is only
+    /// [`counted`](crate::buffer::counted) `fill` is not called, so it must not make tensors.
     pub fn write<T: Element>(dims: impl Into<Dims>, fill: impl FnOnce(&mut [T])) -> Self {
         let dims = dims.into();
         let mut buffer = Buffer::heap::<T>(dims.numel());
-        fill(&mut buffer.get_mut::<T>().expect("a new buffer is unshared")[..dims.numel()]);
+        if !is_counting() {
+            fill(&mut buffer.get_mut::<T>().expect("a new buffer is unshared")[..dims.numel()]);
+        }
         Self::from_buffer(buffer, Layout::contiguous(dims, 0), T::DTYPE)
     }
 
@@ -80,9 +86,9 @@ impl Tensor {
     #[track_caller]
     pub fn from_buffer(buffer: Buffer, layout: Layout, dtype: DType) -> Self {
         assert!(
-            layout.end() * dtype.size() <= buffer.bytes().len(),
+            layout.end() * dtype.size() <= buffer.size(),
             "{layout:?} of {dtype} reaches beyond {} bytes",
-            buffer.bytes().len()
+            buffer.size()
         );
         Self { buffer, layout, dtype, node: None }
     }

@@ -11,7 +11,9 @@ mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::buffer::FileBytes;
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::formats::Weights;
@@ -308,7 +310,12 @@ impl Checkpoint {
         self.evidence.open_clip.part("model_cfg").part("text_cfg").count("context_length").ok()?
     }
 
-    /// The files of weights.
+    /// The files of weights, as they are held.
+    pub fn files(&self) -> Vec<Arc<FileBytes>> {
+        self.weights().flat_map(|weights| weights.files().iter().cloned()).collect()
+    }
+
+    /// The weights, file by file.
     pub fn weights(&self) -> impl Iterator<Item = &Weights> {
         self.parts.iter().map(|part| &part.weights)
     }
@@ -331,23 +338,25 @@ impl Checkpoint {
         let mut out = BTreeMap::new();
         for part in &self.parts {
             part.weights.check()?;
-            let of = |entry: &names::Entry| {
+            let of = |entry: &names::Entry| -> Result<Option<Tensor>> {
                 let meta = part.read.metas.get(&entry.canonical).copied();
                 // What becomes another tensor is read once, so that the file's pages do not stay in memory beside it.
                 let once = |name: &str| part.weights.read(&format!("{}{name}", part.prefix));
-                match part.scales.get(&entry.canonical) {
-                    Some(scale) => Some(precision::widened(&once(&entry.foreign)?, part.foreign(scale)?)),
-                    None if meta.is_some_and(|meta| widened(&entry.canonical, meta)) => {
-                        Some(entry.view.of(&once(&entry.foreign)?)?.to_dtype(DType::F32))
-                    }
-                    None => entry.view.of(part.foreign(&entry.foreign)?),
+                let scale = part.scales.get(&entry.canonical);
+                if scale.is_none() && !meta.is_some_and(|meta| widened(&entry.canonical, meta)) {
+                    return Ok(part.foreign(&entry.foreign).and_then(|tensor| entry.view.of(tensor)));
                 }
+                let Some(kept) = once(&entry.foreign)? else { return Ok(None) };
+                Ok(match scale {
+                    Some(scale) => part.foreign(scale).map(|scale| precision::widened(&kept, scale)),
+                    None => entry.view.of(&kept).map(|tensor| tensor.to_dtype(DType::F32)),
+                })
             };
             for entry in &part.read.names.0 {
-                out.extend(of(entry).map(|tensor| (entry.canonical.clone(), tensor)));
+                out.extend(of(entry)?.map(|tensor| (entry.canonical.clone(), tensor)));
             }
             for alias in &part.read.aliases {
-                if let (Some(kept), Some(second)) = (out.get(&alias.canonical), of(alias))
+                if let (Some(kept), Some(second)) = (out.get(&alias.canonical), of(alias)?)
                     && !equal(kept, &second)
                 {
                     let first = part.read.names.foreign_name(&alias.canonical).unwrap_or_default();

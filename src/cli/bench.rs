@@ -403,7 +403,5 @@ fn round(x: f64) -> f64 {
 
 /// Most memory that the process ever had, where the system tells.
 fn peak_mib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+    crate::process::most_resident().map(|bytes| bytes >> 20)
 }

@@ -63,6 +63,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let planned = Planned::new(&pipeline.network);
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
+        pipeline.intact()?;
         let pixels = &batch.views[0];
         let scored = match &pipeline.network {
             Network::Classifier(_) => {

@@ -50,6 +50,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         let progress = global.progress(args.images.len() as u64, "images");
         for batch in model::batches(&pipeline, &args.images, global.worker_count())?.epoch(0, 0) {
             let batch = batch?;
+            pipeline.intact()?;
             images.push(say_images(&batch.views[0])?);
             progress.inc(batch.rows.len() as u64);
         }
@@ -65,6 +66,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             global.say(format!("text {} has more than {} tokens and is cut", i + 1, tokenizer.max_length()));
         }
         let texts = [tokens.ids, tokens.mask];
+        pipeline.intact()?;
         said.push(say_texts(&texts)?);
         mask = Some(texts[1].clone());
         rows.texts.extend(args.texts.iter().cloned());
@@ -72,6 +74,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(path) = &args.inputs {
         let inputs = Inputs::open(path, !global.no_mmap)?;
         inputs.fits(&config, false).at(path)?;
+        pipeline.intact()?;
         let named = |n: usize| (0..n).map(|i| format!("{}[{i}]", path.display()));
         if let Some(pixels) = &inputs.pixels {
             images.push(say_images(pixels)?);

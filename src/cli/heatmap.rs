@@ -100,6 +100,7 @@ pub(super) fn query(pipeline: &Pipeline, positive: &[String], negative: &[String
 /// The patch scores of one image.
 fn map(pipeline: &Pipeline, pixels: &Tensor, query: &Query) -> Result<PatchMap> {
     let (model, _) = pipeline.dual()?;
+    pipeline.intact()?;
     let patches = model.encode_image(pixels).parts.at(0, 0);
     let map = heat(&patches, query);
     match map.scores.iter().find(|x| !x.is_finite()) {

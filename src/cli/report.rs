@@ -37,6 +37,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let queries = queries(&pipeline, &prompts)?;
     let (picture, pixels, mut warnings) = model::pixels(&pipeline, &args.image, global)?;
     warnings.extend(super::classify::cut(&pipeline, &prompts)?);
+    pipeline.intact()?;
     let image = dual.encode_image(&pixels);
     let (whole, patches) = (image.whole.to_vec::<f32>(), image.parts.at(0, 0));
     let z = scores(&whole, &queries, Rule::Difference);

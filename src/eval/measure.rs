@@ -90,6 +90,7 @@ pub fn measure(
             out.scores = vec![Vec::new(); out.labels.len()];
             for batch in loader.epoch(0, 0) {
                 let batch = batch?;
+                pipeline.intact()?;
                 for row in crate::pipeline::rows(&planned.output(&batch.views[0])) {
                     out.scores.iter_mut().zip(&row).for_each(|(scores, &x)| scores.push(f64::from(x)));
                 }
@@ -105,6 +106,7 @@ pub fn measure(
             let mut pairs = Written::new(&options.tier);
             for batch in loader.epoch(0, 0) {
                 let batch = batch?;
+                pipeline.intact()?;
                 let images = planned.encode_image(&batch.views[0]);
                 for (all, one) in
                     out.scores.iter_mut().zip(scores(&images.whole.to_vec::<f32>(), &queries, Rule::Difference))

@@ -90,7 +90,7 @@ impl Weights {
             for (key, value) in part.metadata() {
                 out.describe(key.clone(), value.clone());
             }
-            out.take_sums(&mut part);
+            out.take_files(&mut part);
             part.notes().iter().for_each(|note| out.note(format!("{file}: {note}")));
         }
         out.set_path(path);

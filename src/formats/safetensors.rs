@@ -7,7 +7,7 @@ use std::sync::Arc;
 use safetensors::{Dtype, SafeTensors, View};
 
 use super::weights::{self, Storage, Weights};
-use crate::buffer::MappedFile;
+use crate::buffer::FileBytes;
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::files;
@@ -16,7 +16,7 @@ use crate::layout::Layout;
 use crate::tensor::Tensor;
 
 /// Reads the header, which names every tensor and where its bytes are; touches nothing else.
-pub(super) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Weights> {
+pub(super) fn parse(file: &Arc<FileBytes>) -> Result<Weights> {
     let bytes = file.bytes();
     // Parsing takes some ten times the header's size in memory, so a header is not allowed to be the file.
     let length = bytes.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
@@ -38,7 +38,7 @@ pub(super) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Weights> {
         let sizes: Vec<u64> = info.shape.iter().map(|&s| s as u64).collect();
         let dims = weights::dims(&sizes).map_err(refused)?;
         let (start, end) = (8 + length + info.data_offsets.0, 8 + length + info.data_offsets.1);
-        let storage = Storage::in_file(file, start, end - start, dtype.size(), map)?;
+        let storage = Storage::in_file(file, start, end - start, dtype.size())?;
         out.insert(name, Layout::contiguous(dims, 0), dtype, &storage)?;
     }
     for (key, value) in header.metadata().iter().flatten() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::{safetensors, torch};
-use crate::buffer::{Buffer, MappedFile};
+use crate::buffer::{Buffer, FileBytes};
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::layout::{Dims, Layout, MAX_RANK};
@@ -26,6 +26,8 @@ pub struct Weights {
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
     notes: Vec<String>,
+    /// The files whose bytes the tensors are.
+    files: Vec<Arc<FileBytes>>,
     /// By file, the parts that it has checksums of.
     sums: BTreeMap<PathBuf, Vec<Sum>>,
 }
@@ -54,25 +56,24 @@ pub(super) struct Storage {
 
 enum Source {
     /// A part of the file that lies inside it, wanted as elements of `alignment` bytes.
-    File { file: Arc<MappedFile>, start: usize, len: usize, map: bool, alignment: usize },
+    File { file: Arc<FileBytes>, start: usize, len: usize, alignment: usize },
     /// Bytes that had to be unpacked.
     Memory(Buffer),
 }
 
 impl Storage {
-    /// Bytes `start..start + len` of a file. With `map` they are seen in place where their alignment allows, else copied when
-    /// first asked for.
+    /// Bytes `start..start + len` of a file, seen in place where their alignment allows, else copied when first asked for.
     ///
     /// # Errors
     /// If they are not inside the file.
-    pub fn in_file(file: &Arc<MappedFile>, start: usize, len: usize, alignment: usize, map: bool) -> Result<Arc<Self>> {
+    pub fn in_file(file: &Arc<FileBytes>, start: usize, len: usize, alignment: usize) -> Result<Arc<Self>> {
         if start.checked_add(len).is_none_or(|end| end > file.bytes().len()) {
             let size = file.bytes().len();
             return Err(Error::new(format!(
                 "cut short: bytes {start} to {start} + {len} are wanted of a file of {size}; fetch it again"
             )));
         }
-        let source = Source::File { file: file.clone(), start, len, map, alignment };
+        let source = Source::File { file: file.clone(), start, len, alignment };
         Ok(Arc::new(Self { source, buffer: OnceLock::new() }))
     }
 
@@ -91,39 +92,34 @@ impl Storage {
 
     fn buffer(&self) -> Buffer {
         let make = || match &self.source {
-            Source::File { file, start, len, map, alignment } => map
-                .then(|| Buffer::mapped(file, *start, *len, *alignment).ok())
-                .flatten()
-                .unwrap_or_else(|| Self::read(file, *start, *len)),
+            Source::File { file, start, len, alignment } => Buffer::in_file(file, *start, *len, *alignment)
+                .or_else(|_| Buffer::read(file, *start, *len))
+                .unwrap_or_else(|e| panic!("{e}")),
             Source::Memory(buffer) => buffer.clone(),
         };
         self.buffer.get_or_init(make).clone()
-    }
-
-    /// Bytes of the file, on the heap.
-    fn read(file: &Arc<MappedFile>, start: usize, len: usize) -> Buffer {
-        // What is mapped can be copied, whatever hinders reading.
-        Buffer::read(file, start, len).unwrap_or_else(|_| Buffer::copied(&file.bytes()[start..start + len]))
     }
 }
 
 impl Weights {
     /// Opens a safetensors file or one of torch.save (zip or the format before 1.6; state dicts, checkpoints around them,
-    /// TorchScript archives), recognised by its first bytes. No tensor's bytes are read. With `map` tensors are views of the mapped
-    /// file (a misaligned one is copied when first asked for), else copies, made when first asked for.
+    /// TorchScript archives), recognised by its first bytes. With `map`, and where that is safe (see [`FileBytes`]), no tensor's
+    /// bytes are read, and tensors are views of the mapped file (a misaligned one is copied when first asked for); else the file is
+    /// copied into memory at once.
     ///
     /// # Errors
     /// If the file cannot be read, is damaged, is of another format, or holds what tensors need but this program does not
     /// read: element types, more than 6 dimensions, callables outside the allow-list of `formats::torch`.
     pub fn open(path: impl AsRef<Path>, map: bool) -> Result<Self> {
         let path = path.as_ref();
-        let file = MappedFile::open(path)?;
+        let file = FileBytes::open(path, map)?;
         let parse = || match Format::of(file.bytes())? {
-            Format::Safetensors => safetensors::parse(&file, map),
-            Format::TorchZip => torch::parse_zip(&file, map),
-            Format::TorchLegacy => torch::parse_legacy(&file, map),
+            Format::Safetensors => safetensors::parse(&file),
+            Format::TorchZip => torch::parse_zip(&file),
+            Format::TorchLegacy => torch::parse_legacy(&file),
         };
         let mut weights = file.scattered(parse).at(path)?;
+        weights.files.push(file);
         weights.path = path.to_path_buf();
         if let Some(sums) = weights.sums.remove(Path::new("")) {
             weights.sums.insert(path.to_path_buf(), sums);
@@ -139,6 +135,7 @@ impl Weights {
             tensors: BTreeMap::new(),
             metadata: BTreeMap::new(),
             notes: Vec::new(),
+            files: Vec::new(),
             sums: BTreeMap::new(),
         }
     }
@@ -169,17 +166,19 @@ impl Weights {
         self.sums.insert(PathBuf::new(), sums);
     }
 
-    /// Takes the checksums of other weights.
-    pub(super) fn take_sums(&mut self, other: &mut Self) {
+    /// Takes the files of other weights, with their checksums.
+    pub(super) fn take_files(&mut self, other: &mut Self) {
+        self.files.append(&mut other.files);
         self.sums.append(&mut other.sums);
     }
 
-    /// Compares the bytes with the checksums that the file has of them, where its format has any: torch.save's zip does, of the pickle
-    /// and of every storage. Reads those bytes, once and in order, without mapping them.
+    /// Whether the files are still those that were opened, and what their checksums say, where the format has any: torch.save's zip
+    /// does, of the pickle and of every storage. Reads those bytes, once and in order, without mapping them.
     ///
     /// # Errors
-    /// If they differ, naming the storage, or the file cannot be read.
+    /// If a mapped file was cut or written to, the checksums differ, naming the storage, or the file cannot be read.
     pub fn check(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.intact())?;
         for (path, sums) in &self.sums {
             let mut file = BufReader::with_capacity(1 << 20, File::open(path).at(path)?);
             let mut wrong = Vec::new();
@@ -222,17 +221,31 @@ impl Weights {
         self.notes.push(note);
     }
 
+    /// The files whose bytes the tensors are: one, or those that an index names.
+    pub fn files(&self) -> &[Arc<FileBytes>] {
+        &self.files
+    }
+
     /// The tensor of that name. Views of one torch storage share their bytes.
+    ///
+    /// # Panics
+    /// If it has to be copied, as a misaligned one, and the file was cut since it was opened, which [`Weights::check`] tells.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name).map(Entry::tensor)
     }
 
     /// The tensor of that name for a single use: read past the mapping, so that no page of the file stays in memory for it.
-    pub fn read(&self, name: &str) -> Option<Tensor> {
-        self.tensors.get(name).map(Entry::read)
+    ///
+    /// # Errors
+    /// If it cannot be read, as where the file was cut or written to since it was opened.
+    pub fn read(&self, name: &str) -> Result<Option<Tensor>> {
+        self.tensors.get(name).map(Entry::read).transpose()
     }
 
     /// Every name and tensor, in order of names.
+    ///
+    /// # Panics
+    /// As [`Weights::get`].
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.tensor()))
     }
@@ -273,16 +286,16 @@ impl Entry {
         self.tensor.get_or_init(|| Tensor::from_buffer(self.storage.buffer(), self.layout, self.dtype))
     }
 
-    fn read(&self) -> Tensor {
+    fn read(&self) -> Result<Tensor> {
         let made = self.tensor.get().is_some() || self.storage.buffer.get().is_some();
         match &self.storage.source {
             Source::File { file, start, .. } if !made => {
                 let (from, size) = (self.layout.offset(), self.dtype.size());
-                let bytes = Storage::read(file, start + from * size, (self.layout.end() - from) * size);
+                let bytes = Buffer::read(file, start + from * size, (self.layout.end() - from) * size)?;
                 let layout = Layout::strided(*self.layout.dims(), self.layout.strides(), 0);
-                Tensor::from_buffer(bytes, layout, self.dtype)
+                Ok(Tensor::from_buffer(bytes, layout, self.dtype))
             }
-            _ => self.tensor().clone(),
+            _ => Ok(self.tensor().clone()),
         }
     }
 
@@ -381,10 +394,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
         std::fs::write(&path, [1, 2, 3, 4]).unwrap();
-        let file = MappedFile::open(&path).unwrap();
-        assert!(Storage::in_file(&file, 1, 4, 1, true).is_err());
-        assert!(Storage::in_file(&file, usize::MAX, 2, 1, true).is_err());
-        let storage = Storage::in_file(&file, 1, 2, 2, true).unwrap();
+        let file = FileBytes::open(&path, true).unwrap();
+        assert!(Storage::in_file(&file, 1, 4, 1).is_err());
+        assert!(Storage::in_file(&file, usize::MAX, 2, 1).is_err());
+        let storage = Storage::in_file(&file, 1, 2, 2).unwrap();
         let mut weights = Weights::empty("test");
         assert!(weights.insert("far".into(), Layout::contiguous(Dims::new(&[3]), 0), DType::U8, &storage).is_err());
         weights.insert("w".into(), Layout::contiguous(Dims::new(&[2]), 0), DType::U8, &storage).unwrap();

@@ -82,15 +82,12 @@ impl Op for Attention {
         let kernel = self.kernel(q.dims(), k.dims()[2], mask.as_ref().map(|m| m.as_slice()));
         let dy = dy.packed();
         let mut gradients = for_float!("attention", dy.dtype(), F => {
-            let (mut dk, mut dv) = (None, None);
+            let [mut dk, mut dv] = [k, v].map(|x| Tensor::write(*x.dims(), |_: &mut [F]| ()));
             let dq = Tensor::write(*q.dims(), |dq: &mut [F]| {
-                dk = Some(Tensor::write(*k.dims(), |dk: &mut [F]| {
-                    dv = Some(Tensor::write(*v.dims(), |dv: &mut [F]| {
-                        kernel.backward(q.strided(), k.strided(), v.strided(), saved.aux(0).as_slice(), dy.as_slice(), dq, dk, dv)
-                    }));
-                }));
+                let [dk, dv] = [&mut dk, &mut dv].map(|x| x.as_mut_slice().expect("a new tensor is unshared"));
+                kernel.backward(q.strided(), k.strided(), v.strided(), saved.aux(0).as_slice(), dy.as_slice(), dq, dk, dv)
             });
-            vec![Some(dq), dk, dv]
+            vec![Some(dq), Some(dk), Some(dv)]
         });
         gradients.resize(saved.count(), None);
         gradients

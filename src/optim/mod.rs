@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub use schedule::{Schedule, Shape};
 
+use crate::buffer::is_counting;
 use crate::error::{Error, Result};
 use crate::for_float;
 use crate::nn::Module;
@@ -152,6 +153,9 @@ fn update(
     gradient: &Tensor,
     [m, v]: &mut [Tensor; 2],
 ) {
+    if is_counting() {
+        return;
+    }
     const UNSHARED: &str = "parameters and moments are unshared (checked before the step)";
     for_float!("optimiser", p.dtype(), F => {
         let (p, g) = (p.as_mut_slice::<F>().expect(UNSHARED), gradient.as_slice::<F>());

@@ -5,9 +5,11 @@ mod convert;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::buffer::FileBytes;
 use crate::checkpoints::Checkpoint;
 use crate::error::{At, Error, Result};
 use crate::files;
@@ -55,6 +57,8 @@ pub struct Origin {
     pub refused: Option<String>,
     /// What was not looked for.
     pub unused: Unused,
+    /// The files whose bytes the network's tensors may be.
+    pub files: Vec<Arc<FileBytes>>,
 }
 
 /// What will not come, so that nothing needs to say how it gets into the model.
@@ -152,6 +156,7 @@ impl Pipeline {
             details: checkpoint.details.clone(),
             refused,
             unused,
+            files: checkpoint.files(),
         };
         Ok(Self { path: checkpoint.path.clone(), network, tokenizer, preprocess, sixteen_bit, origin })
     }
@@ -166,8 +171,27 @@ impl Pipeline {
         if config.text().is_some() && !self.origin.unused.texts {
             lines.push(format!("texts: {}", self.tokenizer_line()));
         }
+        if !self.origin.files.is_empty() {
+            lines.push(format!("weights: {}", self.weights_line()));
+        }
         lines.extend(self.origin.notes.iter().cloned());
         lines
+    }
+
+    /// One line on how the files of weights are held, and why so.
+    pub fn weights_line(&self) -> String {
+        let mut ways: Vec<String> = self.origin.files.iter().map(|file| file.describe()).collect();
+        ways.dedup();
+        ways.join(", ")
+    }
+
+    /// Whether mapped files of weights are still as they were opened: asked before every batch, since a page that is gone ends the
+    /// process (see [`FileBytes`]).
+    ///
+    /// # Errors
+    /// Naming the file that was cut or written to.
+    pub fn intact(&self) -> Result<()> {
+        self.origin.files.iter().try_for_each(|file| file.intact())
     }
 
     /// For the metadata of what is made with it: layout, preprocessing, tokenizer, what was passed over, and this program's version.
@@ -261,6 +285,7 @@ impl Pipeline {
             .chunks(TEXTS_AT_ONCE)
             .map(|chunk| {
                 let tokens = tokenizer.encode(chunk)?;
+                self.intact()?;
                 let embeddings = planned.encode_text(&tokens.ids, &tokens.mask);
                 Ok((tokens, embeddings))
             })

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::buffer::is_counting;
 use crate::nn::Module;
 use crate::tensor::Tensor;
 
@@ -24,6 +25,9 @@ impl Average {
     /// Moves towards the parameters after that many optimiser steps: 1 - `decay` of the way, further at first, so that the drawn start is
     /// forgotten.
     pub fn follow(&mut self, model: &mut dyn Module, decay: f64, steps: u64) {
+        if is_counting() {
+            return;
+        }
         let decay = decay.min((1.0 + steps as f64) / (10.0 + steps as f64)) as f32;
         model.visit("", &mut |name, p| {
             if let Some(average) = self.0.get_mut(name) {

@@ -79,7 +79,8 @@ pub fn load(
     optimiser: &mut Optimiser,
     mut average: Option<&mut Average>,
 ) -> Result<State> {
-    let weights = Weights::open(path, false)?;
+    // Read tensor by tensor past the mapping, so that nothing is in memory twice.
+    let weights = Weights::open(path, true)?;
     let damaged = |what: String| Error::new(format!("{what}; this is not a checkpoint of this run")).at(path);
     let state: State = weights
         .metadata()
@@ -87,22 +88,23 @@ pub fn load(
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or_else(|| damaged("it does not say where the run stood".into()))?;
     let mut wrong = None;
-    model.visit_all("", &mut |name, p| match weights.get(&format!("model.{name}")) {
-        Some(t) if t.meta() == p.meta() => *p = if p.is_tracked() { t.trainable() } else { t.copied() },
-        _ => wrong = Some(name.to_owned()),
+    model.visit_all("", &mut |name, p| match weights.read(&format!("model.{name}")) {
+        Ok(Some(t)) if t.meta() == p.meta() => *p = if p.is_tracked() { t.trainable() } else { t },
+        Ok(_) => wrong = Some(damaged(format!("tensor {name} is missing or of another size"))),
+        Err(e) => wrong = Some(e.at(path)),
     });
-    if let Some(name) = wrong {
-        return Err(damaged(format!("tensor {name} is missing or of another size")));
+    if let Some(error) = wrong {
+        return Err(error);
     }
     optimiser.steps = state.step;
     optimiser.state.clear();
-    for (name, t) in weights.iter() {
-        if let Some(name) = name.strip_prefix("moment1.") {
-            let second = weights.get(&format!("moment2.{name}"));
-            let second = second.ok_or_else(|| damaged(format!("moment2.{name} is missing")))?;
-            optimiser.state.insert(name.to_owned(), [t.copied(), second.copied()]);
-        } else if let Some((name, average)) = name.strip_prefix("average.").zip(average.as_deref_mut()) {
-            average.0.insert(name.to_owned(), t.copied());
+    let read = |name: &str| weights.read(name).at(path)?.ok_or_else(|| damaged(format!("tensor {name} is missing")));
+    for (full, _) in weights.metas() {
+        if let Some(name) = full.strip_prefix("moment1.") {
+            let moments = [read(full)?, read(&format!("moment2.{name}"))?];
+            optimiser.state.insert(name.to_owned(), moments);
+        } else if let Some((name, average)) = full.strip_prefix("average.").zip(average.as_deref_mut()) {
+            average.0.insert(name.to_owned(), read(full)?);
         }
     }
     Ok(state)

@@ -154,6 +154,8 @@ pub struct TrainConfig {
     /// Stop where pixels, loss or gradient are not finite, naming the step, the samples and where it began; and write no checkpoint of
     /// weights that are not finite.
     pub check_finite: bool,
+    /// Refuse to start a run that this machine's memory cannot hold.
+    pub check_memory: bool,
 }
 
 impl Default for TrainConfig {
@@ -170,6 +172,7 @@ impl Default for TrainConfig {
             keep: 5,
             checkpoint_steps: 0,
             check_finite: true,
+            check_memory: true,
         }
     }
 }
@@ -419,5 +422,32 @@ mod tests {
         assert!(error("model.vision.patch_size=7").contains("patch_size"));
         assert!(error("data.boxes=\"boxes.json\"").contains("--prompts"));
         assert!(error("image.std=0").contains("image.std"));
+        // Values that contradict others, and what would have nothing to learn from.
+        assert!(error("image.resize=8").contains("image.resize: 8 is less than model.vision.image_size = "));
+        assert!(error("image.mean=[0.5, 0.5]").contains("image.mean: 2 values for 1 channels"));
+        assert!(error("train.batch=1").contains("train.batch: 1 pairs have nothing to contrast with"));
+        assert!(error("train.accumulate=0").contains("accumulate"));
+        assert!(error("objective=\"supervised\"").contains("objective: supervised training needs --labels"));
+        assert!(error("train.batch.size=3").contains("batch"));
+    }
+
+    #[test]
+    fn mistakes_in_a_file_name_it_and_their_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        for (text, words) in [
+            ("[train]\nepoch = 3\n", "unknown field `epoch`"),
+            ("[train]\nepoch = 3\n", "did you mean epochs?"),
+            ("[trian]\nepochs = 3\n", "did you mean train?"),
+            ("[train]\nepochs = \"three\"\n", "epochs"),
+            ("[train]\nepochs = 3\nepochs = 4\n", "line 3"),
+            ("[train\nepochs = 3\n", "line 1"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = Config::read(Some(&path), &[]).unwrap_err();
+            assert_eq!(error.kind(), crate::error::Kind::Usage);
+            let error = error.to_string();
+            assert!(error.contains("run.toml: ") && error.contains(words), "{text:?}: {error}");
+        }
     }
 }

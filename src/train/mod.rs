@@ -4,6 +4,7 @@ mod average;
 mod checkpoint;
 mod config;
 mod finite;
+mod memory;
 mod run;
 mod setup;
 pub mod step;
@@ -12,4 +13,5 @@ mod validate;
 
 pub use checkpoint::{Kept, State};
 pub use config::{Config, DataConfig, ImageConfig, Objective, Targets, TokenizerConfig, TrainConfig};
+pub use memory::{Estimate, Peak};
 pub use run::{Outcome, Record, Watch, resume, start};

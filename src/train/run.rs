@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::average::Average;
 use super::checkpoint::{self, Kept, State};
 use super::finite::{self, Trouble};
+use super::memory::{self, Estimate, Peak};
 use super::setup::{Source, adopt, network, tokenizer};
 use super::step::{self, Parts};
 use super::tables::Tables;
@@ -79,6 +80,8 @@ pub struct Outcome {
     pub records: Vec<Record>,
     /// The kept checkpoints, best first.
     pub kept: Vec<Kept>,
+    /// Memory, predicted and measured.
+    pub memory: Peak,
 }
 
 /// Files of a run directory.
@@ -131,13 +134,15 @@ pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) 
     config.check()?;
     let tables = Tables::open(&config)?;
     let tokenizer = tokenizer(&mut config, &tables)?;
+    let estimate = fitting(&config, &tables, tokenizer.as_ref(), workers, out, watch)?;
     let network = network(&config, &tables, &sources)?;
+    drop(sources);
     std::fs::create_dir_all(folder.checkpoints()).at(folder.checkpoints())?;
     let mut pipeline = pipeline(&config, &folder, network, tokenizer);
     pipeline.save(&folder.model(), None)?;
     tables.write_splits(&out.join("splits.csv"))?;
     files::write_atomic(folder.config(), config.to_toml()?.as_bytes())?;
-    Run::new(config, folder, tables, pipeline, watch)?.go(State::default(), workers)
+    Run::new(config, folder, tables, pipeline, estimate, watch)?.go(State::default(), workers)
 }
 
 /// Continues the run of a directory from its last checkpoint, to the same bits as if it had never stopped.
@@ -160,12 +165,14 @@ pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> 
     };
     // A checkpoint has all weights.
     let sources = if folder.last().exists() { Vec::new() } else { Source::all(&config)? };
+    let estimate = fitting(&config, &tables, tokenizer.as_ref(), workers, out, watch)?;
     let network = network(&config, &tables, &sources)?;
+    drop(sources);
     for part in [folder.0.clone(), folder.checkpoints(), folder.model()].iter().filter(|part| part.is_dir()) {
         files::remove_parts(part)?;
     }
     let pipeline = pipeline(&config, &folder, network, tokenizer);
-    let mut run = Run::new(config, folder, tables, pipeline, watch)?;
+    let mut run = Run::new(config, folder, tables, pipeline, estimate, watch)?;
     let state = if run.folder.last().exists() {
         let path = run.folder.last();
         let state = checkpoint::load(&path, &mut run.pipeline.network, &mut run.optimiser, run.average.as_mut())?;
@@ -182,6 +189,21 @@ pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> 
         State::default()
     };
     run.go(state, workers)
+}
+
+/// What the run takes, which is said, and fits.
+fn fitting(
+    config: &Config,
+    tables: &Tables,
+    tokenizer: Option<&Tokenizer>,
+    workers: usize,
+    out: &Path,
+    watch: &dyn Watch,
+) -> Result<Estimate> {
+    let estimate = memory::estimate(config, tables, tokenizer, workers)?;
+    watch.say(&estimate.describe());
+    memory::check(config, &estimate).at(out)?;
+    Ok(estimate)
 }
 
 fn pipeline(config: &Config, folder: &Folder, network: Network, tokenizer: Option<Tokenizer>) -> Pipeline {
@@ -203,6 +225,8 @@ struct Run<'a> {
     optimiser: Optimiser,
     /// Moving average of the parameters.
     average: Option<Average>,
+    /// Of its memory.
+    estimate: Estimate,
     watch: &'a dyn Watch,
     log: std::fs::File,
     records: Vec<Record>,
@@ -214,12 +238,13 @@ impl<'a> Run<'a> {
         folder: Folder,
         tables: Tables,
         mut pipeline: Pipeline,
+        estimate: Estimate,
         watch: &'a dyn Watch,
     ) -> Result<Self> {
         let average = (config.train.ema > 0.0).then(|| Average::new(&mut pipeline.network));
         let log = std::fs::OpenOptions::new().append(true).create(true).open(folder.log()).at(folder.log())?;
         let optimiser = Optimiser::new(config.optimiser.clone());
-        Ok(Self { config, folder, tables, pipeline, optimiser, average, watch, log, records: Vec::new() })
+        Ok(Self { config, folder, tables, pipeline, optimiser, average, estimate, watch, log, records: Vec::new() })
     }
 
     fn go(mut self, mut state: State, workers: usize) -> Result<Outcome> {
@@ -311,7 +336,7 @@ impl<'a> Run<'a> {
                     self.forget(&state)?;
                 }
                 if stop && state.epoch < t.epochs {
-                    return Ok(Outcome { finished: false, records: self.records, kept: state.kept });
+                    return self.end(false, state);
                 }
                 began = Instant::now();
             }
@@ -322,7 +347,16 @@ impl<'a> Run<'a> {
         }
         let judged = self.judge(workers)?;
         self.report(&state, &notes, judged)?;
-        Ok(Outcome { finished: true, records: self.records, kept: state.kept })
+        self.end(true, state)
+    }
+
+    /// Says and writes down what memory it took.
+    fn end(self, finished: bool, state: State) -> Result<Outcome> {
+        let memory = Peak::now(self.estimate);
+        memory.describe().iter().for_each(|line| self.watch.say(line));
+        let text = serde_json::to_string(&memory).map_err(|e| Error::new(e.to_string()))?;
+        files::write_atomic(self.folder.0.join("memory.json"), format!("{text}\n").as_bytes())?;
+        Ok(Outcome { finished, records: self.records, kept: state.kept, memory })
     }
 
     /// Loss and gradient of a batch; and the gradient's norm, where it was looked at.
@@ -452,6 +486,7 @@ impl<'a> Run<'a> {
     /// Makes the model folder that of a kept epoch.
     fn publish(&mut self, kept: &Kept) -> Result<()> {
         let weights = Weights::open(self.folder.checkpoints().join(kept.file()), true)?;
+        weights.check()?;
         let tensors: BTreeMap<String, Tensor> = weights.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect();
         self.pipeline.save(&self.folder.model(), Some(&tensors))
     }

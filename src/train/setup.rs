@@ -163,9 +163,12 @@ pub(super) fn network(config: &Config, tables: &Tables, sources: &[Source]) -> R
     network.visit("", &mut |name, p| {
         let frozen = freeze.iter().any(|prefix| name.starts_with(prefix.as_str()));
         unused.retain(|prefix| !name.starts_with(prefix.as_str()));
-        if !frozen {
-            *p = p.trainable();
-        }
+        // What is not trained is copied too: a run outlives a mapped file too often.
+        *p = match frozen {
+            true if p.buffer().is_unshared() => p.detach(),
+            true => p.copied(),
+            false => p.trainable(),
+        };
     });
     if let Some(prefix) = unused.first() {
         return Err(Error::usage(format!("train.freeze: no parameter's name begins with {prefix:?}")));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::pickle::{Id, Pickle, StorageKey, Value};
 use super::{budget, state_dict, weights};
-use crate::buffer::MappedFile;
+use crate::buffer::FileBytes;
 use crate::error::{Error, Result};
 use crate::formats::weights::{Storage, Weights};
 
@@ -15,7 +15,7 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 const VERSION: i64 = 1001;
 
 /// Reads the pickles of a file and where its storages are.
-pub(in crate::formats) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Weights> {
+pub(in crate::formats) fn parse(file: &Arc<FileBytes>) -> Result<Weights> {
     let bytes = file.bytes();
     let mut pickle = Pickle::new(budget(bytes.len()));
     let mut at = 0;
@@ -51,7 +51,7 @@ pub(in crate::formats) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Wei
                 key.key, key.numel, key.offset
             )));
         };
-        Storage::in_file(file, start + offset * size, len * size, size, map)
+        Storage::in_file(file, start + offset * size, len * size, size)
     })
 }
 

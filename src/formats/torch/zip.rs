@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::pickle::{Pickle, StorageKey};
 use super::{budget, state_dict, weights};
-use crate::buffer::MappedFile;
+use crate::buffer::FileBytes;
 use crate::error::{Error, Result};
 use crate::formats::weights::{Storage, Sum, Weights, crc32};
 
@@ -19,7 +19,7 @@ const MAX_ENTRIES: u64 = 65_536;
 const HEADER: usize = 30;
 
 /// Reads the pickle of an archive; storages stay where they are.
-pub(in crate::formats) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Weights> {
+pub(in crate::formats) fn parse(file: &Arc<FileBytes>) -> Result<Weights> {
     let archive = Archive::open(file.bytes())?;
     let folder = archive.folder()?;
     let read = |name: &str| archive.find(&format!("{folder}{name}")).map(|entry| archive.bytes(entry)).transpose();
@@ -70,7 +70,7 @@ pub(in crate::formats) fn parse(file: &Arc<MappedFile>, map: bool) -> Result<Wei
         left.set(left.get().checked_sub(entry.packed).ok_or_else(|| Error::new("storages of the archive overlap"))?);
         sum(format!("data/{name}"), entry)?;
         match entry.deflated {
-            false => Storage::in_file(file, archive.start(entry)?, entry.size, 8, map),
+            false => Storage::in_file(file, archive.start(entry)?, entry.size, 8),
             true => Ok(Storage::in_memory(&archive.bytes(entry)?)),
         }
     })?;

@@ -1,0 +1,369 @@
+//! How much memory a run takes: counted before it starts, compared with what there is, measured at its end.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::average::Average;
+use super::setup::network;
+use super::step::{self, Pairs, Step};
+use super::tables::Tables;
+use super::{Config, Objective};
+use crate::buffer::counted;
+use crate::data::Row;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::image;
+use crate::nn::Module;
+use crate::op::apply;
+use crate::ops::loss::BceWithLogits;
+use crate::optim::Optimiser;
+use crate::pipeline::{Network, tensors};
+use crate::process;
+use crate::tape::Grads;
+use crate::tensor::Tensor;
+use crate::text::Tokenizer;
+
+/// What a run takes at most, in bytes, part by part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Estimate {
+    /// What the process has before there is a network: the program, tables, tokenizer.
+    pub process: u64,
+    /// Tensors of the steps and of validation, with those that the pool keeps for the next step: parameters, gradients, moments,
+    /// average, activations.
+    pub tensors: u64,
+    /// Batches that are loaded ahead.
+    pub loader: u64,
+    /// Pictures that are being decoded, and that are kept for the next epoch.
+    pub pictures: u64,
+    /// What stands beside the tensors for a while: a checkpoint as it is written, or the charts of the report.
+    pub aside: u64,
+}
+
+impl Estimate {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.process + self.tensors + self.loader + self.pictures + self.aside
+    }
+
+    /// In words.
+    pub fn describe(&self) -> String {
+        format!(
+            "memory: {} at most, of which tensors {}, what is written {}, batches loaded ahead {}, pictures {}, \
+             program and tables {}",
+            mib(self.total()),
+            mib(self.tensors),
+            mib(self.aside),
+            mib(self.loader),
+            mib(self.pictures),
+            mib(self.process)
+        )
+    }
+}
+
+/// Bytes for people.
+pub(super) fn mib(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 10_240.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
+}
+
+/// What drawing the charts of the report takes.
+const CHARTS: u64 = 52 << 20;
+
+/// What was predicted, and what it came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Peak {
+    /// In bytes.
+    pub predicted: u64,
+    /// Most that the process had, where the system tells.
+    pub measured: Option<u64>,
+    /// The prediction's parts.
+    pub parts: Estimate,
+    /// Of `parts.tensors`, what it came to; with the batches that were loaded ahead.
+    pub tensors_measured: u64,
+}
+
+impl Peak {
+    /// Measured now.
+    pub(super) fn now(parts: Estimate) -> Self {
+        let tensors_measured = crate::buffer::memory().held as u64;
+        Self { predicted: parts.total(), measured: process::most_resident(), parts, tensors_measured }
+    }
+
+    /// In words.
+    pub(super) fn describe(&self) -> Option<String> {
+        let measured = self.measured?;
+        Some(format!("memory: {} at most, {} were predicted", mib(measured), mib(self.predicted)))
+    }
+}
+
+/// What a run of this configuration takes. To be asked before its network is made.
+pub(super) fn estimate(
+    config: &Config,
+    tables: &Tables,
+    tokenizer: Option<&Tokenizer>,
+    workers: usize,
+) -> Result<Estimate> {
+    let (checkpoint, tensors) = tensor_memory(config, tables, tokenizer)?;
+    let t = &config.train;
+    let p = config.preprocess();
+    let views = if config.objective == Objective::Clip { t.views } else { 1 };
+    let batch = (4 * t.batch * views * p.numel()) as u64;
+    // As many batches as the loader begins ahead, and the values from which one is made.
+    let loader = batch * (workers as u64 + 2);
+    let kept = |rows: &[Row], size: u64| {
+        let files: BTreeSet<&str> = rows.iter().map(|row| row.image.as_str()).collect();
+        (files.len() as u64 * size).min((config.image.cache_mib as u64) << 20)
+    };
+    let (decoding, long) = pictures(&tables.train, p.resize)?;
+    let seen = (p.channels * p.crop * p.crop) as u64;
+    let resized = (p.channels * p.resize * long) as u64;
+    let pictures = kept(&tables.train, resized) + kept(&tables.val, seen) + workers as u64 * decoding;
+    let process = process::resident().unwrap_or(64 << 20);
+    let aside = (checkpoint as u64).max(CHARTS);
+    Ok(Estimate { process, tensors: tensors as u64, loader, pictures, aside })
+}
+
+/// Refuses a run that this machine cannot hold.
+///
+/// # Errors
+/// With the numbers, and what takes less.
+pub(super) fn check(config: &Config, estimate: &Estimate) -> Result<()> {
+    let Some(limit) = process::limit().filter(|_| config.train.check_memory) else { return Ok(()) };
+    if estimate.total() <= limit.bytes {
+        return Ok(());
+    }
+    let t = &config.train;
+    let part = if t.micro_batch == 0 { t.batch } else { t.micro_batch };
+    Err(Error::new(format!(
+        "this run would take {}, but {} {} (tensors {}, batches loaded ahead {}, pictures {}). Compute fewer pairs at once with \
+         train.micro_batch (now {part} of {}; the same gradient), or lower train.batch and raise train.accumulate; fewer --workers, a smaller \
+         image.cache_mib, model or picture take less too. train.check_memory = false would start all the same",
+        mib(estimate.total()),
+        limit.by,
+        mib(limit.bytes),
+        mib(estimate.tensors),
+        mib(estimate.loader),
+        mib(estimate.pictures),
+        t.batch
+    )))
+}
+
+/// Gives the size of a checkpoint, and the most that the pool holds, in bytes.
+fn tensor_memory(config: &Config, tables: &Tables, tokenizer: Option<&Tokenizer>) -> Result<(usize, usize)> {
+    let t = &config.train;
+    let texts = |rows: &[Row], n: usize| -> Result<Option<[Tensor; 2]>> {
+        let Some(tokenizer) = tokenizer else { return Ok(None) };
+        let dims = [n, longest(tokenizer, rows)?];
+        Ok(Some([Tensor::zeros(dims, DType::I64), Tensor::full(dims, 1.0, DType::U8)]))
+    };
+    let batches = tables.train.len() / t.batch;
+    let rehearsal = Rehearsal {
+        steps: t.epochs.saturating_mul(batches.div_ceil(t.accumulate) as u64),
+        accumulate: t.accumulate.min(batches),
+        judged: t.batch.min(tables.val.len()),
+        texts: [texts(&tables.train, t.batch)?, texts(&tables.val, t.batch.min(tables.val.len()))?],
+    };
+    let (checkpoint, memory) = counted(|| rehearsal.run(config, &mut network(config, tables, &[])?));
+    Ok((checkpoint?, memory.held))
+}
+
+/// A run in short.
+struct Rehearsal {
+    /// Optimiser steps; two are as good as many, since from the second on there are moments.
+    steps: u64,
+    /// Batches for each, of which two are as good as many.
+    accumulate: usize,
+    /// Rows in a batch of validation.
+    judged: usize,
+    /// Ids and mask of training and of validation.
+    texts: [Option<[Tensor; 2]>; 2],
+}
+
+impl Rehearsal {
+    /// What a run does to its network, as far as memory is concerned: steps, and a batch of validation. Gives the size of a checkpoint.
+    fn run(&self, config: &Config, network: &mut Network) -> Result<usize> {
+        let t = &config.train;
+        let mut average = (t.ema > 0.0).then(|| Average::new(network));
+        let mut optimiser = Optimiser::new(config.optimiser.clone());
+        for _ in 0..self.steps.min(2) {
+            let mut sum: Option<Grads> = None;
+            for _ in 0..self.accumulate.min(2) {
+                let one = once(config, network, self.texts[0].as_ref(), t.batch)?;
+                sum = Some(match sum.take() {
+                    None => one.grads,
+                    Some(mut grads) => {
+                        grads.merge(one.grads);
+                        grads
+                    }
+                });
+            }
+            let Some(mut grads) = sum else { continue };
+            if self.accumulate > 1 {
+                grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));
+            }
+            // As where the gradient is clipped.
+            optimiser.step_of_norm(network, grads, f64::INFINITY, 0.0)?;
+            if let Some(average) = &mut average {
+                average.follow(network, t.ema, optimiser.steps);
+            }
+        }
+        let averages: usize = average.iter().flat_map(|a| a.0.values()).map(bytes).sum();
+        let moments: usize = optimiser.state.values().flatten().map(bytes).sum();
+        let checkpoint = tensors(network).iter().map(|(_, x)| bytes(x)).sum::<usize>() + averages + moments;
+        network.visit("", &mut |_, p| *p = p.detach());
+        judge(config, network, self.texts[1].as_ref(), self.judged);
+        Ok(checkpoint)
+    }
+}
+
+/// Loss and gradient of a batch, as [`super::run`] computes them.
+fn once(config: &Config, network: &mut Network, texts: Option<&[Tensor; 2]>, n: usize) -> Result<Step> {
+    match (network, texts) {
+        (Network::Dual(model), Some([ids, mask])) => {
+            let views = (0..config.train.views).map(|_| pixels(config, n)).collect();
+            let pairs = Pairs { views, ids: ids.clone(), mask: mask.clone(), groups: Tensor::zeros([n], DType::I64) };
+            Ok(step::step(model, &pairs, &config.tier, config.train.micro_batch))
+        }
+        (Network::Classifier(model), _) => {
+            let (logits, noted) = model.forward_train(&pixels(config, n));
+            noted.apply(model);
+            let [targets, known] = [DType::F32, DType::U8].map(|dtype| Tensor::zeros(*logits.dims(), dtype));
+            let loss = apply(BceWithLogits, &[&logits, &targets, &known]);
+            Ok(Step { parts: step::Parts::default(), grads: loss.backward() })
+        }
+        _ => Err(Error::new("an encoder alone is not trained")),
+    }
+}
+
+/// A batch of validation.
+fn judge(config: &Config, network: &Network, texts: Option<&[Tensor; 2]>, n: usize) {
+    match (network, texts) {
+        _ if n == 0 => {}
+        (Network::Dual(model), Some([ids, mask])) => {
+            let groups = Tensor::zeros([n], DType::I64);
+            let pairs = Pairs { views: vec![pixels(config, n)], ids: ids.clone(), mask: mask.clone(), groups };
+            step::value(model, &pairs, &config.tier);
+        }
+        _ => drop(network.say_images(&pixels(config, n))),
+    }
+}
+
+fn pixels(config: &Config, n: usize) -> Tensor {
+    let p = config.preprocess();
+    Tensor::zeros([n, p.channels, p.crop, p.crop], DType::F32)
+}
+
+fn bytes(x: &Tensor) -> usize {
+    x.numel() * x.dtype().size()
+}
+
+/// Tokens of the longest text, as well as can be told from the texts with most letters.
+fn longest(tokenizer: &Tokenizer, rows: &[Row]) -> Result<usize> {
+    const LOOKED_AT: usize = 256;
+    let mut texts: Vec<&str> = rows.iter().map(|row| row.text.trim()).collect();
+    texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
+    texts.dedup();
+    texts.truncate(LOOKED_AT);
+    Ok(if texts.is_empty() { 0 } else { tokenizer.encode(&texts)?.ids.dims()[1] })
+}
+
+/// Bytes that decoding the largest picture takes, and the longer side of one whose shorter side is `resize`; of a few pictures.
+fn pictures(rows: &[Row], resize: usize) -> Result<(u64, usize)> {
+    const LOOKED_AT: usize = 16;
+    /// The file, its 16-bit samples, the picture of up to three channels.
+    const BYTES: u64 = 8;
+    let (mut decoding, mut long) = (0, resize);
+    for row in rows.iter().step_by(rows.len().div_ceil(LOOKED_AT).max(1)) {
+        // A picture that cannot be read is told of when its batch comes.
+        let Ok((width, height)) = image::size(row.path()) else { continue };
+        decoding = decoding.max(BYTES * width as u64 * height as u64);
+        long = long.max((resize * width.max(height)).div_ceil(width.min(height).max(1)));
+    }
+    Ok((decoding, long))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::watched;
+    use crate::models::bert::BertConfig;
+    use crate::models::clip_text::TextConfig;
+    use crate::models::resnet::{BlockKind, ResnetConfig};
+    use crate::models::vit::VitConfig;
+    use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind};
+    use crate::nn::ProjectionKind;
+
+    fn models() -> [DualEncoderConfig; 2] {
+        let vit = VitConfig { image_size: 16, patch_size: 4, width: 12, depth: 2, heads: 2, ..VitConfig::default() };
+        let text = TextConfig { vocabulary: 9, max_length: 6, width: 8, depth: 2, heads: 2, ..TextConfig::default() };
+        let resnet = ResnetConfig {
+            image_size: 32,
+            channels: 1,
+            block: BlockKind::Basic,
+            depths: vec![1, 1],
+            base: 4,
+            ..ResnetConfig::default()
+        };
+        let bert = r#"{"vocabulary": 9, "max_length": 6, "width": 8, "depth": 2, "heads": 2, "mlp": 16}"#;
+        let bert: BertConfig = serde_json::from_str(bert).unwrap();
+        let joint = DualEncoderConfig { joint: 6, ..DualEncoderConfig::default() };
+        [
+            DualEncoderConfig { vision: vit.into(), text: text.into(), ..joint.clone() },
+            DualEncoderConfig {
+                vision: resnet.into(),
+                text: bert.into(),
+                visual_projection: ImageProjectionKind::Projector,
+                text_projection: ProjectionKind::Head,
+                global_text: Some(GlobalText::Token),
+                ..joint
+            },
+        ]
+    }
+
+    /// Byte by byte: at once and in parts, in one view and two, with gradients summed, moments, an average and validation.
+    #[test]
+    fn a_run_takes_what_is_counted() {
+        for model in models() {
+            for (micro_batch, views, accumulate) in [(0, 1, 1), (2, 2, 2)] {
+                let mut config = Config { model: model.clone(), ..Config::default() };
+                (config.train.batch, config.train.micro_batch, config.train.views) = (6, micro_batch, views);
+                config.train.ema = 0.5;
+                let texts = |n: usize| Some([Tensor::zeros([n, 5], DType::I64), Tensor::full([n, 5], 1.0, DType::U8)]);
+                let rehearsal = Rehearsal { steps: 5, accumulate, judged: 4, texts: [texts(6), texts(4)] };
+                let run = || {
+                    let mut network = Network::Dual(DualEncoder::init(&config.model, 1, DType::F32).unwrap());
+                    network.visit("", &mut |_, p| *p = p.trainable());
+                    rehearsal.run(&config, &mut network).unwrap()
+                };
+                let ((size, memory), (as_large, taken)) = (counted(run), watched(run));
+                assert_eq!(
+                    ([memory.now, memory.peak], size),
+                    (taken, as_large),
+                    "{micro_batch} of {}",
+                    config.model.joint
+                );
+                assert!(memory.peak > 2 * size && memory.held >= memory.peak);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_unless_it_is_told_otherwise() {
+        let mut config = Config::default();
+        let parts = Estimate { process: 1, tensors: 1 << 60, loader: 2, pictures: 3, aside: 4 };
+        assert_eq!(
+            (parts.total(), mib(3 << 20), mib(40 << 30).as_str()),
+            ((1 << 60) + 10, "3 MiB".to_owned(), "40.0 GiB")
+        );
+        if process::limit().is_some() {
+            let error = check(&config, &parts).unwrap_err().to_string();
+            assert!(error.contains("would take 1073741824.0 GiB") && error.contains("(now 32 of 32"), "{error}");
+            config.train.micro_batch = 8;
+            assert!(check(&config, &parts).unwrap_err().to_string().contains("(now 8 of 32"));
+            check(&config, &Estimate { tensors: 1, ..parts.clone() }).unwrap();
+        }
+        config.train.check_memory = false;
+        check(&config, &parts).unwrap();
+    }
+}

@@ -1,0 +1,138 @@
+//! Memory: what a run takes is told before it starts, and weights that change under a mapping are an error in words.
+#![cfg(unix)]
+
+mod runs;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use runs::*;
+
+/// Sizes whose activations are more than the program itself.
+const MIDDLING: &[&str] = &[
+    "model.vision.image_size=64",
+    "model.vision.width=96",
+    "model.vision.depth=4",
+    "model.vision.heads=4",
+    "train.batch=32",
+    "train.epochs=1",
+    "train.ema=0.9",
+];
+
+fn settings(of: &[&'static str]) -> Vec<&'static str> {
+    of.iter().flat_map(|setting| ["--set", *setting]).collect()
+}
+
+#[test]
+fn the_peak_is_predicted_and_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let arguments = train(&out, &settings(MIDDLING));
+    let output = tier(&arguments.iter().map(String::as_str).filter(|a| *a != "-q").collect::<Vec<_>>());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("memory: "), "{said}");
+    let memory: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("memory.json")).unwrap()).unwrap();
+    let ratio = |a: &serde_json::Value, b: &serde_json::Value| a.as_f64().unwrap() / b.as_f64().unwrap();
+    if cfg!(target_os = "linux") {
+        let of_all = ratio(&memory["predicted"], &memory["measured"]);
+        assert!((0.75..1.25).contains(&of_all), "{memory}");
+    }
+    // Tensors take what was counted, but for batches that may or may not be there ahead.
+    let parts = &memory["parts"];
+    let [tensors, loader] = ["tensors", "loader"].map(|part| parts[part].as_f64().unwrap());
+    let measured = memory["tensors_measured"].as_f64().unwrap();
+    assert!(measured >= tensors * 0.99 && measured <= (tensors + loader) * 1.13, "{memory}");
+}
+
+#[test]
+fn a_run_that_cannot_fit_is_refused_with_the_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let huge = ["model.vision.width=65536", "model.vision.depth=200"];
+    let arguments = train(&out, &settings(&huge));
+    let words = [
+        "this run would take ",
+        " GiB, but ",
+        "train.micro_batch (now 8 of 8",
+        "train.accumulate",
+        "train.check_memory",
+    ];
+    refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1, &words);
+    assert!(!out.join("model").exists());
+    // What is small enough for the machine, but not for the limit that it runs under.
+    let arguments = train(&out, &settings(&["model.vision.width=2048", "model.vision.depth=8"]));
+    let limited = "ulimit -v 4000000; exec \"$0\" \"$@\"";
+    let output =
+        Command::new("sh").args(["-c", limited, env!("CARGO_BIN_EXE_tier")]).args(&arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if cfg!(target_os = "linux") {
+        assert!(output.status.code() == Some(1) && errors.contains("`ulimit -v` allows"), "{errors}");
+    }
+}
+
+/// A model of its own, to be spoilt.
+fn copy_of_model(folder: &std::path::Path) -> std::path::PathBuf {
+    let copy = folder.join("model");
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(model()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+/// Embeds a picture that comes late, after `meanwhile` was done to the weights of the opened model.
+fn embed_while(more: &[&str], meanwhile: impl FnOnce(&std::path::Path)) -> (std::process::Output, Option<Vec<u8>>) {
+    let folder = tempfile::tempdir().unwrap();
+    let model = copy_of_model(folder.path());
+    let (picture, out) = (folder.path().join("late.png"), folder.path().join("e.safetensors"));
+    assert!(Command::new("mkfifo").arg(&picture).status().unwrap().success());
+    let arguments = ["embed", "--model", text(&model), "--images", text(&picture), "-o", text(&out)];
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).args(more).stderr(Stdio::piped()).spawn().unwrap();
+    // Opening a pipe for writing waits until the program reads it, which it does once the model is open.
+    let pipe = std::fs::File::options().write(true).open(&picture);
+    // Files are stamped by a coarse clock.
+    std::thread::sleep(Duration::from_millis(20));
+    meanwhile(&model.join("model.safetensors"));
+    let image = std::fs::read_dir(phantoms().join("images")).unwrap().next().unwrap().unwrap().path();
+    std::io::copy(&mut std::fs::File::open(image).unwrap(), &mut pipe.unwrap()).unwrap();
+    let _ = child.try_wait();
+    (child.wait_with_output().unwrap(), std::fs::read(out).ok())
+}
+
+#[test]
+fn weights_that_change_while_they_are_in_use_are_told_and_no_crash() {
+    let (plain, untouched) = embed_while(&[], |_| ());
+    let said = String::from_utf8_lossy(&plain.stderr).into_owned();
+    assert!(plain.status.success(), "{said}");
+    let mapped = said.contains("weights: mapped");
+    assert!(mapped || said.contains("weights: copied into memory (on "), "{said}");
+    let cut = |path: &std::path::Path| std::fs::File::options().write(true).open(path).unwrap().set_len(100).unwrap();
+    if mapped {
+        // A page that is gone would end the process by a signal.
+        let (output, out) = embed_while(&[], cut);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), out), (Some(1), None), "{said}");
+        assert!(said.contains("model.safetensors: was cut from ") && said.contains("to 100 bytes"), "{said}");
+        // Written over in place.
+        let (output, _) = embed_while(&[], |path| std::fs::write(path, std::fs::read(path).unwrap()).unwrap());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains("was written to while it was in use"), "{said}");
+    }
+    // Another model renamed over it leaves the old bytes; a copy does not care.
+    let (_, replaced) = embed_while(&[], |path| {
+        std::fs::write(path.with_extension("new"), b"another").unwrap();
+        std::fs::rename(path.with_extension("new"), path).unwrap();
+    });
+    let (output, copied) = embed_while(&["--no-mmap"], cut);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("weights: copied into memory (as --no-mmap says)"));
+    // The metadata has the names of folders, which differ.
+    let embeddings = |bytes: Option<Vec<u8>>| {
+        let bytes = bytes.expect("embeddings");
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[8 + header..].to_vec()
+    };
+    let untouched = embeddings(untouched);
+    assert!(embeddings(replaced) == untouched && embeddings(copied) == untouched);
+}
