@@ -161,13 +161,17 @@ fn cargo(o: &Options, command: &[&str]) -> Result<Vec<Value>> {
     Ok(output.stdout.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
-/// The tests with every mutant that compiles, and those that do not. Numbers are from 1.
-fn build(o: &Options, mutants: &[(String, Mutant)]) -> Result<(PathBuf, BTreeSet<usize>)> {
+/// Writes the tree with every mutant that compiles and gives those that do not. Numbers are from 1.
+///
+/// What is known not to compile is left out from the start, so that a run that goes on finds its build done.
+fn plant(o: &Options, mutants: &[(String, Mutant)], known: &BTreeMap<String, String>) -> Result<BTreeSet<usize>> {
     let mut files = tree()?;
     let root = Path::new(o.target.root);
     files.insert(path_text(&root.with_file_name("mutants.rs"))?, schema::SWITCH.as_bytes().to_vec());
     files.get_mut(o.target.root).ok_or("no root")?.extend(b"\n#[allow(dead_code)]\nmod mutants;\n");
-    let mut unviable = BTreeSet::new();
+    let known = |key: &String| known.get(key).is_some_and(|verdict| verdict == "unviable");
+    let mut unviable: BTreeSet<usize> =
+        mutants.iter().enumerate().filter(|(_, (key, _))| known(key)).map(|(i, _)| i + 1).collect();
     loop {
         let mut places = Vec::new();
         for (name, bytes) in &files {
@@ -187,7 +191,7 @@ fn build(o: &Options, mutants: &[(String, Mutant)]) -> Result<(PathBuf, BTreeSet
         let messages = cargo(o, &["check", "--profile", "test"])?;
         let errors: Vec<&Value> = messages.iter().map(|m| &m["message"]).filter(|m| m["level"] == "error").collect();
         if errors.is_empty() {
-            break;
+            return Ok(unviable);
         }
         let before = unviable.len();
         for span in errors.iter().flat_map(|e| e["spans"].as_array().into_iter().flatten()) {
@@ -204,9 +208,12 @@ fn build(o: &Options, mutants: &[(String, Mutant)]) -> Result<(PathBuf, BTreeSet
         }
         eprintln!("{} mutants do not compile", unviable.len());
     }
+}
+
+/// The program of the tests, with what was planted.
+fn build(o: &Options) -> Result<PathBuf> {
     let messages = cargo(o, &["test", "--no-run"])?;
-    let tests = messages.iter().rev().find_map(|m| m["executable"].as_str()).ok_or("the tests were not built")?;
-    Ok((tests.into(), unviable))
+    Ok(messages.iter().rev().find_map(|m| m["executable"].as_str()).ok_or("the tests were not built")?.into())
 }
 
 fn path_text(path: &Path) -> Result<String> {
@@ -217,10 +224,10 @@ fn path_text(path: &Path) -> Result<String> {
 const SIGXCPU: i32 = 24;
 
 /// How the tests end with a mutant on: the verdict and the test that fell first.
-fn judge(o: &Options, tests: &Path, id: usize, limit: u64) -> Result<(&'static str, String)> {
+fn judge(o: &Options, tests: &Path, filters: &[&str], id: usize, limit: u64) -> Result<(&'static str, String)> {
     // Seconds of the processor are limited, which a busy machine does not shorten; a deadlock, which takes none, has an hour's sixth.
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -t $0; exec \"$@\"", &limit.to_string()]).arg(tests).args(o.target.tests);
+    command.args(["-c", "ulimit -t $0; exec \"$@\"", &limit.to_string()]).arg(tests).args(filters);
     let folder = Path::new(o.target.root).ancestors().nth(2).ok_or("no folder")?;
     command.current_dir(o.work.join(o.target.name).join(folder));
     command.env("MUTANT", id.to_string()).env("PROPTEST_CASES", o.target.cases).env("PROPTEST_MAX_SHRINK_ITERS", "0");
@@ -256,6 +263,16 @@ fn judge(o: &Options, tests: &Path, id: usize, limit: u64) -> Result<(&'static s
     Ok(verdict)
 }
 
+/// How the tests of a file begin: `gemm::`, also for `gemm/nest.rs`; `ops::loss::`.
+fn room(file: &str) -> String {
+    let inside = file.split_once("src/").map_or(file, |(_, inside)| inside).trim_end_matches(".rs");
+    match inside.split_once('/') {
+        Some(("ops", op)) => format!("ops::{op}::"),
+        Some((room, _)) => format!("{room}::"),
+        None => format!("{inside}::"),
+    }
+}
+
 /// The last verdict of each mutant in the log.
 fn read_log(path: &Path) -> Result<BTreeMap<String, String>> {
     let Ok(text) = fs::read_to_string(path) else { return Ok(BTreeMap::new()) };
@@ -281,24 +298,37 @@ fn main() -> Result<()> {
     fs::create_dir_all(&o.work)?;
     let judged = read_log(&o.log)?;
     let open = |key: &String| judged.get(key).is_none_or(|verdict| o.again && verdict == "survived");
-    let (tests, unviable) = build(&o, &mutants)?;
+    let unviable = plant(&o, &mutants, &judged)?;
+    let mut log = fs::OpenOptions::new().create(true).append(true).open(&o.log)?;
+    let mut record = |i: usize, verdict: &str, by: &str, began: Instant| -> Result<()> {
+        let (key, m) = &mutants[i];
+        let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+        let line = json!({ "key": key, "file": m.file, "line": m.line, "function": m.function, "before": m.before,
+            "after": m.after, "verdict": verdict, "by": by, "seconds": seconds });
+        eprintln!("{:3}/{} {verdict:8} {}:{} {}", i + 1, mutants.len(), m.file, m.line, m.function);
+        Ok(writeln!(log, "{line}")?)
+    };
+    let pending: Vec<usize> = (0..mutants.len()).filter(|&i| open(&mutants[i].0)).collect();
+    for &i in pending.iter().filter(|&i| unviable.contains(&(i + 1))) {
+        record(i, "unviable", "", Instant::now())?;
+    }
+    let tests = build(&o)?;
     let began = Instant::now();
-    let (verdict, by) = judge(&o, &tests, 0, 600)?;
+    let (verdict, by) = judge(&o, &tests, o.target.tests, 0, 600)?;
     if verdict != "survived" {
         return Err(format!("the tests fail without a mutant: {verdict} {by}").into());
     }
     // On two threads: four times as long, and 20 s, is an endless loop.
     let limit = 8 * began.elapsed().as_secs() + 20;
     eprintln!("without a mutant: {:.1} s; at most {limit} s of the processor each", began.elapsed().as_secs_f64());
-    let mut log = fs::OpenOptions::new().create(true).append(true).open(&o.log)?;
-    for (i, (key, m)) in mutants.iter().enumerate().filter(|(_, (key, _))| open(key)) {
+    for &i in pending.iter().filter(|&i| !unviable.contains(&(i + 1))) {
         let began = Instant::now();
-        let (verdict, by) =
-            if unviable.contains(&(i + 1)) { ("unviable", String::new()) } else { judge(&o, &tests, i + 1, limit)? };
-        let line = json!({ "key": key, "file": m.file, "line": m.line, "function": m.function, "before": m.before, "after": m.after,
-            "verdict": verdict, "by": by, "seconds": (began.elapsed().as_secs_f64() * 10.0).round() / 10.0 });
-        writeln!(log, "{line}")?;
-        eprintln!("{:3}/{} {verdict:8} {}:{} {}", i + 1, mutants.len(), m.file, m.line, m.function);
+        // Its own tests first: most fall there.
+        let (mut verdict, mut by) = judge(&o, &tests, &[&room(&mutants[i].1.file)], i + 1, limit)?;
+        if verdict == "survived" {
+            (verdict, by) = judge(&o, &tests, o.target.tests, i + 1, limit)?;
+        }
+        record(i, verdict, &by, began)?;
     }
     let verdicts = read_log(&o.log)?;
     let with =
