@@ -53,13 +53,14 @@ fn every_case_is_reproduced() {
     }
 }
 
-/// What transformers' and torchvision's own classes give: logits, a pooler's output, features, projected texts.
+/// What transformers', torchvision's and timm's own classes give: logits, a pooler's output, features, projected texts.
 #[test]
 fn towers_alone_give_what_their_classes_give() {
     let cases = cases_in(&folder().join("alone"));
     let names: Vec<String> =
         cases.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
-    for name in ["bert", "clip-text", "clip-vision", "hf-vit", "hf-vit-old", "hf-vit.interpolated", "resnet"] {
+    let all = ["bert", "clip-text", "clip-vision", "hf-vit", "hf-vit-old", "hf-vit.interpolated", "resnet"];
+    for name in all.into_iter().chain(["timm-fc-norm", "timm-no-class"]) {
         assert!(names.contains(&format!("{name}.case.safetensors")), "{name}: {names:?}");
     }
     for path in cases {

@@ -148,6 +148,7 @@ impl Checkpoint {
             let metas: Vec<(&str, Meta)> = weights.metas().map(|(name, meta)| (&name[prefix.len()..], meta)).collect();
             let names: BTreeSet<String> = metas.iter().map(|(name, _)| (*name).to_owned()).collect();
             let evidence = Evidence::new(names, configs_of(path, weights.path()).as_deref())?;
+            layouts::none_other(&evidence)?;
             if let Some(layout) = LAYOUTS.into_iter().find(|layout| (layout.fits)(&evidence)) {
                 break (metas, layout, evidence);
             }
@@ -233,6 +234,7 @@ impl Checkpoint {
                 vision,
                 global_image,
                 output: ImageOutput::Joint { joint, projection },
+                pooled_norm: None,
             }) => {
                 (config.vision, config.global_image) = (vision.clone(), *global_image);
                 (config.visual_projection, joints[0]) = (*projection, *joint);

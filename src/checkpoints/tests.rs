@@ -123,7 +123,7 @@ fn examples() -> Vec<Example> {
         NetworkConfig::TiergradDualEncoder(config)
     };
     let image = |vision: ImageTowerConfig, global_image, output| {
-        NetworkConfig::TiergradImageModel(ImageModelConfig { vision, global_image, output })
+        NetworkConfig::TiergradImageModel(ImageModelConfig { vision, global_image, pooled_norm: None, output })
     };
     let text_model = |text: TextTowerConfig, output| NetworkConfig::TiergradTextModel(TextModelConfig { text, output });
     let quick = Activation::QuickGelu;
@@ -194,7 +194,7 @@ fn examples() -> Vec<Example> {
             image(VitConfig { eps: 1e-12, ..plain.clone() }.into(), Some(GlobalImage::Cls), ImageOutput::Logits(3)),
             vec![],
         ),
-        ("timm vision transformer", image(plain.into(), None, ImageOutput::Logits(3)), vec![]),
+        ("timm vision transformer", image(plain.into(), Some(GlobalImage::Cls), ImageOutput::Logits(3)), vec![]),
         ("torchvision ResNet", image(resnet(224).into(), mean, ImageOutput::Logits(5)), vec![]),
     ]
 }
@@ -307,4 +307,40 @@ fn a_config_that_contradicts_the_tensors_is_refused_by_key() {
         let error = Checkpoint::open(folder.path(), true).err().unwrap().to_string();
         assert!(error.contains(named), "{error}");
     }
+}
+
+#[test]
+fn what_is_not_computed_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |tensors: &BTreeMap<String, Tensor>, config: &str| {
+        save(folder.path(), tensors);
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        Checkpoint::open(folder.path(), true).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    let only = |name: &str| BTreeMap::from([(name.to_owned(), Tensor::scalar(1.0f32))]);
+    for (tensor, named) in [
+        ("visual.attnpool.positional_embedding", "CLIP's modified ResNet"),
+        ("logit_bias", "SigLIP"),
+        ("module.blocks.0.ls1.gamma", "layer scale"),
+    ] {
+        let error = refused(&only(tensor), "{}");
+        assert!(error.contains(named) && error.contains(tensor), "{error}");
+    }
+    // timm's pooling and grids, where its config tells.
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/alone/timm-no-class");
+    let tensors = Checkpoint::weights_of(&golden, true).unwrap();
+    let mut tensors: BTreeMap<String, Tensor> = tensors.iter().map(|(name, t)| (name.to_owned(), t.clone())).collect();
+    for (config, named) in [
+        (r#"{"global_pool": "avgmax"}"#, "global_pool"),
+        (r#"{"global_pool": "token"}"#, "global_pool"),
+        (r#"{"model_args": {"img_size": [8, 32]}}"#, "model_args.img_size"),
+        (r#"{"pretrained_cfg": {"input_size": [3, 8, 32]}}"#, "pretrained_cfg.input_size"),
+        (r#"{"model_args": {"pool_include_prefix": true}}"#, "pool_include_prefix"),
+        (r#"{"global_pool": "avg"}"#, ""),
+    ] {
+        let error = refused(&tensors, config);
+        assert!(error.contains(named) && error.is_empty() == named.is_empty(), "{error}");
+    }
+    tensors.insert("cls_token".to_owned(), Tensor::zeros([1, 1, 64], DType::F32));
+    assert!(refused(&tensors, "{}").contains("no_embed_class"));
 }

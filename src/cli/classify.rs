@@ -61,9 +61,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let loader = model::batches(&pipeline, &args.images, global.worker_count())?;
     let planned = Planned::new(&pipeline.network);
+    let mut broken = Vec::new();
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         pipeline.intact()?;
+        progress.inc((batch.rows.len() + batch.broken.len()) as u64);
+        broken.extend(batch.broken);
+        if batch.rows.is_empty() {
+            continue;
+        }
         let pixels = &batch.views[0];
         let scored = match &pipeline.network {
             Network::Classifier(_) => {
@@ -92,10 +98,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
                 print(&scored, i, &image, &[&notes[..], &cut].concat(), global)
             })
         })?;
-        progress.inc(batch.rows.len() as u64);
     }
     progress.finish_and_clear();
-    Ok(())
+    model::left_out(&broken, args.images.len())
 }
 
 fn print(scored: &Scored, row: usize, image: &str, warnings: &[String], global: &Global) -> Result<()> {

@@ -12,7 +12,8 @@ use crate::pipeline::{NetworkConfig, Pipeline, Unused};
 use crate::tensor::Tensor;
 
 /// Writes embeddings of images and texts, whole and by patch and token: projected, not normalised. A model of images alone or of texts
-/// alone also writes `output`, which is its features or logits where it has no projection.
+/// alone also writes `output`, which is its features or logits where it has no projection. Files that cannot be read are left out
+/// and named; the metadata says what each row is of.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -44,18 +45,24 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         |[ids, mask]: &[Tensor; 2]| planned.say_texts(ids, mask).ok_or_else(|| Error::new("this model knows no texts"));
     let config = NetworkConfig::of(&pipeline.network);
     let (mut images, mut said, mut mask): (Vec<Said>, Vec<Said>, _) = (Vec::new(), Vec::new(), None);
-    let mut rows = Rows::default();
+    let (mut rows, mut broken) = (Rows::default(), Vec::new());
     if !args.images.is_empty() {
         config.vision().ok_or_else(|| Error::usage("--images: this model knows no images"))?;
         let progress = global.progress(args.images.len() as u64, "images");
         for batch in model::batches(&pipeline, &args.images, global.worker_count())?.epoch(0, 0) {
             let batch = batch?;
             pipeline.intact()?;
-            images.push(say_images(&batch.views[0])?);
-            progress.inc(batch.rows.len() as u64);
+            progress.inc((batch.rows.len() + batch.broken.len()) as u64);
+            broken.extend(batch.broken);
+            if !batch.rows.is_empty() {
+                images.push(say_images(&batch.views[0])?);
+                rows.images.extend(batch.rows.iter().map(|&row| args.images[row].display().to_string()));
+            }
         }
         progress.finish_and_clear();
-        rows.images.extend(args.images.iter().map(|path| path.display().to_string()));
+        if rows.images.is_empty() {
+            return model::left_out(&broken, args.images.len());
+        }
     }
     if !args.texts.is_empty() {
         config.text().ok_or_else(|| Error::usage("--texts: this model knows no texts"))?;
@@ -106,7 +113,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     for (name, t) in &out {
         global.say(format!("{name} {:?}", t.dims()));
     }
-    Ok(())
+    model::left_out(&broken, args.images.len())
 }
 
 /// What each row of the embeddings is of.

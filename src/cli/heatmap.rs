@@ -1,5 +1,6 @@
 //! `tier heatmap`: where in an x-ray a text is seen.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::{Global, model};
@@ -9,11 +10,13 @@ use crate::eval::localisation::PatchMap;
 use crate::eval::measure::heat;
 use crate::eval::zero_shot::Query;
 use crate::files;
+use crate::image::{Filter, Picture, resize};
 use crate::pipeline::Pipeline;
 use crate::report::heat::{Grid, HeatMap, figure, shared_scale};
 use crate::tensor::Tensor;
 
-/// Paints the similarities of an image's patches to a text: grey at zero, one symmetric scale.
+/// Paints the similarities of an image's patches to a text over the image: untouched at zero, one symmetric scale; what the model did
+/// not see is darkened.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -32,7 +35,7 @@ pub struct Args {
     /// The picture to write (.png).
     #[arg(short, long)]
     out: PathBuf,
-    /// Also write the scores as JSON.
+    /// Also write the scores as JSON, with the part of the image that they cover (`seen`: x, y, width, height).
     #[arg(long, value_name = "FILE")]
     grid: Option<PathBuf>,
     /// Largest |score| of the colours (default: this map's own).
@@ -42,6 +45,9 @@ pub struct Args {
     #[arg(long)]
     blocks: bool,
 }
+
+/// Longest side of the painted film, in pixels.
+const SHOWN: usize = 1024;
 
 /// A picture is written as PNG, so its name must not say another format.
 pub(super) fn only_png(path: Option<&Path>) -> Result<()> {
@@ -67,17 +73,21 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let grid = Grid::new(map.height, map.width, map.scores.clone())?;
     let boxes = match &args.boxes {
         None => Vec::new(),
-        Some(path) => own_boxes(&Boxes::open(path)?, &args.image, global)
-            .into_iter()
-            .map(|b| pipeline.preprocess.map_box((picture.width, picture.height), b))
-            .collect(),
+        Some(path) => own_boxes(&Boxes::open(path)?, &args.image, global),
     };
-    let seen = pipeline.preprocess.seen(&picture);
+    let source = (picture.width, picture.height);
+    let seen = pipeline.preprocess.seen_part(source);
+    let film = at_most(&picture, SHOWN);
+    let [across, down] = [film.width as f64 / source.0 as f64, film.height as f64 / source.1 as f64];
+    let on_film = |[x, y, width, height]: [f64; 4]| [x * across, y * down, width * across, height * down];
+    let boxes: Vec<[f64; 4]> = boxes.into_iter().map(on_film).collect();
     let scale = args.scale.unwrap_or_else(|| shared_scale([&grid]));
-    let painted = HeatMap { picture: &seen, grid: Some(&grid), boxes: &boxes, smooth: !args.blocks };
+    let painted =
+        HeatMap { picture: &film, seen: Some(on_film(seen)), grid: Some(&grid), boxes: &boxes, smooth: !args.blocks };
     files::write_atomic(&args.out, &figure(&[("", painted)], &args.text.join(" | "), Some(scale))?)?;
     let rows: Vec<&[f32]> = map.scores.chunks(map.width).collect();
-    let line = serde_json::json!({ "image": args.image, "text": args.text.join(" | "), "grid": rows, "scale": scale });
+    let text = args.text.join(" | ");
+    let line = serde_json::json!({ "image": args.image, "text": text, "grid": rows, "scale": scale, "seen": seen });
     if let Some(path) = &args.grid {
         files::write_atomic(path, format!("{line}\n").as_bytes())?;
     }
@@ -86,6 +96,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     global.say(format!("{} written", args.out.display()));
     Ok(())
+}
+
+/// The picture, smaller where a side would be longer than `side`.
+fn at_most(picture: &Picture, side: usize) -> Cow<'_, Picture> {
+    let longer = picture.width.max(picture.height);
+    let scaled = |x: usize| if longer > side { (x * side / longer).max(1) } else { x };
+    resize(picture, scaled(picture.width), scaled(picture.height), Filter::Bilinear)
 }
 
 /// The query of some texts against others.

@@ -144,10 +144,29 @@ pub(super) fn describe(pipeline: &Pipeline) -> String {
     pipeline.describe().join("\n  ")
 }
 
-/// Pixels of image files, a batch at a time, with their positions in `paths`; with what is doubtful about the pictures.
+/// Pixels of image files, a batch at a time, with their positions in `paths`; with what is doubtful about the pictures. Files that
+/// cannot be read are left out, for [`left_out`] to tell of.
 pub(super) fn batches(pipeline: &Pipeline, paths: &[PathBuf], workers: usize) -> Result<Loader> {
     let options = LoaderOptions::evaluation(pipeline.preprocess.clone(), 16, workers.min(paths.len()));
-    Loader::new(paths.to_vec(), LoaderOptions { sixteen_bit: pipeline.sixteen_bit, doubts: true, ..options })
+    Loader::new(
+        paths.to_vec(),
+        LoaderOptions { sixteen_bit: pipeline.sixteen_bit, doubts: true, skip_broken: true, ..options },
+    )
+}
+
+/// The error at the end of a command that has done what could be done with `all` images.
+///
+/// # Errors
+/// If any was left out, with the reason for each.
+pub(super) fn left_out(broken: &[String], all: usize) -> Result<()> {
+    match broken {
+        [] => Ok(()),
+        [only] if all == 1 => Err(Error::new(only)),
+        several => {
+            let (n, lines) = (several.len(), several.join("\n  "));
+            Err(Error::new(format!("{n} of {all} images could not be read and are left out:\n  {lines}")))
+        }
+    }
 }
 
 /// One image file, its pixels [1, c, h, w], and what a user should know of it and of how it was read, which is also said.

@@ -37,6 +37,8 @@ pub struct LoaderOptions {
     pub cache_mib: usize,
     /// Notes on a picture say too what is doubtful about it: see [`image::doubts`].
     pub doubts: bool,
+    /// Leaves files that cannot be read out of their batches, which tell of them, instead of ending the epoch.
+    pub skip_broken: bool,
 }
 
 impl LoaderOptions {
@@ -54,11 +56,12 @@ impl LoaderOptions {
             workers,
             cache_mib: 0,
             doubts: false,
+            skip_broken: false,
         }
     }
 }
 
-/// Some images of an epoch.
+/// Some images of an epoch; with `skip_broken` there may be none.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Which images: positions in the paths that the loader was given.
@@ -67,6 +70,8 @@ pub struct Batch {
     pub views: Vec<Tensor>,
     /// Per image, what a user should know of its file and how it was read, one line each; nothing of one kept from an earlier epoch.
     pub notes: Vec<Vec<String>>,
+    /// The files that were left out, and why, one line each.
+    pub broken: Vec<String>,
 }
 
 /// Makes batches of a list of image files. Order and pixels depend on the options' seed, the epoch and the image alone.
@@ -207,12 +212,12 @@ impl Shared {
     }
 
     fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch> {
-        let LoaderOptions { preprocess, views, augment, seed, .. } = &self.options;
+        let LoaderOptions { preprocess, views, augment, seed, skip_broken, .. } = &self.options;
         let size = preprocess.numel();
         let mut planes: Vec<Vec<f32>> = (0..*views).map(|_| Vec::with_capacity(rows.len() * size)).collect();
-        let mut notes = Vec::with_capacity(rows.len());
+        let (mut read, mut notes, mut broken) = (Vec::with_capacity(rows.len()), Vec::new(), Vec::new());
         for &row in rows {
-            notes.push(self.with_picture(row, |picture| {
+            let noted = self.with_picture(row, |picture| {
                 for (view, values) in planes.iter_mut().enumerate() {
                     values.extend(match augment {
                         Some(augment) => {
@@ -221,11 +226,19 @@ impl Shared {
                         None => preprocess.normalise(picture),
                     });
                 }
-            })?);
+            });
+            match noted {
+                Ok(of_it) => {
+                    read.push(row);
+                    notes.push(of_it);
+                }
+                Err(error) if *skip_broken => broken.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
         }
-        let dims = [rows.len(), preprocess.channels, preprocess.crop, preprocess.crop];
+        let dims = [read.len(), preprocess.channels, preprocess.crop, preprocess.crop];
         let views = planes.iter().map(|values| Tensor::from_slice(values, dims)).collect();
-        Ok(Batch { rows: rows.to_vec(), views, notes })
+        Ok(Batch { rows: read, views, notes, broken })
     }
 }
 
@@ -456,6 +469,25 @@ mod tests {
             let error = epoch.next().unwrap().unwrap_err().to_string();
             assert!(error.contains("6.png"), "{error}");
             assert!(epoch.next().is_none());
+        }
+    }
+
+    #[test]
+    fn broken_files_can_be_left_out() {
+        let (_folder, paths) = pictures(7);
+        std::fs::remove_file(&paths[6]).unwrap();
+        std::fs::write(&paths[1], b"\x89PNG\r\n\x1a\n").unwrap();
+        for workers in [0, 2] {
+            let options = LoaderOptions { skip_broken: true, ..LoaderOptions::evaluation(preprocess(), 3, workers) };
+            let batches: Vec<Batch> =
+                Loader::new(paths.clone(), options).unwrap().epoch(0, 0).map(Result::unwrap).collect();
+            let rows: Vec<_> = batches.iter().map(|batch| batch.rows.clone()).collect();
+            assert_eq!(rows, [vec![0, 2], vec![3, 4, 5], vec![]]);
+            assert_eq!(batches[0].views[0].dims()[..], [2, 1, 10, 10]);
+            let third = preprocess().apply(&image::open(&paths[2], SixteenBit::HighByte).unwrap());
+            assert_eq!(batches[0].views[0].to_vec::<f32>()[100..], third);
+            assert!(batches[0].broken[0].contains("1.png") && batches[2].broken[0].contains("6.png"));
+            assert_eq!(batches.iter().map(|batch| batch.broken.len()).collect::<Vec<_>>(), [1, 0, 1]);
         }
     }
 

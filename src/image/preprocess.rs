@@ -224,6 +224,16 @@ impl Preprocess {
         mapped[1] += y.to as f64 - y.from as f64;
         mapped
     }
+
+    /// The part of a source picture (width, height) that the crop shows, as `[x, y, width, height]`; it may reach outside.
+    pub fn seen_part(&self, source: (usize, usize)) -> [f64; 4] {
+        let (width, height) = (source.0 as f64, source.1 as f64);
+        // Where the whole of it lies in the crop's pixels.
+        let whole = self.map_box(source, [0.0, 0.0, width, height]);
+        let (across, down) = (width / whole[2], height / whole[3]);
+        let side = self.crop as f64;
+        [-whole[0] * across, -whole[1] * down, side * across, side * down]
+    }
 }
 
 fn scale_box(bbox: &mut [f64; 4], from: (usize, usize), to: (usize, usize)) {
@@ -477,6 +487,8 @@ mod tests {
             };
             assert!((mean(|i| i % 16) - (x + w / 2.0)).abs() < 0.1, "{p:?}");
             assert!((mean(|i| i / 16) - (y + h / 2.0)).abs() < 0.1, "{p:?}");
+            let crop = p.map_box((width, height), p.seen_part((width, height)));
+            assert!(crop.iter().zip([0.0, 0.0, 16.0, 16.0]).all(|(a, b)| (a - b).abs() < 1e-9), "{p:?}: {crop:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use super::dual_encoder::{Embeddings, GlobalImage};
 use super::image_tower::{ImageProjection, ImageProjectionKind, ImageTower, ImageTowerConfig};
 use super::text_tower::{TextTower, TextTowerConfig};
 use crate::error::{Error, Result};
-use crate::nn::{Linear, Module, Noted, Params, Projection, ProjectionKind, Statistics, Unary, join};
+use crate::nn::{LayerNorm, Linear, Module, Noted, Params, Projection, ProjectionKind, Statistics, Unary, join};
 use crate::tensor::Tensor;
 
 /// An image encoder and its end.
@@ -18,6 +18,9 @@ pub struct ImageModelConfig {
     /// What stands for the whole image; default: the class token where there is one, else the mean of the patches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub global_image: Option<GlobalImage>,
+    /// Epsilon of a layer norm of what stands for the whole image, which timm's `fc_norm` is; default: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooled_norm: Option<f64>,
     /// What is made of it.
     pub output: ImageOutput,
 }
@@ -57,6 +60,7 @@ impl ImageOutput {
 pub struct ImageModel {
     config: ImageModelConfig,
     vision: ImageTower,
+    pooled_norm: Option<LayerNorm>,
     end: End,
 }
 
@@ -70,7 +74,8 @@ enum End {
 }
 
 impl ImageModel {
-    /// Asks for `vision_model.*` and, by its output, `pooler.*`, `classifier.*` or `visual_projection.*`.
+    /// Asks for `vision_model.*`, `pooled_norm.*` where there is one and, by its output, `pooler.*`, `classifier.*` or
+    /// `visual_projection.*`.
     ///
     /// # Errors
     /// If the parts of the config do not fit each other, or a parameter is missing or has other dims.
@@ -78,10 +83,18 @@ impl ImageModel {
         if config.global_image == Some(GlobalImage::Cls) && !config.vision.class_token() {
             return Err(Error::usage("global_image = cls needs class_token = true in vision; or take mean_patches"));
         }
+        if config.pooled_norm.is_some_and(|eps| !(0.0..1.0).contains(&eps)) {
+            return Err(Error::usage("pooled_norm is an epsilon, which must be small"));
+        }
+        if config.pooled_norm.is_some() && matches!(config.output, ImageOutput::Joint { .. }) {
+            return Err(Error::usage("pooled_norm: in a joint space patches are projected as the whole image is"));
+        }
         let width = config.vision.width();
+        let norm = |eps| LayerNorm::new(params, "pooled_norm", width, eps);
         let linear = |name, out| Linear::new(params, name, [width, out], true, (width as f64).powf(-0.5));
         Ok(Self {
             vision: ImageTower::new(&params.at("vision_model"), &config.vision)?,
+            pooled_norm: config.pooled_norm.map(norm).transpose()?,
             end: match config.output {
                 ImageOutput::Features => End::Features,
                 ImageOutput::Pooler => End::Pooler(linear("pooler", width)?),
@@ -115,7 +128,10 @@ impl ImageModel {
         let tokens = self.vision.forward(pixels, statistics);
         let class_token = self.config.vision.class_token();
         let global = GlobalImage::or_default(self.config.global_image, class_token);
-        let whole = |tokens: &Tensor| global.split(tokens, class_token).whole;
+        let whole = |tokens: &Tensor| {
+            let whole = global.split(tokens, class_token).whole;
+            self.pooled_norm.as_ref().map_or_else(|| whole.clone(), |norm| norm.forward(&whole))
+        };
         match &self.end {
             End::Features => (whole(&tokens), None),
             End::Pooler(pooler) => (pooler.forward(&whole(&tokens), Some(Unary::Tanh)), None),
@@ -131,6 +147,9 @@ impl ImageModel {
 impl Module for ImageModel {
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
         self.vision.visit(&join(at, "vision_model"), f);
+        if let Some(norm) = &mut self.pooled_norm {
+            norm.visit(&join(at, "pooled_norm"), f);
+        }
         match &mut self.end {
             End::Features => {}
             End::Pooler(pooler) => pooler.visit(&join(at, "pooler"), f),

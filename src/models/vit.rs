@@ -37,6 +37,9 @@ pub struct VitConfig {
     pub eps: f64,
     /// A norm before the first block, as CLIP has it.
     pub pre_norm: bool,
+    /// A norm after the last block.
+    #[serde(skip_serializing_if = "is_true")]
+    pub post_norm: bool,
     /// A bias in the patch embedding.
     pub patch_bias: bool,
     /// Channels of the stages of a convolutional stem, each a 3 x 3 convolution of stride 2, a norm and GELU (Xiao et al. 2021).
@@ -63,6 +66,7 @@ impl Default for VitConfig {
             mlp: None,
             eps: 1e-5,
             pre_norm: true,
+            post_norm: true,
             patch_bias: false,
             stem: Vec::new(),
             stem_residuals: 0,
@@ -106,6 +110,10 @@ impl VitConfig {
 
 fn is_zero(n: &usize) -> bool {
     *n == 0
+}
+
+fn is_true(yes: &bool) -> bool {
+    *yes
 }
 
 /// gelu(norm(conv(x))); the norm is over all of an image's map (Wu and He 2018, one group), so that what is bright stays so.
@@ -173,11 +181,12 @@ pub struct Vit {
     position_embedding: Tensor,
     pre_norm: Option<LayerNorm>,
     encoder: Encoder,
-    post_norm: LayerNorm,
+    post_norm: Option<LayerNorm>,
 }
 
 impl Vit {
-    /// Asks for `embeddings.*`, `pre_layrnorm.*` (as CLIP spells it, where there is one), `encoder.*` and `post_layernorm.*`.
+    /// Asks for `embeddings.*`, `pre_layrnorm.*` (as CLIP spells it, where there is one), `encoder.*` and `post_layernorm.*` (where
+    /// there is one).
     pub fn new(params: &Params, config: &VitConfig) -> Result<Self> {
         config.check()?;
         let (d, embeddings) = (config.width, params.at("embeddings"));
@@ -221,7 +230,7 @@ impl Vit {
                     eps: config.eps,
                 },
             )?,
-            post_norm: LayerNorm::new(params, "post_layernorm", d, config.eps)?,
+            post_norm: config.post_norm.then(|| LayerNorm::new(params, "post_layernorm", d, config.eps)).transpose()?,
             config: config.clone(),
         })
     }
@@ -243,7 +252,8 @@ impl Vit {
         }
         let x = x + &self.positions(grid);
         let x = self.pre_norm.as_ref().map_or_else(|| x.clone(), |norm| norm.forward(&x));
-        self.post_norm.forward(&self.encoder.forward(x, false, None))
+        let x = self.encoder.forward(x, false, None);
+        self.post_norm.as_ref().map_or_else(|| x.clone(), |norm| norm.forward(&x))
     }
 
     /// Patches of the pixels, projected: [n, patches, width].
@@ -295,7 +305,9 @@ impl Module for Vit {
             norm.visit(&format!("{at}.pre_layrnorm"), f);
         }
         self.encoder.visit(&format!("{at}.encoder"), f);
-        self.post_norm.visit(&format!("{at}.post_layernorm"), f);
+        if let Some(norm) = &mut self.post_norm {
+            norm.visit(&format!("{at}.post_layernorm"), f);
+        }
     }
 }
 

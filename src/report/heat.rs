@@ -70,8 +70,11 @@ fn neighbours(part: f32, n: usize) -> (usize, usize, f32) {
 /// A picture with scores and boxes to paint on it.
 #[derive(Clone, Copy, Debug)]
 pub struct HeatMap<'a> {
-    /// The radiograph; the grid spans all of it.
+    /// The radiograph.
     pub picture: &'a Picture,
+    /// `[x, y, width, height]` in the picture's pixels: the part that the grid covers, which may reach outside; what lies around it is
+    /// darkened. `None`: all of it.
+    pub seen: Option<[f64; 4]>,
     /// Patch scores; `None` shows the radiograph alone.
     pub grid: Option<&'a Grid>,
     /// `[x, y, width, height]` in the picture's pixels; what lies outside is cut off.
@@ -84,6 +87,8 @@ pub struct HeatMap<'a> {
 const SHOWN: usize = 448;
 /// Most that a heat map covers of the radiograph.
 const OPAQUE: f32 = 0.8;
+/// How much what the model did not see is darkened.
+const UNSEEN: f32 = 0.5;
 
 impl HeatMap<'_> {
     /// The painted RGB picture, a whole number of times as large as the source; `scale` is the |score| of the map's ends.
@@ -92,17 +97,30 @@ impl HeatMap<'_> {
         check(source)?;
         let zoom = zoom(source);
         let (width, height) = (source.width * zoom, source.height * zoom);
+        let seen = self.seen.unwrap_or([0.0, 0.0, source.width as f64, source.height as f64]);
+        // Of every row and column: which of the picture's it lies between, and its place in the grid as a part of that.
+        let places = |n: usize, from: usize, start: f64, size: f64| -> Vec<(Between, f32)> {
+            let place = |i: usize| {
+                let part = (i as f32 + 0.5) / n as f32;
+                (neighbours(part, from), ((f64::from(part) * from as f64 - start) / size) as f32)
+            };
+            (0..n).map(place).collect()
+        };
+        let columns = places(width, source.width, seen[0], seen[2]);
         let mut pixels = Vec::with_capacity(width * height * 3);
-        for y in 0..height {
-            let v = (y as f32 + 0.5) / height as f32;
-            let rows = neighbours(v, source.height);
-            for x in 0..width {
-                let u = (x as f32 + 0.5) / width as f32;
-                let under = sample(source, rows, neighbours(u, source.width));
-                pixels.extend(self.grid.map_or(under, |grid| {
-                    let score = if scale > 0.0 { (grid.at(v, u, self.smooth) / scale).clamp(-1.0, 1.0) } else { 0.0 };
-                    colour::blend(under, colour::diverging(score), OPAQUE * score.abs())
-                }));
+        for (row, v) in places(height, source.height, seen[1], seen[3]) {
+            for &(column, u) in &columns {
+                let under = sample(source, row, column);
+                pixels.extend(match self.grid {
+                    None => under,
+                    Some(_) if ![u, v].iter().all(|part| (0.0..=1.0).contains(part)) => {
+                        colour::blend(under, [0; 3], UNSEEN)
+                    }
+                    Some(grid) => {
+                        let score = if scale > 0.0 { grid.at(v, u, self.smooth) / scale } else { 0.0 }.clamp(-1.0, 1.0);
+                        colour::blend(under, colour::diverging(score), OPAQUE * score.abs())
+                    }
+                });
             }
         }
         let mut painted = Picture { width, height, channels: 3, pixels };
@@ -260,7 +278,7 @@ mod tests {
     fn zero_leaves_the_radiograph_and_the_ends_tint_it() {
         let picture = grey(64, 64, 100);
         let grid = Grid::new(1, 3, vec![-2.0, 0.0, 2.0]).unwrap();
-        let map = HeatMap { picture: &picture, grid: Some(&grid), boxes: &[], smooth: false };
+        let map = HeatMap { picture: &picture, seen: None, grid: Some(&grid), boxes: &[], smooth: false };
         let painted = map.paint(2.0).unwrap();
         let (w, h) = (painted.width, painted.height);
         assert_eq!((w, h), (448, 448));
@@ -270,6 +288,28 @@ mod tests {
         // A wider scale means a weaker tint; a score beyond the scale is the end's colour.
         assert_ne!(map.paint(8.0).unwrap(), painted);
         assert_eq!(at(&map.paint(1.0).unwrap(), 5, 5), at(&painted, 5, 5));
+    }
+
+    #[test]
+    fn a_grid_covers_what_the_model_saw() {
+        let picture = grey(448, 500, 100);
+        let grid = Grid::new(1, 2, vec![-1.0, 1.0]).unwrap();
+        let seen = Some([48.0, 100.0, 500.0, 300.0]);
+        let painted =
+            HeatMap { picture: &picture, seen, grid: Some(&grid), boxes: &[], smooth: false }.paint(1.0).unwrap();
+        let (low, high) =
+            (colour::blend([100; 3], colour::LOWEST, OPAQUE), colour::blend([100; 3], colour::HIGHEST, OPAQUE));
+        for (x, y, expected) in [
+            (47, 200, [50; 3]),
+            (200, 99, [50; 3]),
+            (200, 400, [50; 3]),
+            (48, 100, low),
+            (297, 399, low),
+            (298, 100, high),
+            (447, 399, high),
+        ] {
+            assert_eq!(at(&painted, x, y), expected, "{x} {y}");
+        }
     }
 
     #[test]
@@ -286,7 +326,8 @@ mod tests {
     fn a_box_is_drawn_along_its_edge_and_cut_at_the_border() {
         let picture = grey(448, 448, 60);
         let boxes = [[100.0, 50.0, 200.0, 120.0]];
-        let painted = HeatMap { picture: &picture, grid: None, boxes: &boxes, smooth: true }.paint(1.0).unwrap();
+        let painted =
+            HeatMap { picture: &picture, seen: None, grid: None, boxes: &boxes, smooth: true }.paint(1.0).unwrap();
         for (x, y) in [(100, 50), (299, 169), (100, 100), (200, 169), (300, 60)] {
             assert_eq!(at(&painted, x, y), [255; 3], "{x} {y}");
         }
@@ -294,14 +335,14 @@ mod tests {
             assert_eq!(at(&painted, x, y), [60; 3], "{x} {y}");
         }
         let wild = [[-1e9, -5.0, 2e9, 20.0], [f64::NAN; 4], [500.0, 500.0, 10.0, 10.0]];
-        HeatMap { picture: &picture, grid: None, boxes: &wild, smooth: true }.paint(1.0).unwrap();
+        HeatMap { picture: &picture, seen: None, grid: None, boxes: &wild, smooth: true }.paint(1.0).unwrap();
     }
 
     #[test]
     fn a_row_shares_one_scale_and_repeats_to_the_byte() {
         let picture = grey(112, 96, 80);
         let (weak, strong) = (Grid::new(1, 1, vec![0.1]).unwrap(), Grid::new(1, 1, vec![-0.4]).unwrap());
-        let map = |grid| HeatMap { picture: &picture, grid, boxes: &[], smooth: true };
+        let map = |grid| HeatMap { picture: &picture, seen: None, grid, boxes: &[], smooth: true };
         let panels = [("x-ray", map(None)), ("unregularised", map(Some(&weak))), ("TIER", map(Some(&strong)))];
         let draw = || figure(&panels, "Consolidation", None).unwrap();
         assert_eq!(draw(), draw());
@@ -325,6 +366,6 @@ mod tests {
         let error = Grid::new(2, 2, vec![0.0, 0.0, f32::NAN, 0.0]).unwrap_err().to_string();
         assert!(error.contains("row 1, column 0"), "{error}");
         let broken = Picture { width: 4, height: 4, channels: 1, pixels: vec![0; 3] };
-        assert!(HeatMap { picture: &broken, grid: None, boxes: &[], smooth: true }.paint(1.0).is_err());
+        assert!(HeatMap { picture: &broken, seen: None, grid: None, boxes: &[], smooth: true }.paint(1.0).is_err());
     }
 }

@@ -440,7 +440,7 @@ pub(super) fn shown(
     caption: &str,
     alt: &str,
 ) -> Result<Shown> {
-    let map = HeatMap { picture: &example.picture, grid, boxes: &example.boxes, smooth: true };
+    let map = HeatMap { picture: &example.picture, seen: None, grid, boxes: &example.boxes, smooth: true };
     Ok(Shown { caption: caption.into(), alt: alt.into(), bytes: drawing::jpeg(&map.paint(scale)?)? })
 }
 

@@ -300,7 +300,7 @@ fn every_report_is_well_formed_self_contained_and_repeats_to_the_byte() {
         std::fs::write(folder.join(name).with_extension("html"), html).unwrap();
     }
     let example = example("consolidation", (0.3, 0.62), 5);
-    let map = |grid| HeatMap { picture: &example.picture, grid, boxes: &example.boxes, smooth: true };
+    let map = |grid| HeatMap { picture: &example.picture, seen: None, grid, boxes: &example.boxes, smooth: true };
     let maps = &example.maps;
     let row = [("x-ray", map(None)), (&maps[0].0, map(Some(&maps[0].1))), (&maps[1].0, map(Some(&maps[1].1)))];
     let blocks = HeatMap { smooth: false, ..map(Some(&maps[1].1)) };

@@ -267,6 +267,7 @@ impl<'a> Run<'a> {
             workers,
             cache_mib: config.image.cache_mib,
             doubts: false,
+            skip_broken: false,
         };
         let loader = Loader::new(self.tables.train.iter().map(|row| row.path()).collect(), options)?;
         let validator = Validator::new(&self.pipeline, &self.tables, &config, workers)?;

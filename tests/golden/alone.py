@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the golden cases of towers alone (folder `alone`): what transformers' and torchvision's own classes give of them; and what
+"""Makes the golden cases of towers alone (folder `alone`): what transformers', torchvision's and timm's own classes give of them; and what
 Pillow makes of a picture that is stretched to a square, as Hugging Face's ViT wants it.
 
     python alone.py            # versions: README.md, and Pillow 13.0.0
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModel
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
@@ -98,6 +99,20 @@ def resnet():
     case("resnet", model, {"pixel_values": images(7, 2, (48, 40))}, lambda m, x: {"output": m.fc(m(x["pixel_values"]).mean((2, 3)))})
 
 
+def timm():
+    sizes = dict(img_size=16, patch_size=4, embed_dim=64, depth=1, num_heads=1, mlp_ratio=0.5, num_classes=3, global_pool="avg")
+    # The mean of the patches, then a norm, beside a class token; nothing says so but the tensors.
+    model = draw(VisionTransformer(**sizes), 108)
+    write("timm-fc-norm", model)
+    case("timm-fc-norm", model, {"pixel_values": images(8, 2, (16, 16))}, lambda m, x: {"output": m(x["pixel_values"])})
+    # A norm, then the mean of the patches, without a class token; timm's config.json says which pooling.
+    model = draw(VisionTransformer(**sizes, class_token=False, fc_norm=False), 109)
+    write("timm-no-class", model)
+    config = {"architecture": "vit_small_patch16_224", "global_pool": "avg", "model_args": {"class_token": False, "fc_norm": False, "img_size": 16}}
+    (ALONE / "timm-no-class" / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    case("timm-no-class", model, {"pixel_values": images(9, 2, (16, 16))}, lambda m, x: {"output": m(x["pixel_values"])})
+
+
 def stretch():
     rng = np.random.default_rng(7)
     tensors = {}
@@ -116,7 +131,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     shutil.rmtree(ALONE, ignore_errors=True)
     ALONE.mkdir()
-    for make in (vit, clip, bert, resnet, stretch):
+    for make in (vit, clip, bert, resnet, timm, stretch):
         make()
     for path in ALONE.rglob("*.*"):
         path.chmod(0o644)

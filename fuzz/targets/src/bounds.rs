@@ -58,6 +58,9 @@ pub fn bounded(limit: usize, run: impl FnOnce()) {
     PEAK.store(before, Relaxed);
     run();
     let used = usize::try_from(PEAK.load(Relaxed) - before).unwrap_or_default();
+    if std::env::var_os("TIER_FUZZ_MEMORY").is_some() {
+        println!("{used} bytes of {limit}");
+    }
     assert!(used <= limit, "allocated {used} bytes where {limit} are allowed");
 }
 

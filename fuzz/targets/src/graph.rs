@@ -3,12 +3,14 @@
 //!
 //! The bytes are read as a program: some leaves, then ops that take what was computed before, in the layout that it has (permuted,
 //! sliced, flipped, broadcast). The interpreter computes from the engine's own inputs, so that an error does not grow from op to op, and
-//! carries a derivative along one direction of the leaves, which backward's gradient must agree with.
+//! carries a derivative along one direction of the leaves, which backward's gradient must agree with. Last, the program is traced as a
+//! plan, which must give the same bits.
 
 mod naive;
 mod num;
 mod ops;
 
+use tiergrad::plan::Plan;
 use tiergrad::rng::Rng;
 use tiergrad::{DType, Tensor, backward_with};
 
@@ -30,16 +32,11 @@ const MARGIN: f64 = 16.0;
 pub(super) fn run(data: &[u8]) {
     for dtype in [DType::F64, DType::F32] {
         bounded(ROOM, || {
-            let mut graph = Graph::new(data, dtype);
-            for _ in 0..OPS {
-                if graph.bytes.is_empty() {
-                    break;
-                }
-                graph.step();
-            }
+            let graph = Graph::new(data, dtype, None);
             if dtype == DType::F64 {
                 graph.check_gradient();
             }
+            graph.check_plan(data);
         });
     }
 }
@@ -56,11 +53,21 @@ struct Value {
     naive: Naive,
 }
 
+/// What the same program is built from once more, for a plan: its leaves, and which results it computed with further. Nothing may be
+/// read then.
+struct Again {
+    leaves: std::vec::IntoIter<Tensor>,
+    kept: std::vec::IntoIter<bool>,
+}
+
 struct Graph<'a> {
     bytes: &'a [u8],
+    again: Option<Again>,
     dtype: DType,
     leaves: Vec<Value>,
     values: Vec<Value>,
+    /// Of each result, whether it is among the values.
+    kept: Vec<bool>,
     /// Whether some derivative may have jumped.
     tie: bool,
     /// What was computed so far, for messages.
@@ -68,14 +75,20 @@ struct Graph<'a> {
 }
 
 impl<'a> Graph<'a> {
-    fn new(data: &'a [u8], dtype: DType) -> Self {
-        let mut graph =
-            Self { bytes: data, dtype, leaves: Vec::new(), values: Vec::new(), tie: false, trail: Vec::new() };
+    fn new(data: &'a [u8], dtype: DType, again: Option<Again>) -> Self {
+        let (leaves, values, kept, trail) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut graph = Self { bytes: data, again, dtype, leaves, values, kept, tie: false, trail };
         for _ in 0..graph.below(3) + 1 {
             let rank = graph.below(5);
             let dims: Vec<usize> = (0..rank).map(|_| graph.size()).collect();
             let leaf = graph.leaf(&dims);
             graph.values.push(leaf);
+        }
+        for _ in 0..OPS {
+            if graph.bytes.is_empty() {
+                break;
+            }
+            graph.step();
         }
         graph
     }
@@ -117,8 +130,12 @@ impl<'a> Graph<'a> {
         };
         let n = dims.iter().product();
         let values: Vec<f64> = (0..n).map(|_| draw()).collect();
-        let tensor = Tensor::from_slice(&values, &dims[..]).to_dtype(self.dtype).trainable();
+        let tensor = Tensor::from_slice(&values, &dims[..]).to_dtype(self.dtype);
         let at = tensor.to_f64_vec().iter().map(|&v| leaf_number(v, rng.normal())).collect();
+        let tensor = match &mut self.again {
+            Some(again) => again.leaves.next().expect("as many leaves as before"),
+            None => tensor.trainable(),
+        };
         let leaf = Value { tensor, naive: Naive { dims, at } };
         self.leaves.push(leaf.clone());
         leaf
@@ -159,6 +176,12 @@ impl<'a> Graph<'a> {
     /// Compares both sides and keeps the result, where it can be computed with.
     #[track_caller]
     fn keep(&mut self, op: &str, tensor: Tensor, naive: Naive) {
+        if let Some(again) = &mut self.again {
+            if again.kept.next().expect("as many results as before") {
+                self.values.push(Value { tensor, naive });
+            }
+            return;
+        }
         self.trail.push(format!("{op} {:?}", tensor.dims()));
         assert_eq!(tensor.dims()[..], naive.dims[..], "{op}: dims");
         assert_eq!(tensor.dtype(), self.dtype, "{op}: type");
@@ -183,8 +206,35 @@ impl<'a> Graph<'a> {
         let mut naive = naive;
         naive.at.iter_mut().zip(&values).for_each(|(x, &v)| *x = Num { v, e: 0.0, ..*x });
         let fits = |x: &Num| (x.v == 0.0 || VALUES.contains(&x.v.abs())) && x.s <= SLOPES;
-        if naive.at.len() <= ELEMENTS && naive.at.iter().all(fits) {
+        let kept = naive.at.len() <= ELEMENTS && naive.at.iter().all(fits);
+        self.kept.push(kept);
+        if kept {
             self.values.push(Value { tensor, naive });
+        }
+    }
+
+    /// The last results by a plan, every other leaf a parameter of it, bit by bit.
+    fn check_plan(&self, data: &[u8]) {
+        let leaves: Vec<Tensor> = self.leaves.iter().map(|leaf| leaf.tensor.detach()).collect();
+        let last = |values: &[Value]| -> Vec<Tensor> {
+            values.iter().rev().take(3).map(|value| value.tensor.detach()).collect()
+        };
+        let inputs: Vec<Tensor> = leaves.iter().step_by(2).cloned().collect();
+        let (plan, _) = Plan::new(&inputs, |x| {
+            let leaf = |(i, leaf): (usize, &Tensor)| if i % 2 == 0 { x[i / 2].clone() } else { leaf.clone() };
+            let leaves: Vec<Tensor> = leaves.iter().enumerate().map(leaf).collect();
+            let again = Again { leaves: leaves.into_iter(), kept: self.kept.clone().into_iter() };
+            last(&Graph::new(data, self.dtype, Some(again)).values)
+        });
+        let bits = |x: &Tensor| -> Vec<u64> {
+            x.to_f64_vec().iter().map(|x| if x.is_nan() { u64::MAX } else { x.to_bits() }).collect()
+        };
+        for (planned, eager) in plan.run(&inputs).iter().zip(&last(&self.values)) {
+            let (dtype, trail) = (self.dtype, self.trail.join(", "));
+            assert!(
+                planned.dims() == eager.dims() && bits(planned) == bits(eager),
+                "plan in {dtype}: {planned:?}, not {eager:?}; {trail}"
+            );
         }
     }
 

@@ -33,6 +33,29 @@ fn what_is_wrong_is_told() {
     assert!(targets::check(|_| panic!("no"), b"").unwrap_err().starts_with("no"));
 }
 
+/// Long files, too, keep to four times their size and 16 MiB: fuzzing seldom makes one.
+#[test]
+fn long_files_keep_to_the_bound() {
+    let words: String = (0..100_000).map(|i| format!("{}{i:05}\n", ["w", "##"][i % 2])).collect();
+    let vocabulary = format!("\x02[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n{words}");
+    // The table names itself as the image, which is there.
+    let rows =
+        |n: usize, text: &str| -> String { (0..n).map(|i| format!("table.csv,{text},p{i},{}\n", i % 7)).collect() };
+    let header = "image,text,patient_id,age\n";
+    let short = format!("\0{header}{}", rows(36_000, "no edema"));
+    let long = format!("\0{header}{}", rows(9_000, &"There is no focal consolidation. ".repeat(3)));
+    for (name, target, data) in [
+        ("vocab.txt", targets::tokenizer as targets::Target, vocabulary),
+        ("pairs.csv of short rows", targets::tables, short),
+        ("pairs.csv of long rows", targets::tables, long),
+    ] {
+        assert!((700_000..1_300_000).contains(&data.len()), "{name}: {}", data.len());
+        if let Err(why) = targets::check(target, data.as_bytes()) {
+            panic!("{name} of {} bytes: {why}", data.len());
+        }
+    }
+}
+
 /// Random programs: the fuzzer's own start, so that a bare machine tries new graphs too.
 #[test]
 fn random_graphs_agree_with_the_naive_interpreter() {

@@ -77,7 +77,12 @@ pub(super) const VISION: Layout = Layout {
             false => ImageOutput::Features,
         };
         let vision = vision(shapes, &evidence.config)?.into();
-        Ok(NetworkConfig::TiergradImageModel(ImageModelConfig { vision, global_image: None, output }))
+        Ok(NetworkConfig::TiergradImageModel(ImageModelConfig {
+            vision,
+            global_image: None,
+            pooled_norm: None,
+            output,
+        }))
     },
 };
 
@@ -173,6 +178,7 @@ pub fn written(config: &NetworkConfig, ends: Option<Ends>) -> Result<(Value, Vec
     for (wrong, what) in [
         (!v.class_token, "the image side has no class token"),
         (!v.pre_norm, "the image side has no norm before the first block"),
+        (!v.post_norm, "the image side has no norm after the last block"),
         (v.patch_bias, "the patch embedding has a bias"),
         (!v.stem.is_empty(), "the image side has a convolutional stem"),
         (!matches!(model.global_image, None | Some(GlobalImage::Cls)), "an image is not its class token"),

@@ -77,5 +77,10 @@ fn config(shapes: &Shapes, evidence: &Evidence) -> Result<NetworkConfig> {
         ImageOutput::Features
     };
     let global_image = Some(GlobalImage::Cls);
-    Ok(NetworkConfig::TiergradImageModel(ImageModelConfig { vision: vit.into(), global_image, output }))
+    Ok(NetworkConfig::TiergradImageModel(ImageModelConfig {
+        vision: vit.into(),
+        global_image,
+        pooled_norm: None,
+        output,
+    }))
 }

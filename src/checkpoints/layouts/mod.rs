@@ -14,7 +14,7 @@ use std::path::Path;
 
 use super::keys::Keys;
 use super::sizes::Shapes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::NetworkConfig;
 
 /// One family of checkpoints.
@@ -89,6 +89,34 @@ impl Evidence {
     pub fn has(&self, name: &str) -> bool {
         self.names.contains(name)
     }
+}
+
+/// What is not computed here, by a part of a tensor's name that no layout has.
+const OTHERS: [(&str, &str); 15] = [
+    ("attnpool.positional_embedding", "CLIP's modified ResNet"),
+    ("logit_bias", "SigLIP"),
+    ("head.probe", "SigLIP"),
+    ("text_decoder.", "CoCa or BLIP"),
+    ("layer_scale1.", "DINOv2"),
+    ("distillation_token", "a distilled DeiT"),
+    ("relative_position_bias_table", "Swin"),
+    ("denseblock1.", "DenseNet"),
+    ("embedder.convolution.", "Hugging Face's ResNet"),
+    ("encoder_layer_0.", "torchvision's vision transformer"),
+    ("attention.q_lin.", "DistilBERT"),
+    ("attn_pool.", "attention pooling"),
+    ("reg_token", "register tokens"),
+    (".ls1.gamma", "layer scale"),
+    (".q_norm.", "norms of queries and keys"),
+];
+
+/// Refuses by name what has a tensor of [`OTHERS`].
+///
+/// # Errors
+/// If there is one.
+pub(super) fn none_other(evidence: &Evidence) -> Result<()> {
+    let found = OTHERS.iter().find_map(|(part, what)| Some((what, evidence.names.iter().find(|n| n.contains(part))?)));
+    found.map_or(Ok(()), |(what, tensor)| Err(Error::new(format!("{what} (tensor {tensor}) is not supported here"))))
 }
 
 /// Every layout; the first that fits counts.

@@ -71,22 +71,19 @@ fn own_names() -> String {
 
 /// Those of other libraries' towers, then those of own ones, of which there may be one.
 fn custom_names() -> String {
-    [timm::names("visual.trunk."), bert::encoder("text.transformer."), OTHERS.to_owned(), own_names()].concat()
+    [timm::names(TRUNK), bert::encoder("text.transformer."), OTHERS.to_owned(), own_names()].concat()
 }
 
 const OWN_IMAGES: &str = "visual.class_embedding";
+const TRUNK: &str = "visual.trunk.";
 const TIMM_IMAGES: &str = "visual.trunk.patch_embed.proj.weight";
 const BERT_TEXTS: &str = "text.transformer.embeddings.word_embeddings.weight";
-
-fn is_resnet(evidence: &Evidence) -> bool {
-    evidence.has("visual.attnpool.positional_embedding")
-}
 
 pub(super) const OPENAI: Layout = Layout {
     name: "OpenAI CLIP",
     assumed: openai,
     pixels: Pixels::OpenAi,
-    fits: |e| !e.open_clip.is_some() && e.has("token_embedding.weight") && (e.has(OWN_IMAGES) || is_resnet(e)),
+    fits: |e| !e.open_clip.is_some() && e.has("token_embedding.weight") && e.has(OWN_IMAGES),
     names: own_names,
     config,
 };
@@ -106,7 +103,7 @@ pub(super) const OPEN_CLIP: Layout = Layout {
     name: "open_clip",
     assumed: no_open_clip,
     pixels: Pixels::OpenClip,
-    fits: |e| e.has(OWN_IMAGES) || is_resnet(e),
+    fits: |e| e.has(OWN_IMAGES),
     names: own_names,
     config,
 };
@@ -121,18 +118,16 @@ pub(super) const CUSTOM: Layout = Layout {
 };
 
 fn config(shapes: &Shapes, evidence: &Evidence) -> Result<NetworkConfig> {
-    if is_resnet(evidence) {
-        return Err(Error::new(
-            "CLIP's modified ResNet (visual.attnpool) is not supported; its vision transformers are",
-        ));
-    }
     let whole = evidence.open_clip.part("model_cfg");
     let keys = if whole.is_some() { whole } else { evidence.open_clip.clone() };
     // OpenAI's code knows nothing else; open_clip has to be told.
     let quick = keys.flag("quick_gelu")?.unwrap_or(!keys.is_some());
     let (vision, text) = (keys.part("vision_cfg"), keys.part("text_cfg"));
-    let (vision, global_image) =
-        if evidence.has(TIMM_IMAGES) { timm_images(shapes, &vision)? } else { own_images(shapes, &vision, quick)? };
+    let (vision, global_image) = if evidence.has(TIMM_IMAGES) {
+        timm_images(shapes, evidence, &vision)?
+    } else {
+        own_images(shapes, &vision, quick)?
+    };
     let Some((joint, text_projection)) = shapes.text_projection()? else {
         return Err(Error::new("there is no projection of texts (text_projection or text.proj)"));
     };
@@ -185,13 +180,20 @@ fn own_images(shapes: &Shapes, keys: &Keys, quick: bool) -> Result<(VitConfig, G
 }
 
 /// The config names timm's model, but the tensors count.
-fn timm_images(shapes: &Shapes, keys: &Keys) -> Result<(VitConfig, GlobalImage)> {
+fn timm_images(shapes: &Shapes, evidence: &Evidence, keys: &Keys) -> Result<(VitConfig, GlobalImage)> {
     let vit = timm::vit(shapes, keys.text("timm_model_name")?.unwrap_or_default())?;
+    if evidence.has("visual.trunk.fc_norm.weight") {
+        return Err(Error::new(
+            "a norm behind the pooling (visual.trunk.fc_norm): a patch alone has no embedding then",
+        ));
+    }
     keys.only("timm_proj", &[json!("linear")])?;
     let global = match keys.text("timm_pool")? {
-        None | Some("" | "token") if vit.class_token => GlobalImage::Cls,
+        // Without a class token timm's models take the mean.
+        None | Some("") => GlobalImage::or_default(None, vit.class_token),
+        Some("token") if vit.class_token => GlobalImage::Cls,
         Some("avg") => GlobalImage::MeanPatches,
-        _ => return Err(keys.wrong("timm_pool", "not supported here: token or avg is")),
+        _ => return Err(keys.wrong("timm_pool", "not supported here: token and avg are")),
     };
     Ok((vit, global))
 }

@@ -26,6 +26,7 @@ pub(super) const LAYOUT: Layout = Layout {
         Ok(NetworkConfig::TiergradImageModel(ImageModelConfig {
             vision: shapes.resnet()?.into(),
             global_image,
+            pooled_norm: None,
             output,
         }))
     },

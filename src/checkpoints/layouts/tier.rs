@@ -56,6 +56,7 @@ pub(super) const BIOVIL: Layout = Layout {
         Ok(NetworkConfig::TiergradImageModel(ImageModelConfig {
             vision: ResnetConfig { image_size: 480, ..shapes.resnet()? }.into(),
             global_image: Some(GlobalImage::MeanPatches),
+            pooled_norm: None,
             output: ImageOutput::Joint { joint, projection: ImageProjectionKind::Projector },
         }))
     },
