@@ -53,11 +53,11 @@ struct Value {
     naive: Naive,
 }
 
-/// What the same program is built from once more, for a plan: its leaves, and which results it computed with further. Nothing may be
-/// read then.
+/// What the same program is built from once more, for a plan, when no tensor may be read: its leaves, and the other side of each result
+/// that it computed with further.
 struct Again {
     leaves: std::vec::IntoIter<Tensor>,
-    kept: std::vec::IntoIter<bool>,
+    kept: std::vec::IntoIter<Option<Naive>>,
 }
 
 struct Graph<'a> {
@@ -66,8 +66,8 @@ struct Graph<'a> {
     dtype: DType,
     leaves: Vec<Value>,
     values: Vec<Value>,
-    /// Of each result, whether it is among the values.
-    kept: Vec<bool>,
+    /// Of each result, the other side where it is among the values.
+    kept: Vec<Option<Naive>>,
     /// Whether some derivative may have jumped.
     tie: bool,
     /// What was computed so far, for messages.
@@ -177,7 +177,7 @@ impl<'a> Graph<'a> {
     #[track_caller]
     fn keep(&mut self, op: &str, tensor: Tensor, naive: Naive) {
         if let Some(again) = &mut self.again {
-            if again.kept.next().expect("as many results as before") {
+            if let Some(naive) = again.kept.next().expect("as many results as before") {
                 self.values.push(Value { tensor, naive });
             }
             return;
@@ -207,7 +207,7 @@ impl<'a> Graph<'a> {
         naive.at.iter_mut().zip(&values).for_each(|(x, &v)| *x = Num { v, e: 0.0, ..*x });
         let fits = |x: &Num| (x.v == 0.0 || VALUES.contains(&x.v.abs())) && x.s <= SLOPES;
         let kept = naive.at.len() <= ELEMENTS && naive.at.iter().all(fits);
-        self.kept.push(kept);
+        self.kept.push(kept.then(|| naive.clone()));
         if kept {
             self.values.push(Value { tensor, naive });
         }
