@@ -457,6 +457,22 @@ mod tests {
         let kept = (0..40_000).filter(|&i| keeps(3, i, 0.3)).count();
         assert!((27_400..28_600).contains(&kept), "{kept}");
         assert!((0..1000).all(|i| keeps(3, i, 0.0)) && !(0..1000).any(|i| keeps(3, i, 1.0)));
+        // What is kept makes up for the rest, and no two probabilities have a fate in common.
+        let a = Attention {
+            batch: 1,
+            heads: 4,
+            queries: 30,
+            keys: 40,
+            width: 1,
+            scale: 1.0,
+            causal: false,
+            key_mask: None,
+            dropout: Some((0.25, 3)),
+        };
+        let places = (0..4).flat_map(|item| (0..30).flat_map(move |i| (0..40).map(move |j| (item, i, j))));
+        let factors: Vec<f64> = places.map(|(item, i, j)| a.drop(item, i, j)).collect();
+        assert!((0..4800).all(|at| factors[at] == if keeps(3, at as u64, 0.25) { 4.0 / 3.0 } else { 0.0 }));
+        assert!((factors.iter().sum::<f64>() / 4800.0 - 1.0).abs() < 0.05);
         // The upper half of the index counts.
         assert!((0..64).any(|i| keeps(3, i, 0.5) != keeps(3, i + (1 << 32), 0.5)));
     }

@@ -478,6 +478,8 @@ mod tests {
                 }
             }
         }
+        // Between its two slopes.
+        assert_eq!(Unary::Abs.df(0.0f64), 0.0);
     }
 
     #[test]

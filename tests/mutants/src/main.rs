@@ -286,8 +286,20 @@ fn read_log(path: &Path) -> Result<BTreeMap<String, String>> {
     Ok(verdicts)
 }
 
+/// Mutants that no test can tell from the original, by key with single spaces, and why.
+fn explained() -> Result<BTreeMap<String, String>> {
+    let text = fs::read_to_string("tests/mutants/explained.txt")?;
+    let pair = |line: &str| line.rsplit_once(" | ").map(|(key, why)| (squeezed(key), why.to_owned()));
+    Ok(text.lines().filter(|line| !line.starts_with('#')).filter_map(pair).collect())
+}
+
+fn squeezed(key: &str) -> String {
+    key.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn main() -> Result<()> {
     let o = options()?;
+    let explained = explained()?;
     let mutants = sample(&o)?;
     if o.list {
         for (key, m) in &mutants {
@@ -297,7 +309,9 @@ fn main() -> Result<()> {
     }
     fs::create_dir_all(&o.work)?;
     let judged = read_log(&o.log)?;
-    let open = |key: &String| judged.get(key).is_none_or(|verdict| o.again && verdict == "survived");
+    let open = |key: &String| {
+        judged.get(key).is_none_or(|v| o.again && v == "survived" && !explained.contains_key(&squeezed(key)))
+    };
     let unviable = plant(&o, &mutants, &judged)?;
     let mut log = fs::OpenOptions::new().create(true).append(true).open(&o.log)?;
     let mut record = |i: usize, verdict: &str, by: &str, began: Instant| -> Result<()> {
@@ -334,14 +348,21 @@ fn main() -> Result<()> {
     let with =
         |verdict: &str| mutants.iter().filter(|(key, _)| verdicts.get(key).is_some_and(|v| v == verdict)).count();
     let (killed, survived) = (with("killed") + with("timeout"), with("survived"));
-    for (_, m) in mutants.iter().filter(|(key, _)| verdicts.get(key).is_some_and(|v| v == "survived")) {
-        println!("survived  {}:{} {}: `{}` => `{}`", m.file, m.line, m.function, m.before, m.after);
+    let mut unexplained = 0;
+    for (key, m) in mutants.iter().filter(|(key, _)| verdicts.get(key).is_some_and(|v| v == "survived")) {
+        let why = explained.get(&squeezed(key));
+        unexplained += usize::from(why.is_none());
+        println!("survived  {}:{} {}", m.file, m.line, squeezed(key));
+        println!("          {}", why.map_or("NOT EXPLAINED", String::as_str));
     }
+    let score = 100.0 * killed as f64 / (killed + survived).max(1) as f64;
     println!(
-        "{killed} of {} viable mutants killed ({:.1} %), {} do not compile",
+        "{killed} of {} viable mutants killed ({score:.1} %), {} do not compile",
         killed + survived,
-        100.0 * killed as f64 / (killed + survived).max(1) as f64,
         with("unviable")
     );
+    if unexplained > 0 {
+        return Err(format!("{unexplained} survivors are not explained").into());
+    }
     Ok(())
 }
