@@ -23,6 +23,11 @@ impl Meta {
     pub fn new(dims: impl Into<Dims>, dtype: DType) -> Self {
         Self { dims: dims.into(), dtype }
     }
+
+    /// Bytes of all elements.
+    pub fn bytes(&self) -> usize {
+        self.dims.numel() * self.dtype.size()
+    }
 }
 
 /// An operation on tensors. Eager execution, the tape and the gradient checks all use this one object.

@@ -20,7 +20,7 @@ pub struct Cost {
 
 /// Bytes of tensors.
 pub(crate) fn bytes(metas: impl IntoIterator<Item = Meta>) -> u64 {
-    metas.into_iter().map(|meta| (meta.dims.numel() * meta.dtype.size()) as u64).sum()
+    metas.into_iter().map(|meta| meta.bytes() as u64).sum()
 }
 
 thread_local! {

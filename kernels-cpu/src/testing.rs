@@ -54,11 +54,12 @@ impl<T: Copy> Drawn<T> {
 
     /// The elements in row-major order, each found by its index alone.
     pub(crate) fn elements(&self, dims: &[usize]) -> Vec<T> {
-        let at = |index: Vec<usize>| {
-            let steps = index.iter().zip(&self.strides).map(|(&i, &s)| i as isize * s).sum::<isize>();
-            self.data[(self.offset as isize + steps) as usize]
-        };
-        indices(dims).map(at).collect()
+        indices(dims).map(|index| self.data[self.place(&index)]).collect()
+    }
+
+    fn place(&self, index: &[usize]) -> usize {
+        let steps = index.iter().zip(&self.strides).map(|(&i, &s)| i as isize * s).sum::<isize>();
+        (self.offset as isize + steps) as usize
     }
 }
 
@@ -75,9 +76,8 @@ impl Drawn<f64> {
 
     /// The same with `by` added to the element at `index`.
     pub(crate) fn shifted(&self, index: &[usize], by: f64) -> Self {
-        let steps = index.iter().zip(&self.strides).map(|(&i, &s)| i as isize * s).sum::<isize>();
         let mut data = self.data.clone();
-        data[(self.offset as isize + steps) as usize] += by;
+        data[self.place(index)] += by;
         Self { data, offset: self.offset, strides: self.strides.clone() }
     }
 }

@@ -262,14 +262,9 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         }
         _ => None,
     };
-    let profile = match args.profile {
-        false => None,
-        true => {
-            let x: Vec<Tensor> = inputs.pixels.iter().chain(inputs.texts.iter().flatten()).cloned().collect();
-            let costs = || planned.profile(&x).ok_or_else(|| Error::new("--profile needs more runs: no plan was made"));
-            Some(profile(global, costs)?)
-        }
-    };
+    let x: Vec<Tensor> = inputs.pixels.iter().chain(inputs.texts.iter().flatten()).cloned().collect();
+    let costs = || planned.profile(&x).ok_or_else(|| Error::new("--profile needs more runs: no plan was made"));
+    let profile = args.profile.then(|| profile(global, costs)).transpose()?;
     let median = times[times.len() / 2];
     let what = if what == What::Text { "text" } else { "image" };
     Ok(
@@ -377,18 +372,16 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
         Ok(start.elapsed())
     };
     let (first, times) = times(args, || step().map(|_: Duration| ()))?;
-    let profile = match args.profile {
-        false => None,
-        true => Some(profile(global, || {
-            let start = Instant::now();
-            let (optimiser, mut costs) = profile::collect(&mut step);
-            let (whole, optimiser) = (start.elapsed(), optimiser?);
-            let rest = whole - optimiser - costs.iter().map(|cost| cost.time).sum::<Duration>();
-            let others = [("optimiser", optimiser), ("between ops", rest)];
-            costs.extend(others.map(|(name, time)| Cost { name: name.to_owned(), time, flops: 0, bytes: 0 }));
-            Ok(costs)
-        })?),
+    let costs = || {
+        let start = Instant::now();
+        let (optimiser, mut costs) = profile::collect(&mut step);
+        let (whole, optimiser) = (start.elapsed(), optimiser?);
+        let rest = whole - optimiser - costs.iter().map(|cost| cost.time).sum::<Duration>();
+        let others = [("optimiser", optimiser), ("between ops", rest)];
+        costs.extend(others.map(|(name, time)| Cost { name: name.to_owned(), time, flops: 0, bytes: 0 }));
+        Ok(costs)
     };
+    let profile = args.profile.then(|| profile(global, costs)).transpose()?;
     Ok(
         serde_json::json!({ "bench": "train", "profile": profile, "config": sizes.name(), "dtype": "f32", "batch": n, "threads": global.thread_count(),
         "s_per_step": round(times[times.len() / 2]), "best": round(times[0]), "steps": times.len(), "first_step_s": round(first),

@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     drop(pipeline);
     let written = Checkpoint::open(&args.out, map)?;
     let size = |checkpoint: &Checkpoint| -> usize {
-        checkpoint.weights().flat_map(|w| w.metas()).map(|(_, meta)| meta.dims.numel() * meta.dtype.size()).sum()
+        checkpoint.weights().flat_map(|w| w.metas()).map(|(_, meta)| meta.bytes()).sum()
     };
     let (was, is) = (size(&checkpoint), size(&written));
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);

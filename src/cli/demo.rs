@@ -19,7 +19,7 @@ use crate::loss::TierOptions;
 use crate::phantom;
 use crate::pipeline::Pipeline;
 use crate::report::demo::{self as page, DemoReport, SeedResult};
-use crate::report::{Differences, Provenance, found};
+use crate::report::{Provenance, found};
 use crate::train::{self, Config, Record, Watch};
 
 /// Draws phantoms, trains one model with lambda 0 and with TIER from the same seed, evaluates both and writes report.html and summary.json.
@@ -206,7 +206,7 @@ impl Pooled {
             let Some(other) = &all.against else { continue };
             cases.extend(all.model.measured.cases.iter().cloned());
             for (i, side) in [&all.model, other].into_iter().enumerate() {
-                measures[i].extend(localisation::measure_all(&side.measured.cases));
+                measures[i].extend(side.measures.iter().cloned());
                 pairs[i].extend(side.measured.sparsity_pairs.iter().cloned());
             }
         }
@@ -216,18 +216,6 @@ impl Pooled {
             localisation: localisation::compare(&cases, &measures[0], &measures[1], draws, seed),
             sparsity: sparsity::compare(&pairs[0], &pairs[1], draws, seed),
         })
-    }
-
-    fn shown(&self) -> Differences {
-        let of = found::difference;
-        Differences {
-            labels: Vec::new(),
-            auc_mean: self.auc.as_ref().map(of),
-            inside_minus_outside: self.localisation.as_ref().map(|l| of(&l.inside_minus_outside)),
-            pointing_game: self.localisation.as_ref().map(|l| of(&l.pointing_game)),
-            sparsity_patches: self.sparsity.as_ref().map(|s| of(&s.patches)),
-            sparsity_tokens: self.sparsity.as_ref().map(|s| of(&s.tokens)),
-        }
     }
 }
 
@@ -308,7 +296,7 @@ fn write(args: &Args, global: &Global, config: &Config, found: &[Found], start: 
         phantoms: found::phantoms(all, &pipeline, 12)?,
         examples: found::examples(all, &pipeline, names, 12)?,
         seeds: if found.len() > 1 { seeds.collect() } else { Vec::new() },
-        pooled: pooled.shown(),
+        pooled: found::differences(pooled.auc.as_ref(), pooled.localisation.as_ref(), pooled.sparsity.as_ref()),
     };
     let page = args.out.join("report.html");
     files::write_atomic(&page, page::html(&report)?.as_bytes())?;

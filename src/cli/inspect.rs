@@ -22,7 +22,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     for (_, t) in weights.metas() {
         *types.entry(t.dtype.to_string()).or_default() += t.dims.numel();
         numbers += t.dims.numel();
-        bytes += t.dims.numel() * t.dtype.size();
+        bytes += t.bytes();
     }
     let file = weights.path().to_path_buf();
     // A file of tensors that is no model is shown all the same, with the reason.

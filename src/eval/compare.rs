@@ -1,7 +1,7 @@
 //! A model (or an ensemble) evaluated on a split, alone or against another.
 
 use super::evaluation::Evaluation;
-use super::localisation::{self, Case};
+use super::localisation::{self, Case, Measure};
 use super::measure::{self, Measured, measure};
 use super::scores::{ScoreInput, ScoreOptions, ScoreTable, Validation, score_table};
 use super::sparsity::{self, Sparsity};
@@ -44,6 +44,8 @@ pub struct Side {
     pub measured: Measured,
     /// Per label of the evaluation, per row.
     pub scores: Vec<Vec<f64>>,
+    /// What each case of localisation measures.
+    pub measures: Vec<Option<Measure>>,
 }
 
 /// What an evaluation found.
@@ -126,8 +128,11 @@ pub fn evaluate(
         let column = |name: &String| measured.labels.iter().position(|n| n == name).map(|k| measured.scores[k].clone());
         labels.iter().filter_map(column).collect()
     };
-    let ours = Side { scores: columns(&ours), measured: ours };
-    let theirs = theirs.map(|theirs| Side { scores: columns(&theirs), measured: theirs });
+    let side_of = |measured: Measured| {
+        let scores = columns(&measured);
+        Side { measures: localisation::measure_all(&measured.cases), measured, scores }
+    };
+    let (ours, theirs) = (side_of(ours), theirs.map(side_of));
     let chosen_on = if known.is_empty() || labels.is_empty() {
         None
     } else {
@@ -154,8 +159,7 @@ pub fn evaluate(
     evaluation.sparsity = ours.measured.sparsity;
     evaluation.rank_ordered.clone_from(&ours.measured.rank_ordered);
     let (draws, seed) = (how.scores.draws, how.scores.seed);
-    let measures = localisation::measure_all(&ours.measured.cases);
-    evaluation.localisation = localisation::summarise(&ours.measured.cases, &measures, draws, seed);
+    evaluation.localisation = localisation::summarise(&ours.measured.cases, &ours.measures, draws, seed);
     if let Some(theirs) = &theirs {
         evaluation.sparsity_against = theirs.measured.sparsity;
         evaluation.rank_ordered_against.clone_from(&theirs.measured.rank_ordered);
@@ -163,11 +167,11 @@ pub fn evaluate(
             let [ours, theirs] = [&ours, theirs].map(|side| &side.measured.sparsity_pairs[..]);
             evaluation.sparsity_difference = sparsity::compare(ours, theirs, draws, seed);
         }
-        let their_measures = localisation::measure_all(&theirs.measured.cases);
-        evaluation.localisation_against = localisation::summarise(&theirs.measured.cases, &their_measures, draws, seed);
+        evaluation.localisation_against =
+            localisation::summarise(&theirs.measured.cases, &theirs.measures, draws, seed);
         if ours.measured.cases.len() == theirs.measured.cases.len() {
             evaluation.localisation_difference =
-                localisation::compare(&ours.measured.cases, &measures, &their_measures, draws, seed);
+                localisation::compare(&ours.measured.cases, &ours.measures, &theirs.measures, draws, seed);
         }
     }
     notes.extend(verbatim(tables));

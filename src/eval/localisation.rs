@@ -329,11 +329,10 @@ pub fn compare(
     let groups: Vec<&Case> = both.iter().map(|(_, _, case)| *case).collect();
     let [d, p] = spreads(&groups, draws, seed, [&difference, &pointing]);
     let observed = |f: &dyn Fn(usize) -> f64| (0..both.len()).map(f).sum::<f64>() / both.len() as f64;
-    let of = |spread: Spread, observed: f64| Difference { observed, mean: spread.mean, ci95: spread.ci95 };
     Some(LocalisationDifference {
         n: both.len(),
-        inside_minus_outside: of(d?, observed(&difference)),
-        pointing_game: of(p?, observed(&pointing)),
+        inside_minus_outside: Difference::new(observed(&difference), d?),
+        pointing_game: Difference::new(observed(&pointing), p?),
     })
 }
 

@@ -113,6 +113,13 @@ pub struct Difference {
     pub ci95: [f64; 2],
 }
 
+impl Difference {
+    /// What was observed, with the spread of its draws.
+    pub fn new(observed: f64, spread: Spread) -> Self {
+        Self { observed, mean: spread.mean, ci95: spread.ci95 }
+    }
+}
+
 /// What [`score_table`] finds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScoreTable {
@@ -251,7 +258,7 @@ pub fn score_table(input: &ScoreInput, options: &ScoreOptions) -> Result<ScoreTa
         let theirs = other.scores(input, &draws[width..]);
         let difference = |at: usize, a: Option<f64>, b: Option<f64>| {
             let spread = Spread::of_difference(&draws[at], &draws[width + at])?;
-            Some(Difference { observed: a? - b?, mean: spread.mean, ci95: spread.ci95 })
+            Some(Difference::new(a? - b?, spread))
         };
         let label = |(k, name): (usize, &String)| {
             let [ours, theirs] = [&table.scores, &theirs].map(|scores| scores.labels[name].auroc);

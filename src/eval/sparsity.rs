@@ -62,8 +62,7 @@ pub fn compare(ours: &[OfPair], theirs: &[OfPair], draws: usize, seed: u64) -> O
     let drawn = Bootstrap::groups(&groups, draws, seed)
         .measure(2, |weights| vec![difference(weights, 0), difference(weights, 1)]);
     let of = |i: usize| -> Option<Difference> {
-        let (spread, observed) = (Spread::of(&drawn[i])?, difference(&vec![1; ours.len()], i)?);
-        Some(Difference { observed, mean: spread.mean, ci95: spread.ci95 })
+        Some(Difference::new(difference(&vec![1; ours.len()], i)?, Spread::of(&drawn[i])?))
     };
     Some(SparsityDifference { n: ours.len(), patches: of(0)?, tokens: of(1)? })
 }

@@ -84,7 +84,7 @@ impl View for Packed {
         self.0.buffer().bytes()[start..start + self.data_len()].into()
     }
     fn data_len(&self) -> usize {
-        self.0.numel() * self.0.dtype().size()
+        self.0.meta().bytes()
     }
 }
 

@@ -130,7 +130,10 @@ impl ImageModel {
         let global = GlobalImage::or_default(self.config.global_image, class_token);
         let whole = |tokens: &Tensor| {
             let whole = global.split(tokens, class_token).whole;
-            self.pooled_norm.as_ref().map_or_else(|| whole.clone(), |norm| norm.forward(&whole))
+            match &self.pooled_norm {
+                Some(norm) => norm.forward(&whole),
+                None => whole,
+            }
         };
         match &self.end {
             End::Features => (whole(&tokens), None),

@@ -251,9 +251,11 @@ impl Vit {
             x = Tensor::concat(&[&class, &x], 1);
         }
         let x = x + &self.positions(grid);
-        let x = self.pre_norm.as_ref().map_or_else(|| x.clone(), |norm| norm.forward(&x));
-        let x = self.encoder.forward(x, false, None);
-        self.post_norm.as_ref().map_or_else(|| x.clone(), |norm| norm.forward(&x))
+        let normed = |norm: &Option<LayerNorm>, x: Tensor| match norm {
+            Some(norm) => norm.forward(&x),
+            None => x,
+        };
+        normed(&self.post_norm, self.encoder.forward(normed(&self.pre_norm, x), false, None))
     }
 
     /// Patches of the pixels, projected: [n, patches, width].

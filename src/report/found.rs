@@ -10,7 +10,7 @@ use crate::eval::compare::{Evaluated, Side};
 use crate::eval::localisation as found;
 use crate::eval::metrics::roc_curve;
 use crate::eval::scores::{Difference, Scores};
-use crate::eval::sparsity;
+use crate::eval::sparsity::SparsityDifference;
 use crate::image;
 use crate::pipeline::Pipeline;
 use crate::train::Record;
@@ -19,8 +19,7 @@ fn within(value: Option<f64>, ci95: Option<[f64; 2]>) -> Option<Estimate> {
     value.map(|value| Estimate { value, ci95 })
 }
 
-/// A difference with its interval.
-pub fn difference(d: &Difference) -> Estimate {
+fn difference(d: &Difference) -> Estimate {
     Estimate { value: d.observed, ci95: Some(d.ci95) }
 }
 
@@ -85,31 +84,40 @@ fn model(name: &str, all: &Evaluated, side: &Side, scores: &Scores, l: Option<&f
     }
 }
 
+/// Paired differences, those of labels aside.
+pub fn differences(
+    auc_mean: Option<&Difference>,
+    localisation: Option<&found::LocalisationDifference>,
+    sparsity: Option<&SparsityDifference>,
+) -> Differences {
+    Differences {
+        labels: Vec::new(),
+        auc_mean: auc_mean.map(difference),
+        inside_minus_outside: localisation.map(|l| difference(&l.inside_minus_outside)),
+        pointing_game: localisation.map(|l| difference(&l.pointing_game)),
+        sparsity_patches: sparsity.map(|s| difference(&s.patches)),
+        sparsity_tokens: sparsity.map(|s| difference(&s.tokens)),
+    }
+}
+
 /// Both sides of an evaluation under these names, and their differences.
 pub fn sides(all: &Evaluated, name: &str, against: &str) -> (ModelResult, Option<ModelResult>, Option<Differences>) {
     let e = &all.evaluation;
     let ours = model(name, all, &all.model, &e.scores, e.localisation.as_ref());
     let scores = e.against.clone().unwrap_or_default();
     let theirs = all.against.as_ref().map(|side| model(against, all, side, &scores, e.localisation_against.as_ref()));
-    // Of an ensemble, whose pairs are not told apart, without an interval.
-    let between = |of: fn(&sparsity::Sparsity) -> f64| {
-        e.sparsity.zip(e.sparsity_against).map(|(a, b)| Estimate::new(of(&a) - of(&b)))
-    };
+    let compared = |sparsity| differences(e.auc_mean_difference.as_ref(), e.localisation_difference.as_ref(), sparsity);
     let differences = all.against.is_some().then(|| Differences {
         labels: e.differences.iter().flatten().map(|(label, d)| (label.clone(), difference(d))).collect(),
-        auc_mean: e.auc_mean_difference.as_ref().map(difference),
-        inside_minus_outside: e.localisation_difference.as_ref().map(|l| difference(&l.inside_minus_outside)),
-        pointing_game: e.localisation_difference.as_ref().map(|l| difference(&l.pointing_game)),
-        sparsity_patches: e
-            .sparsity_difference
-            .as_ref()
-            .map(|s| difference(&s.patches))
-            .or_else(|| between(|s| s.patches)),
-        sparsity_tokens: e
-            .sparsity_difference
-            .as_ref()
-            .map(|s| difference(&s.tokens))
-            .or_else(|| between(|s| s.tokens)),
+        ..match e.sparsity.zip(e.sparsity_against) {
+            // Of an ensemble, whose pairs are not told apart: without an interval.
+            Some((a, b)) if e.sparsity_difference.is_none() => Differences {
+                sparsity_patches: Some(Estimate::new(a.patches - b.patches)),
+                sparsity_tokens: Some(Estimate::new(a.tokens - b.tokens)),
+                ..compared(None)
+            },
+            _ => compared(e.sparsity_difference.as_ref()),
+        }
     });
     (ours, theirs, differences)
 }

@@ -22,4 +22,4 @@ pub mod run;
 mod samples;
 pub mod xray;
 
-pub use results::{Differences, Estimate, Provenance};
+pub use results::{Estimate, Provenance};

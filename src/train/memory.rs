@@ -15,8 +15,6 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::image;
 use crate::nn::Module;
-use crate::op::apply;
-use crate::ops::loss::BceWithLogits;
 use crate::optim::Optimiser;
 use crate::pipeline::{Network, tensors};
 use crate::process;
@@ -187,18 +185,10 @@ impl Rehearsal {
         let mut average = (t.ema > 0.0).then(|| Average::new(network));
         let mut optimiser = Optimiser::new(config.optimiser.clone());
         for _ in 0..self.steps.min(2) {
-            let mut sum: Option<Grads> = None;
+            let mut grads = Grads::default();
             for _ in 0..self.accumulate.min(2) {
-                let one = once(config, network, self.texts[0].as_ref(), t.batch)?;
-                sum = Some(match sum.take() {
-                    None => one.grads,
-                    Some(mut grads) => {
-                        grads.merge(one.grads);
-                        grads
-                    }
-                });
+                grads.merge(once(config, network, self.texts[0].as_ref(), t.batch)?.grads);
             }
-            let Some(mut grads) = sum else { continue };
             if self.accumulate > 1 {
                 grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));
             }
@@ -208,6 +198,7 @@ impl Rehearsal {
                 average.follow(network, t.ema, optimiser.steps);
             }
         }
+        let bytes = |x: &Tensor| x.meta().bytes();
         let averages: usize = average.iter().flat_map(|a| a.0.values()).map(bytes).sum();
         let moments: usize = optimiser.state.values().flatten().map(bytes).sum();
         let checkpoint = tensors(network).iter().map(|(_, x)| bytes(x)).sum::<usize>() + averages + moments;
@@ -226,11 +217,9 @@ fn once(config: &Config, network: &mut Network, texts: Option<&[Tensor; 2]>, n: 
             Ok(step::step(model, &pairs, &config.tier, config.train.micro_batch))
         }
         (Network::Classifier(model), _) => {
-            let (logits, noted) = model.forward_train(&pixels(config, n));
-            noted.apply(model);
-            let [targets, known] = [DType::F32, DType::U8].map(|dtype| Tensor::zeros(*logits.dims(), dtype));
-            let loss = apply(BceWithLogits, &[&logits, &targets, &known]);
-            Ok(Step { parts: step::Parts::default(), grads: loss.backward() })
+            let dims = [n, model.config().labels.len()];
+            let [targets, known] = [DType::F32, DType::U8].map(|dtype| Tensor::zeros(dims, dtype));
+            Ok(step::supervised(model, &pixels(config, n), &targets, &known))
         }
         _ => Err(Error::new("an encoder alone is not trained")),
     }
@@ -252,10 +241,6 @@ fn judge(config: &Config, network: &Network, texts: Option<&[Tensor; 2]>, n: usi
 fn pixels(config: &Config, n: usize) -> Tensor {
     let p = config.preprocess();
     Tensor::zeros([n, p.channels, p.crop, p.crop], DType::F32)
-}
-
-fn bytes(x: &Tensor) -> usize {
-    x.numel() * x.dtype().size()
 }
 
 /// Tokens of the longest text, as well as can be told from the texts with most letters.

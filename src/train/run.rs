@@ -24,8 +24,6 @@ use crate::files;
 use crate::finite::watch;
 use crate::formats::{Weights, safetensors};
 use crate::nn::Module;
-use crate::op::apply;
-use crate::ops::loss::BceWithLogits;
 use crate::optim::{self, Optimiser};
 use crate::pipeline::{Network, Origin, Pipeline};
 use crate::report::run::{self, Checkpoint, Judged, RunReport, curves_png};
@@ -389,12 +387,7 @@ impl<'a> Run<'a> {
                     Ok(step::step(model, pairs, &self.config.tier, self.config.train.micro_batch))
                 }
                 (Network::Classifier(model), _, Some(targets), Some(known)) => {
-                    let (logits, noted) = model.forward_train(&views[0]);
-                    noted.apply(model);
-                    let loss = apply(BceWithLogits, &[&logits, targets, known]);
-                    let value = loss.item();
-                    let parts = Parts { total: value, clip: value, ..Parts::default() };
-                    Ok(step::Step { parts, grads: loss.backward() })
+                    Ok(step::supervised(model, &views[0], targets, known))
                 }
                 _ => Err(Error::new("an encoder alone is not trained")),
             }

@@ -1,9 +1,11 @@
 //! Loss and gradients of one batch: at once, or in parts with the same result.
 
 use crate::loss::{self, TierOptions};
-use crate::models::DualEncoder;
 use crate::models::dual_encoder::Embeddings;
+use crate::models::{Classifier, DualEncoder};
 use crate::nn::Noted;
+use crate::op::apply;
+use crate::ops::loss::BceWithLogits;
 use crate::tape::{Grads, backward_with};
 use crate::tensor::Tensor;
 
@@ -98,6 +100,16 @@ fn parts(loss: &loss::Loss) -> Parts {
         patch_entropy: loss.patch_entropy.item(),
         token_entropy: loss.token_entropy.item(),
     }
+}
+
+/// Loss and gradients of a supervised batch: pixels [n, c, h, w], targets [n, labels] and which of them are known, u8 [n, labels]. Moves the
+/// running statistics of batch norms.
+pub fn supervised(model: &mut Classifier, pixels: &Tensor, targets: &Tensor, known: &Tensor) -> Step {
+    let (logits, noted) = model.forward_train(pixels);
+    noted.apply(model);
+    let loss = apply(BceWithLogits, &[&logits, targets, known]);
+    let value = loss.item();
+    Step { parts: Parts { total: value, clip: value, ..Parts::default() }, grads: loss.backward() }
 }
 
 /// Loss and gradients of a batch, `micro_batch` pairs at a time (0: all at once). Moves the running statistics of batch norms, once for each

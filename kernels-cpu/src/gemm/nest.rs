@@ -12,10 +12,10 @@ use crate::map::{self, Unary};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, again, eval_on};
 
-/// Longest slab of k: two vectors of B over it stay in the first-level cache. Fixed, as a size probed from the machine's
-/// caches would change bits between machines.
+/// Longest slab of k: a panel of B over it comes from the second-level cache, which the tile's products hide, and C is passed over
+/// seldom. Fixed, as a size probed from the machine's caches would change bits between machines.
 const KC: usize = 512;
-/// Most tiles of rows in a job: their packed slab takes a quarter of a second-level cache.
+/// Most tiles of rows in a job: their packed slab takes at most half of a second-level cache of 2 MiB.
 const ROW_TILES: usize = 32;
 /// Numbers of packed B that several slabs may take together.
 const PACKED_B: usize = 1 << 20;
@@ -265,7 +265,7 @@ impl Job<'_> {
             let rows_of = rows_of(start, depth);
             let (tiles, panels) = (m.div_ceil(mr), self.panels.len());
             // A slab of B that stays in the second-level cache is gone through for each tile of rows, which then is read once. Else a panel
-            // stays in the first-level cache for all tiles.
+            // stays near for all tiles.
             let rows_first = panels < tiles && panels * nr * depth <= NEAR;
             for t in 0..tiles * panels {
                 let (i, p) = if rows_first { (t / panels, t % panels) } else { (t % tiles, t / tiles) };
