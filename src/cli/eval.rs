@@ -51,6 +51,9 @@ pub struct Args {
     /// What thresholds are chosen on.
     #[arg(long, default_value = "val")]
     val_split: Split,
+    /// Score by the softmax over a label's positive and negative prompts, as `classify` has it for probabilities, instead of by Z.
+    #[arg(long)]
+    softmax: bool,
     /// Temperature of the softmaxes whose sparsity is measured.
     #[arg(long, default_value_t = 1.0)]
     temperature: f64,
@@ -88,6 +91,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     };
     let how = How {
         scores: ScoreOptions { draws: args.draws, seed: args.seed, ..ScoreOptions::default() },
+        softmax: args.softmax,
         tier: TierOptions { temperature: args.temperature, ..TierOptions::default() },
         workers: global.worker_count(),
     };
