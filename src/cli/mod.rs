@@ -158,8 +158,14 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    // Exit code 2 and the usage are clap's own for wrong flags.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(asked) if !asked.use_stderr() || asked.kind() == HELP => asked.exit(),
+        Err(wrong) => {
+            tell(format_args!("tier: {}", one_line(&wrong)));
+            return ExitCode::from(2);
+        }
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == Kind::Unread => ExitCode::SUCCESS,
@@ -168,6 +174,17 @@ pub fn main() -> ExitCode {
             ExitCode::from(if error.kind() == Kind::Usage { 2 } else { 1 })
         }
     }
+}
+
+/// The help where no command is named, with exit code 2.
+const HELP: clap::error::ErrorKind = clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
+/// What is wrong with the flags, and clap's tips, without its lines of usage.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let usage = |part: &&str| ["Usage:", "For more information"].iter().any(|start| part.starts_with(start));
+    let said: Vec<&str> = text.split("\n\n").filter(|part| !usage(part)).flat_map(str::split_whitespace).collect();
+    format!("{}; see --help", said.join(" ").trim_start_matches("error: "))
 }
 
 /// This process's command line, for the provenance of reports.
