@@ -42,10 +42,10 @@ struct Cli {
 /// Flags of every command.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Global {
-    /// Threads of all CPU work (default: cores).
+    /// Threads that compute (default: cores).
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
-    /// Loader threads within them.
+    /// Threads that load pictures meanwhile; 0: those that compute do (default: as many as --threads, and none with --threads 1).
     #[arg(long, global = true, value_name = "N")]
     pub workers: Option<usize>,
     /// Where to compute: cpu.
@@ -94,9 +94,9 @@ impl Global {
         indicatif::ProgressBar::new(steps).with_style(style).with_message(what)
     }
 
-    /// Threads that load.
+    /// Threads that load beside those that compute. With one thread that is told to do everything, none.
     pub fn worker_count(&self) -> usize {
-        self.workers.unwrap_or_else(|| self.thread_count()).max(1)
+        self.workers.unwrap_or_else(|| Some(self.thread_count()).filter(|&n| n > 1).unwrap_or(0))
     }
 
     /// Threads that compute.
@@ -200,8 +200,8 @@ fn run(cli: Cli) -> Result<()> {
             cli.global.device
         )));
     }
-    if let (Some(0), _) | (_, Some(0)) = (cli.global.threads, cli.global.workers) {
-        return Err(Error::usage("--threads and --workers: at least 1"));
+    if cli.global.threads == Some(0) {
+        return Err(Error::usage("--threads: at least 1"));
     }
     // It computes nothing: starting threads would take longer than all it does.
     if let Command::Inspect(args) = &cli.command {
