@@ -174,7 +174,7 @@ fn evaluation_writes_its_metrics_scores_and_report() {
 }
 
 /// Numbers of threads and of loader workers; the first again at the end.
-const THREADS: [[&str; 2]; 5] = [["1", "1"], ["2", "3"], ["3", "2"], ["7", "4"], ["1", "1"]];
+const THREADS: [[&str; 2]; 5] = [["1", "1"], ["2", "3"], ["3", "0"], ["7", "4"], ["1", "1"]];
 
 #[test]
 fn threads_and_workers_do_not_change_a_bit_of_a_run() {
@@ -390,7 +390,9 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     refused(&["trian"], 2, &["trian", "similar", "train", "--help"]);
     refused(&["phantom", "--count", "3"], 2, &["--out <DIR>", "--seed <S>"]);
     refused(&["phantom", "--count", "many", "--seed", "1", "--out", "p"], 2, &["many", "--count"]);
-    refused(&["eval", "--model", "m", "--pairs", "p.csv", "--out", "e", "--split", "tset"], 2, &["tset", "test"]);
+    for (flag, value) in [("--split", "tset"), ("--temperature", "0"), ("--draws", "0")] {
+        refused(&["eval", "--model", "m", "--pairs", "p.csv", "--out", "e", flag, value], 2, &[flag, value]);
+    }
     refused(&["devices", "--device", "vulkan"], 2, &["cpu"]);
     refuse(&["--set", "train.bacth=3"], 2, &["bacth", "batch"]);
     refuse(&["--set", "train.batch=x"], 2, &["batch"]);

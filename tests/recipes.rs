@@ -72,38 +72,55 @@ fn frozen_prefixes_stay_and_the_rest_learns() {
     assert!(after.keys().any(|name| frozen(name)) && !after.keys().all(|name| frozen(name)));
 }
 
+/// A supervised run's model: so many times the first film, labels of the first two as given.
+fn supervised(rows: usize, labels: [&str; 2], more: &[&str]) -> BTreeMap<String, Vec<f64>> {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let mut films: Vec<_> = std::fs::read_dir(phantoms().join("images")).unwrap().map(|e| e.unwrap().path()).collect();
+    films.sort();
+    let [first, second] = [text(&films[0]), text(&films[1])];
+    let table = format!("{first},a,train\n").repeat(rows);
+    std::fs::write(at("pairs.csv"), format!("image,text,split\n{table}{second},b,val\n")).unwrap();
+    std::fs::write(at("labels.csv"), format!("image,a,b\n{first},{}\n{second},{}\n", labels[0], labels[1])).unwrap();
+    let mut arguments = train(&folder.path().join("run"), &["--objective", "supervised"]);
+    for flag in ["--pairs", "--labels"] {
+        let place = arguments.iter().position(|argument| argument == flag).unwrap();
+        arguments[place + 1] = at(&format!("{}.csv", flag.trim_start_matches('-')));
+    }
+    let plain = [
+        "augment={ crop_scale = [1.0, 1.0], crop_ratio = [1.0, 1.0], degrees = 0.0, translate = 0.0, scale = [1.0, 1.0], \
+         brightness = 0.0, contrast = 0.0 }",
+        "train.batch=2",
+        "train.epochs=1",
+        "optimiser.rule=sgd",
+        "optimiser.clip_norm=0.0",
+    ];
+    run(&[arguments, settings(&[&plain[..], more].concat())].concat());
+    tensors(&folder.path().join("run/model/model.safetensors"))
+}
+
 #[test]
 fn accumulated_batches_step_by_the_mean_of_their_gradients() {
-    let folder = tempfile::tempdir().unwrap();
-    let images = phantoms().join("images");
-    let mut images: Vec<_> = std::fs::read_dir(images).unwrap().map(|e| e.unwrap().path()).collect();
-    images.sort();
-    let labels = folder.path().join("labels.csv");
-    let of = |i: usize| text(&images[i]).to_owned();
-    std::fs::write(&labels, format!("image,a,b\n{},1,0\n{},0,1\n", of(0), of(1))).unwrap();
-    // Batches of the same two films have the same gradient, so a step by two of them is a step by one.
-    let weights = |rows: usize, more: &[&str]| {
-        let (name, pairs) = (format!("{rows}{}", more.concat()), folder.path().join(format!("{rows}.csv")));
-        let table: String = (0..rows).map(|_| format!("{},a,train\n", of(0))).collect();
-        std::fs::write(&pairs, format!("image,text,split\n{table}{},b,val\n", of(1))).unwrap();
-        let out = folder.path().join(name);
-        let mut arguments = train(&out, &["--objective", "supervised"]);
-        for (flag, path) in [("--pairs", &pairs), ("--labels", &labels)] {
-            let at = arguments.iter().position(|argument| argument == flag).unwrap();
-            arguments[at + 1] = text(path).to_owned();
-        }
-        let plain = [
-            "augment={ crop_scale = [1.0, 1.0], crop_ratio = [1.0, 1.0], degrees = 0.0, translate = 0.0, scale = [1.0, 1.0], \
-             brightness = 0.0, contrast = 0.0 }",
-            "train.batch=2",
-            "train.epochs=1",
-            "optimiser.rule=sgd",
-            "optimiser.clip_norm=0.0",
-        ];
-        run(&[arguments, settings(&[&plain[..], more].concat())].concat());
-        assert_eq!(log(&out).len(), if more.is_empty() { rows / 2 } else { 1 });
-        tensors(&out.join("checkpoints/last.safetensors"))
+    // Batches of one film have the same gradient, so a step by two of them is a step by one.
+    let of = |rows, more: &[&str]| supervised(rows, ["1,0", "0,1"], more);
+    let (one, mean) = (of(2, &[]), of(4, &["train.accumulate=2"]));
+    assert!(one == mean && one != of(4, &[]));
+}
+
+#[test]
+fn labels_that_are_not_known_teach_nothing() {
+    let head = |labels| {
+        let all = supervised(2, labels, &["optimiser.weight_decay=0.0"]);
+        ["head.fc2.weight", "head.fc2.bias"].map(|name| {
+            let values = &all[name];
+            values.chunks(values.len() / 2).map(<[f64]>::to_vec).collect::<Vec<_>>()
+        })
     };
-    let (one, mean) = (weights(2, &[]), weights(4, &["train.accumulate=2"]));
-    assert!(one == mean && one != weights(4, &[]));
+    let [blank, minus, one] = [["1,", "0,1"], ["1,-1", "0,1"], ["1,1", "0,1"]].map(head);
+    let [untaught, _] = [["0,", "0,1"], ["1,", "0,1"]].map(head);
+    assert_eq!(blank, minus);
+    for part in 0..2 {
+        assert!(blank[part][1] == untaught[part][1] && blank[part][1] != one[part][1]);
+        assert!(blank[part][0] != untaught[part][0]);
+    }
 }
