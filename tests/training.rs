@@ -1,5 +1,8 @@
 //! A tiny dual encoder, trained end to end.
 
+#[path = "../src/shared.rs"]
+mod shared;
+
 use tiergrad::loss::{Loss, TierOptions, similarities, tier_loss};
 use tiergrad::models::bert::BertConfig;
 use tiergrad::models::clip_text::TextConfig;
@@ -187,10 +190,8 @@ fn a_parameter_without_gradient_is_an_error_that_names_it() {
 /// The worked values of the penalty, where TIER_SHARED names the folder that has them.
 #[test]
 fn the_reference_values_of_the_penalty_are_reproduced() {
-    let Ok(shared) = std::env::var("TIER_SHARED") else {
-        return println!("skipped: TIER_SHARED is not set");
-    };
-    let file = std::path::Path::new(&shared).join("reference/tier_penalty.json");
+    let Some(reference) = shared::shared("reference") else { return };
+    let file = reference.join("tier_penalty.json");
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     fn numbers(value: &serde_json::Value) -> Vec<f64> {
         value.as_array().map_or_else(|| vec![value.as_f64().unwrap()], |items| items.iter().flat_map(numbers).collect())
