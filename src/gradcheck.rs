@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::dtype::DType;
-use crate::layout::Dims;
+use crate::layout::{Dims, Layout};
 use crate::rng::Rng;
 use crate::tape::backward_with;
 use crate::tensor::Tensor;
@@ -65,7 +65,9 @@ pub fn gradcheck(
 
         let shifted = |h: f64| {
             let mut at: Vec<Tensor> = x.iter().map(Tensor::detach).collect();
-            at[i] = shift_in_place_of_layout(&x[i], &direction, h);
+            let values: Vec<f64> =
+                x[i].to_f64_vec().iter().zip(direction.to_f64_vec()).map(|(x, u)| x + h * u).collect();
+            at[i] = Tensor::from_slice(&values, *x[i].dims());
             f(&at).to_f64_vec()
         };
         let (mut numeric, mut scale, mut rounding) = (0.0, 1e-6, 0.0);
@@ -92,12 +94,6 @@ pub fn gradcheck(
 /// A trainable leaf that keeps the strides of `x`, so that backward is checked on odd layouts too.
 fn tracked_view(x: &Tensor) -> Tensor {
     x.detach().with_node(Some(crate::tape::Node::leaf()))
-}
-
-/// `x + h * direction` in the layout of `x`.
-fn shift_in_place_of_layout(x: &Tensor, direction: &Tensor, h: f64) -> Tensor {
-    let values: Vec<f64> = x.to_f64_vec().iter().zip(direction.to_f64_vec()).map(|(x, u)| x + h * u).collect();
-    Tensor::from_slice(&values, *x.dims())
 }
 
 /// What a check allows, and why.
@@ -187,6 +183,8 @@ impl Case {
     pub fn check(&self, rng: &mut Rng) {
         let plain = (self.run)(&self.inputs);
         let weights = Tensor::randn(*plain.dims(), DType::F64, rng);
+        let packed: Vec<Tensor> = self.inputs.iter().map(Tensor::packed).collect();
+        assert_close("value of contiguous inputs", &plain, &(self.run)(&packed), COMPOSED.most);
         self.composed(&weights).iter().for_each(|p| p.assert(COMPOSED.most));
         self.single(&weights).iter().for_each(|p| p.assert(SINGLE.most));
         if !self.differentiable {
@@ -291,21 +289,17 @@ fn gradients(f: &Function, x: &[Tensor], weights: &Tensor) -> Gradients {
 }
 
 fn to_f32(x: &Tensor) -> Tensor {
-    if x.dtype() == DType::F64 { in_layout_of(x, x.converted(DType::F32)) } else { x.clone() }
+    if x.dtype() == DType::F64 { retyped(x, DType::F32) } else { x.clone() }
 }
 
 fn to_f64(x: &Tensor) -> Tensor {
     if x.dtype() == DType::F32 { x.converted(DType::F64) } else { x.clone() }
 }
 
-/// `values` with its dimensions stored in the order in which `like` stores them.
-fn in_layout_of(like: &Tensor, values: Tensor) -> Tensor {
-    let mut order: Vec<usize> = (0..like.rank()).collect();
-    order.sort_by_key(|&k| std::cmp::Reverse(like.layout().strides()[k].unsigned_abs()));
-    let mut inverse = vec![0; order.len()];
-    order.iter().enumerate().for_each(|(k, &o)| inverse[o] = k);
-    let stored = values.with_layout(values.layout().permute(&order)).packed();
-    stored.with_layout(stored.layout().permute(&inverse))
+/// The same elements in another type and in the same layout, gaps included.
+fn retyped(x: &Tensor, dtype: DType) -> Tensor {
+    let stored = x.with_layout(Layout::contiguous(Dims::from([x.layout().end()]), 0));
+    stored.converted(dtype).with_layout(*x.layout())
 }
 
 impl Pair {
@@ -378,6 +372,14 @@ impl Gen {
         Dims::new(&sizes)
     }
 
+    /// Dims of a rank in `low..=high` and one of the dimensions, which is not empty; the others may be.
+    pub fn dims_along(&mut self, low: usize, high: usize) -> (Dims, usize) {
+        let dims = self.dims(low, high);
+        let dim = self.rng.below(dims.len());
+        let size = self.size_from(1);
+        (dims.with(dim, size), dim)
+    }
+
     /// Dims without zero sizes.
     pub fn full_dims(&mut self, low: usize, high: usize) -> Dims {
         let rank = low + self.rng.below(high - low + 1);
@@ -430,18 +432,14 @@ impl Gen {
         self.laid_out(dims.into(), &mut draw)
     }
 
-    /// i64 values in 0..below, contiguous.
+    /// i64 values in 0..below, in some layout.
     pub fn ids(&mut self, dims: impl Into<Dims>, below: usize) -> Tensor {
-        let dims = dims.into();
-        let ids: Vec<i64> = (0..dims.numel()).map(|_| self.rng.below(below) as i64).collect();
-        Tensor::from_slice(&ids, dims)
+        retyped(&self.tensor_of(dims, |rng| rng.below(below) as f64), DType::I64)
     }
 
-    /// u8 values, 1 with probability `p`.
+    /// u8 values, 1 with probability `p`, in some layout.
     pub fn mask(&mut self, dims: impl Into<Dims>, p: f64) -> Tensor {
-        let dims = dims.into();
-        let mask: Vec<u8> = (0..dims.numel()).map(|_| u8::from(self.rng.chance(p))).collect();
-        Tensor::from_slice(&mask, dims)
+        retyped(&self.tensor_of(dims, |rng| f64::from(u8::from(rng.chance(p)))), DType::U8)
     }
 
     /// Half of the time contiguous, else stored in another order of dimensions, with gaps and flips.

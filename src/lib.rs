@@ -37,6 +37,8 @@ pub mod process;
 pub mod profile;
 #[cfg(feature = "cli")]
 pub mod report;
+#[cfg(test)]
+mod shared;
 pub mod tape;
 pub mod tensor;
 #[cfg(feature = "text")]

@@ -131,6 +131,40 @@ fn evaluation_writes_its_metrics_scores_and_report() {
     assert!(metrics["sparsity"]["patches"].as_f64().unwrap() >= 0.0);
     assert!(out.join("scores.csv").is_file() && out.join("report.html").is_file());
 
+    // By the softmax: classify's probabilities, which order images as Z does. An ensemble has the mean of its models' scores.
+    let [other, both] = ["other", "both"].map(|name| folder.path().join(name));
+    done(&["convert", text(model()), "-o", text(&other), "--dtype", "int8", "-q"]);
+    let scored = |models: &[&str], more: &[&str]| -> (serde_json::Value, Vec<Vec<f64>>) {
+        let [pairs, labels, prompts] = ["pairs.csv", "labels.csv", "prompts.csv"].map(table);
+        let tables = ["--pairs", &pairs, "--labels", &labels, "--prompts", &prompts, "--out", text(&both), "-q"];
+        let models: Vec<&str> = models.iter().flat_map(|model| ["--model", model]).collect();
+        done(&[&["eval"], &models[..], &tables, more].concat());
+        let mut rows = csv::Reader::from_path(both.join("scores.csv")).unwrap();
+        let numbers = |row: csv::StringRecord| row.iter().skip(1).map(|x| x.parse().unwrap()).collect();
+        let scores = rows.records().map(|row| numbers(row.unwrap())).collect();
+        (serde_json::from_slice(&std::fs::read(both.join("metrics.json")).unwrap()).unwrap(), scores)
+    };
+    let (own, z) = scored(&[text(model())], &[]);
+    let (softmax, p) = scored(&[text(model())], &["--softmax"]);
+    assert!(own["auc_mean"] == softmax["auc_mean"] && own["labels"] != softmax["labels"]);
+    let mut rows = csv::Reader::from_path(both.join("scores.csv")).unwrap();
+    let (names, first) = (rows.headers().unwrap().clone(), rows.records().next().unwrap().unwrap());
+    let image = phantoms().join(&first[0]);
+    let line =
+        done(&["classify", "--model", text(model()), "--prompts", &table("prompts.csv"), text(&image), "--json", "-q"]);
+    let line: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    for (name, (p, z)) in names.iter().skip(1).zip(p[0].iter().zip(&z[0])) {
+        for (found, key) in [(p, "probabilities"), (z, "scores")] {
+            assert!((found - line[key][name].as_f64().unwrap()).abs() < 1e-6, "{key} of {name}: {found} in {line}");
+        }
+    }
+    let (_, second) = scored(&[text(&other)], &[]);
+    let (_, mean) = scored(&[text(model()), text(&other)], &[]);
+    assert!(second != z);
+    for (mean, (a, b)) in mean.concat().iter().zip(z.concat().iter().zip(second.concat())) {
+        assert!((mean - (a + b) / 2.0).abs() < 1e-12, "{mean}, not the mean of {a} and {b}");
+    }
+
     // Without labels there is retrieval and sparsity.
     let bare = folder.path().join("bare");
     done(&["eval", "--model", text(model()), "--pairs", &table("pairs.csv"), "--out", text(&bare), "-q"]);
@@ -140,7 +174,7 @@ fn evaluation_writes_its_metrics_scores_and_report() {
 }
 
 /// Numbers of threads and of loader workers; the first again at the end.
-const THREADS: [[&str; 2]; 5] = [["1", "1"], ["2", "3"], ["3", "2"], ["7", "4"], ["1", "1"]];
+const THREADS: [[&str; 2]; 5] = [["1", "1"], ["2", "3"], ["3", "0"], ["7", "4"], ["1", "1"]];
 
 #[test]
 fn threads_and_workers_do_not_change_a_bit_of_a_run() {
@@ -284,9 +318,6 @@ fn killed_and_resumed(more: &[&str], kills: usize) -> tempfile::TempDir {
         child.kill().unwrap();
         child.wait().unwrap();
         wait += 37;
-        let parts = std::fs::read_dir(&out).into_iter().flatten();
-        let partial = parts.filter_map(Result::ok).any(|e| e.file_name().to_string_lossy() == "model.safetensors.part");
-        assert!(!partial);
     }
     assert!(bytes(&out) == bytes(&whole), "other bits after {kills} kills");
     assert_eq!(log(&out), log(&whole));
@@ -356,6 +387,12 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
         assert!(!out.join("checkpoints/last.safetensors").exists());
     };
     refused(&["train", "--nonsense"], 2, &["--nonsense"]);
+    refused(&["trian"], 2, &["trian", "similar", "train", "--help"]);
+    refused(&["phantom", "--count", "3"], 2, &["--out <DIR>", "--seed <S>"]);
+    refused(&["phantom", "--count", "many", "--seed", "1", "--out", "p"], 2, &["many", "--count"]);
+    for (flag, value) in [("--split", "tset"), ("--temperature", "0"), ("--draws", "0")] {
+        refused(&["eval", "--model", "m", "--pairs", "p.csv", "--out", "e", flag, value], 2, &[flag, value]);
+    }
     refused(&["devices", "--device", "vulkan"], 2, &["cpu"]);
     refuse(&["--set", "train.bacth=3"], 2, &["bacth", "batch"]);
     refuse(&["--set", "train.batch=x"], 2, &["batch"]);
@@ -501,6 +538,10 @@ fn the_demo_sums_up_its_seeds_and_goes_on_from_what_is_there() {
     let mut second = read();
     second["seconds"] = first["seconds"].clone();
     assert!(second == first && weights() == before);
+    // Models of another recipe are not taken for this one's.
+    let other = [&arguments[..], &["--set", "optimiser.weight_decay=0.5"]].concat();
+    refused(&other, 1, &["another recipe", text(&out)]);
+    refused(&[&arguments[..], &["--set", "schedule.lr=0"]].concat(), 2, &["schedule.lr"]);
 }
 
 #[test]

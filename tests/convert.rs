@@ -1,9 +1,12 @@
 //! Models of every family, converted: the same bits, or a stated difference.
 
 mod common;
+#[path = "../src/shared.rs"]
+mod shared;
 
 use std::path::{Path, PathBuf};
 
+use shared::shared;
 use tiergrad::check::{Case, Inputs, deviations, outputs};
 use tiergrad::checkpoints::{Checkpoint, Precision};
 use tiergrad::formats::Weights;
@@ -62,14 +65,6 @@ fn cases(folder: &Path) -> Vec<PathBuf> {
     files.filter(|path| path.to_string_lossy().ends_with(".case.safetensors")).collect()
 }
 
-fn shared() -> Option<PathBuf> {
-    let shared = std::env::var_os("TIER_SHARED").map(|shared| Path::new(&shared).join("parity"));
-    if shared.is_none() {
-        println!("the parity folder is skipped: TIER_SHARED is not set");
-    }
-    shared
-}
-
 fn bits(tensor: &Tensor) -> Vec<u32> {
     tensor.to_vec::<f32>().into_iter().map(f32::to_bits).collect()
 }
@@ -87,7 +82,7 @@ fn same(expected: &[(&str, Tensor)], found: &[(&str, Tensor)], model: &str) {
 #[test]
 fn every_family_computes_the_same_bits_in_our_layout() {
     let mut all = cases(&golden());
-    all.extend(shared().iter().flat_map(|folder| cases(folder)));
+    all.extend(shared("parity").iter().flat_map(|folder| cases(folder)));
     let mut layouts = std::collections::BTreeSet::new();
     for path in all {
         let example = Example::open(&path);

@@ -137,6 +137,32 @@ fn killed_at_random_moments_a_run_ends_in_the_same_bytes() {
     println!("{killed} kills, up to {longest} of one run; {ended} runs ended, all in the same bytes");
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupt_finishes_the_step_saves_and_says_how_to_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, out] = ["whole/run", "stopped/run"].map(|name| folder.path().join(name));
+    let more = ["--set", "train.epochs=25", "--set", "train.ema=0.9"];
+    run(&train(&whole, &more));
+    let arguments: Vec<String> = train(&out, &more).into_iter().filter(|argument| argument != "-q").collect();
+    let child = Command::new(env!("CARGO_BIN_EXE_tier")).args(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let logged = || std::fs::read_to_string(out.join("log.jsonl")).is_ok_and(|log| log.contains('\n'));
+    while !logged() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let next = format!("continue with: tier train --resume --out {}", text(&out));
+    assert!(said.contains("stopping after this step") && said.contains(&next), "{said}");
+    let saved = Weights::open(out.join(LAST), false).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&saved.metadata()["state"]).unwrap();
+    assert!(state["step"] == log(&out).len() && log(&out).len() < log(&whole).len(), "{state}");
+    run(&["train", "--resume", "-q", "--out", text(&out)].map(String::from));
+    assert!(bytes(&out) == bytes(&whole) && log(&out) == log(&whole));
+}
+
 #[test]
 fn a_full_disk_is_told_and_costs_nothing() {
     let run = Interrupted::new();

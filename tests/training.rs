@@ -1,5 +1,8 @@
 //! A tiny dual encoder, trained end to end.
 
+#[path = "../src/shared.rs"]
+mod shared;
+
 use tiergrad::loss::{Loss, TierOptions, similarities, tier_loss};
 use tiergrad::models::bert::BertConfig;
 use tiergrad::models::clip_text::TextConfig;
@@ -187,10 +190,8 @@ fn a_parameter_without_gradient_is_an_error_that_names_it() {
 /// The worked values of the penalty, where TIER_SHARED names the folder that has them.
 #[test]
 fn the_reference_values_of_the_penalty_are_reproduced() {
-    let Ok(shared) = std::env::var("TIER_SHARED") else {
-        return println!("skipped: TIER_SHARED is not set");
-    };
-    let file = std::path::Path::new(&shared).join("reference/tier_penalty.json");
+    let Some(reference) = shared::shared("reference") else { return };
+    let file = reference.join("tier_penalty.json");
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     fn numbers(value: &serde_json::Value) -> Vec<f64> {
         value.as_array().map_or_else(|| vec![value.as_f64().unwrap()], |items| items.iter().flat_map(numbers).collect())
@@ -198,6 +199,8 @@ fn the_reference_values_of_the_penalty_are_reproduced() {
     let [n, t, p, e] = ["N", "T", "P", "E"].map(|key| json[key].as_u64().unwrap() as usize);
     let tokens = Tensor::from_slice(&numbers(&json["token_embeddings"]), [n, t, e]);
     let patches = Tensor::from_slice(&numbers(&json["patch_embeddings"]), [n, p, e]);
+    let s = similarities(&tokens, &patches).to_vec::<f64>();
+    assert!(s.iter().zip(numbers(&json["S"])).all(|(a, b)| (a - b).abs() < 1e-12));
     let mut checked = 0;
     for (key, expected) in json.as_object().unwrap() {
         let Some(eps) = key.strip_prefix("eps=") else { continue };
@@ -206,6 +209,13 @@ fn the_reference_values_of_the_penalty_are_reproduced() {
         let values = entropies.to_vec::<f64>();
         assert!((values[0] - expected["H_over_patches"].as_f64().unwrap()).abs() < 1e-6);
         assert!((values[1] - expected["H_over_tokens"].as_f64().unwrap()).abs() < 1e-6);
+        // The pseudocode's weights, and those of the paper's code.
+        for (swap_lambdas, whose) in [(false, "penalty_pseudocode"), (true, "penalty_official_code")] {
+            let weights = TierOptions { swap_lambdas, ..TierOptions::default() }.weights();
+            let penalty: f64 = weights.iter().zip(&values).map(|(weight, entropy)| weight * entropy).sum();
+            let (_, expected) = expected.as_object().unwrap().iter().find(|(key, _)| key.starts_with(whose)).unwrap();
+            assert!((penalty - expected.as_f64().unwrap()).abs() < 1e-6, "{whose}: {penalty}");
+        }
         let grads = entropies.mul(&Tensor::from_slice(&[0.2, 0.1], [2])).sum_all().backward();
         let slopes = numbers(&expected["grad_S_pseudocode_weights"]);
         assert!(grads.get(&s).unwrap().to_vec::<f64>().iter().zip(&slopes).all(|(a, b)| (a - b).abs() < 1e-6));

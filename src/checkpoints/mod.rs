@@ -298,8 +298,7 @@ impl Checkpoint {
 
     /// The folder where a tokenizer may lie.
     pub fn text_folder(&self) -> Option<PathBuf> {
-        let last = self.parts.last()?;
-        Some(last.weights.path().parent()?.to_path_buf())
+        Some(beside(self.parts.last()?.weights.path()))
     }
 
     /// What was named for the texts.
@@ -409,9 +408,24 @@ impl Checkpoint {
 /// Where the configs of a file lie: beside it, if its name is one that folders have, so that a file among others is not taken for theirs.
 fn configs_of(path: &Path, file: &Path) -> Option<PathBuf> {
     const IN_FOLDERS: [&str; 3] = ["model.", "pytorch_model.", "open_clip_"];
-    let folder = file.parent().unwrap_or(Path::new("")).to_path_buf();
-    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    (path.is_dir() || IN_FOLDERS.iter().any(|start| name.starts_with(start))).then_some(folder)
+    let named = path.is_dir() || is_kept_epoch(file) || IN_FOLDERS.iter().any(|start| begins(file, start));
+    named.then(|| beside(file))
+}
+
+/// The folder whose other files belong to this one of weights: its own, or of an epoch that a run has kept that of the run's model.
+fn beside(file: &Path) -> PathBuf {
+    let folder = file.parent().unwrap_or(Path::new(""));
+    if is_kept_epoch(file) { folder.with_file_name("model") } else { folder.to_path_buf() }
+}
+
+/// RUN/checkpoints/epoch-NNNN.safetensors, beside RUN/model.
+fn is_kept_epoch(file: &Path) -> bool {
+    let folder = file.parent().filter(|folder| folder.ends_with("checkpoints"));
+    begins(file, "epoch-") && folder.is_some_and(|folder| folder.with_file_name("model").is_dir())
+}
+
+fn begins(file: &Path, start: &str) -> bool {
+    file.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(start))
 }
 
 /// What a model asks for.

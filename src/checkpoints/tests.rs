@@ -43,10 +43,7 @@ fn relative_error(ours: &Tensor, theirs: &Tensor) -> f64 {
 /// Every case of the parity folder, where TIER_SHARED names the folder that has it.
 #[test]
 fn embeddings_of_every_layout_are_those_of_pytorch() {
-    let Ok(shared) = std::env::var("TIER_SHARED") else {
-        return println!("skipped: TIER_SHARED is not set");
-    };
-    let folder = Path::new(&shared).join("parity");
+    let Some(folder) = crate::shared::shared("parity") else { return };
     let mut compared = 0;
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();

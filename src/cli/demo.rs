@@ -15,7 +15,6 @@ use crate::eval::localisation::{self, LocalisationDifference};
 use crate::eval::scores::{Difference, ScoreInput, ScoreOptions, score_table};
 use crate::eval::sparsity::{self, SparsityDifference};
 use crate::files;
-use crate::loss::TierOptions;
 use crate::phantom;
 use crate::pipeline::Pipeline;
 use crate::report::demo::{self as page, DemoReport, SeedResult};
@@ -67,11 +66,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let start = Instant::now();
     super::interrupt::catch()?;
+    let configured = recipe(args)?;
     let drawn = phantoms(args, global)?;
-    let recipe = args.out.join("recipe.toml");
-    std::fs::create_dir_all(&args.out).at(&args.out)?;
-    files::write_atomic(&recipe, RECIPE.as_bytes())?;
-    let configured = Config::read(Some(&recipe), &args.set)?;
     let mut found = Vec::new();
     for seed in 0..args.seeds {
         let mut records = Vec::new();
@@ -103,7 +99,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         };
         let how = How {
             scores: ScoreOptions { seed, ..ScoreOptions::default() },
-            tier: TierOptions { ..configured.tier },
+            softmax: false,
+            tier: configured.tier,
             workers: global.worker_count(),
         };
         let bar = global.progress(0, "evaluating");
@@ -115,6 +112,19 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         found.push((seed, all, records, tables.pairs));
     }
     write(args, global, &configured, &found, start)
+}
+
+/// The recipe with what `--set` says. It is written down, and models that are there already must be of the same.
+fn recipe(args: &Args) -> Result<Config> {
+    let (configured, path) = (Config::parse(RECIPE, &args.set)?, args.out.join("recipe.toml"));
+    configured.check()?;
+    let begun = folder(args, "unregularised", 0).exists() && path.exists();
+    if begun && Config::read(Some(&path), &[])? != configured {
+        return Err(Error::new("a demo with another recipe: remove this folder, or choose another --out").at(&args.out));
+    }
+    std::fs::create_dir_all(&args.out).at(&args.out)?;
+    files::write_atomic(&path, configured.to_toml()?.as_bytes())?;
+    Ok(configured)
 }
 
 fn folder(args: &Args, name: &str, seed: u64) -> PathBuf {
@@ -139,10 +149,6 @@ fn train(config: Config, out: &Path, name: &str, global: &Global) -> Result<Opti
     let screen = Screen::new(global);
     screen.say(&format!("training: {name}, seed {}", config.seed));
     let outcome = if out.join("config.toml").exists() {
-        let before = Config::read(Some(&out.join("config.toml")), &[])?;
-        if before.tier != config.tier || before.train != config.train || before.schedule != config.schedule {
-            return Err(Error::new("a run with another recipe: remove this folder, or choose another --out").at(out));
-        }
         train::resume(out, global.worker_count(), &screen)?
     } else {
         train::start(config, out, global.worker_count(), &screen)?
@@ -300,12 +306,13 @@ fn write(args: &Args, global: &Global, config: &Config, found: &[Found], start: 
     };
     let page = args.out.join("report.html");
     files::write_atomic(&page, page::html(&report)?.as_bytes())?;
-    let show = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
+    let show = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
     let (a, b) = (mean(&plain), mean(&tier));
     let line = |name: &str, a, b| format!("{name:24} {:>8} {:>8}", show(a), show(b));
     global.say(format!("{:24} {:>8} {:>8}", "on held-out phantoms", "plain", "TIER"));
     global.say(line("mean zero-shot AUC", a.auc_mean, b.auc_mean));
     global.say(line("sparsity over patches", a.sparsity_patches, b.sparsity_patches));
+    global.say(line("sparsity over tokens", a.sparsity_tokens, b.sparsity_tokens));
     global.say(line("inside minus outside", a.inside_minus_outside, b.inside_minus_outside));
     global.say(line("pointing game", a.pointing_game, b.pointing_game));
     if global.json {

@@ -51,12 +51,15 @@ pub struct Args {
     /// What thresholds are chosen on.
     #[arg(long, default_value = "val")]
     val_split: Split,
+    /// Score by the softmax over a label's positive and negative prompts, as `classify` has it for probabilities, instead of by Z.
+    #[arg(long)]
+    softmax: bool,
     /// Temperature of the softmaxes whose sparsity is measured.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value = "1", value_name = "X", value_parser = positive)]
     temperature: f64,
     /// Bootstrap draws.
-    #[arg(long, default_value_t = 1000)]
-    draws: usize,
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    draws: u64,
     /// Seed of the draws, and of the validation rows where the table names none.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -87,7 +90,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         boxes: args.boxes.as_deref().map(Boxes::open).transpose()?,
     };
     let how = How {
-        scores: ScoreOptions { draws: args.draws, seed: args.seed, ..ScoreOptions::default() },
+        scores: ScoreOptions { draws: args.draws as usize, seed: args.seed, ..ScoreOptions::default() },
+        softmax: args.softmax,
         tier: TierOptions { temperature: args.temperature, ..TierOptions::default() },
         workers: global.worker_count(),
     };
@@ -128,6 +132,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     global.say(format!("{} written", args.out.join("report.html").display()));
     Ok(())
+}
+
+fn positive(text: &str) -> std::result::Result<f64, &'static str> {
+    text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or("not a number above 0")
 }
 
 /// What tables and legends call a model: the run it is of.

@@ -229,10 +229,7 @@ mod tests {
     /// Every published and reference figure of the folder that TIER_SHARED names.
     #[test]
     fn published_and_reference_figures_are_reproduced() {
-        let Ok(shared) = std::env::var("TIER_SHARED") else {
-            return println!("skipped: TIER_SHARED is not set");
-        };
-        let folder = Path::new(&shared).join("data/metrics");
+        let Some(folder) = crate::shared::shared("data/metrics") else { return };
         let path = |of: String| folder.join(of).display().to_string();
         let reference: Value = serde_json::from_slice(&std::fs::read(folder.join("reference.json")).unwrap()).unwrap();
         let readers = ["bc4", "bc6", "bc8"];

@@ -42,10 +42,10 @@ struct Cli {
 /// Flags of every command.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Global {
-    /// Threads of all CPU work (default: cores).
+    /// Threads that compute (default: cores).
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
-    /// Loader threads within them.
+    /// Threads that load pictures meanwhile; 0: those that compute do (default: as many as --threads, and none with --threads 1).
     #[arg(long, global = true, value_name = "N")]
     pub workers: Option<usize>,
     /// Where to compute: cpu.
@@ -94,9 +94,9 @@ impl Global {
         indicatif::ProgressBar::new(steps).with_style(style).with_message(what)
     }
 
-    /// Threads that load.
+    /// Threads that load beside those that compute. With one thread that is told to do everything, none.
     pub fn worker_count(&self) -> usize {
-        self.workers.unwrap_or_else(|| self.thread_count()).max(1)
+        self.workers.unwrap_or_else(|| Some(self.thread_count()).filter(|&n| n > 1).unwrap_or(0))
     }
 
     /// Threads that compute.
@@ -158,8 +158,14 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    // Exit code 2 and the usage are clap's own for wrong flags.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(asked) if !asked.use_stderr() || asked.kind() == HELP => asked.exit(),
+        Err(wrong) => {
+            tell(format_args!("tier: {}", one_line(&wrong)));
+            return ExitCode::from(2);
+        }
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == Kind::Unread => ExitCode::SUCCESS,
@@ -168,6 +174,17 @@ pub fn main() -> ExitCode {
             ExitCode::from(if error.kind() == Kind::Usage { 2 } else { 1 })
         }
     }
+}
+
+/// The help where no command is named, with exit code 2.
+const HELP: clap::error::ErrorKind = clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
+/// What is wrong with the flags, and clap's tips, without its lines of usage.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let usage = |part: &&str| ["Usage:", "For more information"].iter().any(|start| part.starts_with(start));
+    let said: Vec<&str> = text.split("\n\n").filter(|part| !usage(part)).flat_map(str::split_whitespace).collect();
+    format!("{}; see --help", said.join(" ").trim_start_matches("error: "))
 }
 
 /// This process's command line, for the provenance of reports.
@@ -183,8 +200,8 @@ fn run(cli: Cli) -> Result<()> {
             cli.global.device
         )));
     }
-    if let (Some(0), _) | (_, Some(0)) = (cli.global.threads, cli.global.workers) {
-        return Err(Error::usage("--threads and --workers: at least 1"));
+    if cli.global.threads == Some(0) {
+        return Err(Error::usage("--threads: at least 1"));
     }
     // It computes nothing: starting threads would take longer than all it does.
     if let Command::Inspect(args) = &cli.command {

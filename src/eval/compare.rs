@@ -32,6 +32,8 @@ pub struct Tables {
 pub struct How {
     /// Bootstrap and thresholds.
     pub scores: ScoreOptions,
+    /// Scores are probabilities, see [`measure::Options`].
+    pub softmax: bool,
     /// Mask, eps and temperature of the entropies.
     pub tier: TierOptions,
     /// Loader threads.
@@ -100,6 +102,7 @@ pub fn evaluate(
         let options = measure::Options {
             prompts: tables.prompts.as_ref(),
             boxes: tables.boxes.as_ref().filter(|_| whole),
+            softmax: how.softmax,
             tier: how.tier,
         };
         let mut measured = Vec::new();
@@ -116,7 +119,8 @@ pub fn evaluate(
     let ours = side(models, &rows, true)?;
     let theirs = if against.is_empty() { None } else { Some(side(against, &rows, true)?) };
 
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> =
+        [Some(&ours), theirs.as_ref()].into_iter().flatten().flat_map(|m| m.notes.clone()).collect();
     let labels = judged(&ours, theirs.as_ref(), tables.labels.as_ref(), &mut notes);
     let truth = |rows: &[Row]| -> Vec<Vec<Option<bool>>> {
         let table = tables.labels.as_ref();
@@ -252,5 +256,9 @@ fn combine(mut all: Vec<Measured>) -> Result<Measured> {
         sparsity_pairs: Vec::new(),
         rank_ordered: None,
         cases: if same_grid { (0..first.cases.len()).map(mean_case).collect() } else { Vec::new() },
+        notes: (!same_grid)
+            .then(|| "heat maps are not judged: the models of an ensemble differ in their patches or crop".to_owned())
+            .into_iter()
+            .collect(),
     })
 }

@@ -19,6 +19,9 @@ pub struct Options<'a> {
     pub prompts: Option<&'a Prompts>,
     /// Boxes of findings, for labels with prompts.
     pub boxes: Option<&'a Boxes>,
+    /// Scores are probabilities, as `tier classify` gives them: the softmax over a label's two similarities at the model's logit scale (the
+    /// logistic function of a classifier's logit). Else Z, or the logit.
+    pub softmax: bool,
     /// Mask, eps and temperature of the entropies.
     pub tier: TierOptions,
 }
@@ -40,6 +43,8 @@ pub struct Measured {
     pub rank_ordered: Option<RankOrdered>,
     /// One per row and boxed label.
     pub cases: Vec<Case>,
+    /// What is missing, and why, one line each.
+    pub notes: Vec<String>,
 }
 
 /// Queries of prompts, label by label.
@@ -84,6 +89,8 @@ pub fn measure(
     let mut out = Measured::default();
     let mut done = 0;
     let planned = Planned::new(&pipeline.network);
+    let scale = if let Network::Dual(model) = &pipeline.network { model.logit_scale.item().exp() } else { 1.0 };
+    let rule = if options.softmax { Rule::Softmax { scale } } else { Rule::Difference };
     match &pipeline.network {
         Network::Classifier(model) => {
             out.labels.clone_from(&model.config().labels);
@@ -92,7 +99,7 @@ pub fn measure(
                 let batch = batch?;
                 pipeline.intact()?;
                 for row in crate::pipeline::rows(&planned.output(&batch.views[0])) {
-                    out.scores.iter_mut().zip(&row).for_each(|(scores, &x)| scores.push(f64::from(x)));
+                    out.scores.iter_mut().zip(&row).for_each(|(scores, &x)| scores.push(rule.score(x.into())));
                 }
                 done += batch.rows.len() as u64;
                 progress(done);
@@ -108,9 +115,7 @@ pub fn measure(
                 let batch = batch?;
                 pipeline.intact()?;
                 let images = planned.encode_image(&batch.views[0]);
-                for (all, one) in
-                    out.scores.iter_mut().zip(scores(&images.whole.to_vec::<f32>(), &queries, Rule::Difference))
-                {
+                for (all, one) in out.scores.iter_mut().zip(scores(&images.whole.to_vec::<f32>(), &queries, rule)) {
                     all.extend(one);
                 }
                 for (i, &row) in batch.rows.iter().enumerate() {

@@ -20,7 +20,8 @@ pub enum Rule {
 }
 
 impl Rule {
-    fn score(self, difference: f64) -> f64 {
+    /// The score of a difference of similarities.
+    pub fn score(self, difference: f64) -> f64 {
         match self {
             Self::Difference => difference,
             // A softmax over two is the logistic function of their difference.

@@ -108,11 +108,9 @@ mod tests {
     #[cfg(feature = "cli")]
     #[test]
     fn real_films_raise_no_doubt_and_their_inverses_do() {
-        let Ok(shared) = std::env::var("TIER_SHARED") else {
-            return println!("skipped: TIER_SHARED is not set");
-        };
+        let Some(data) = crate::shared::shared("data") else { return };
         for (set, least) in [("xray-ccby", 0.99), ("xray-clinical", 0.9), ("xray-small", 0.9)] {
-            let folder = std::path::Path::new(&shared).join("data").join(set).join("images");
+            let folder = data.join(set).join("images");
             let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
             let (found, all) = judge(paths.map(|path| crate::image::open(&path, Default::default()).unwrap()));
             assert!(all > 40 && found as f64 >= least * all as f64, "{set}: {found} of {all} inverses found");

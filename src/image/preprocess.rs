@@ -521,10 +521,7 @@ mod tests {
     /// Everything that torchvision and Pillow computed for the pictures of `parity/`, where `TIER_SHARED` names the folder above it.
     #[test]
     fn parity_with_torchvision() {
-        let Some(shared) = std::env::var_os("TIER_SHARED") else {
-            return eprintln!("skipped: TIER_SHARED does not name the shared folder");
-        };
-        let folder = Path::new(&shared).join("parity");
+        let Some(folder) = crate::shared::shared("parity") else { return };
         let file = crate::formats::Weights::open(folder.join("preprocess.safetensors"), false).unwrap();
         let json = |key: &str| serde_json::from_str::<Value>(&file.metadata()[key]).unwrap();
         let (pipelines, statistics) = (json("pipelines"), json("stats"));

@@ -104,3 +104,79 @@ pub fn tier_loss(
     let total = &clip + &(&patch_entropy * over_patches + &token_entropy * over_tokens);
     Loss { total, clip, patch_entropy, token_entropy }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::rng::Rng;
+
+    /// Three views of five pairs, three of which share two texts.
+    fn drawn() -> ([Embeddings; 3], Embeddings, Tensor, Tensor, Tensor) {
+        let mut rng = Rng::new(4, 0);
+        let mut draw = |dims: &[usize]| Tensor::randn(dims, DType::F64, &mut rng);
+        let mut embeddings = |parts| Embeddings { whole: draw(&[5, 6]), parts: draw(&[5, parts, 6]) };
+        let views = [embeddings(4), embeddings(4), embeddings(4)];
+        let mask = Tensor::from_slice(&[1u8, 1, 0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0], [5, 3]);
+        let groups = Tensor::from_slice(&[0i64, 1, 0, 3, 4], [5]);
+        (views, embeddings(3), mask, groups, Tensor::scalar(1.3))
+    }
+
+    #[test]
+    fn several_views_are_contrasted_with_their_texts_and_with_each_other() {
+        let (views, texts, mask, groups, scale) = drawn();
+        let options = TierOptions { lambda_p: 0.7, lambda_t: 0.4, ..TierOptions::default() };
+        let of = |views: &[Embeddings]| tier_loss(views, &texts, &mask, &groups, &scale, &options);
+        let alone = views
+            .each_ref()
+            .map(|v| of(std::slice::from_ref(&Embeddings { whole: v.whole.clone(), parts: v.parts.clone() })));
+        // Symmetric InfoNCE by its definition, where rows of one group are positives with equal shares.
+        let info_nce = |a: &Tensor, b: &Tensor| {
+            let [a, b] = [a, b].map(|x| x.l2_normalise().to_vec::<f64>());
+            let logit = |i: usize, j: usize| 1.3f64.exp() * (0..6).map(|k| a[i * 6 + k] * b[j * 6 + k]).sum::<f64>();
+            let g = groups.to_vec::<i64>();
+            let side = |logit: &dyn Fn(usize, usize) -> f64| {
+                let row = |i: usize| {
+                    let all = (0..5).map(|j| logit(i, j).exp()).sum::<f64>().ln();
+                    let own: Vec<f64> = (0..5).filter(|&j| g[j] == g[i]).map(|j| all - logit(i, j)).collect();
+                    own.iter().sum::<f64>() / own.len() as f64
+                };
+                (0..5).map(row).sum::<f64>() / 5.0
+            };
+            (side(&logit) + side(&|i, j| logit(j, i))) / 2.0
+        };
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+        for (loss, view) in alone.iter().zip(&views) {
+            near(loss.clip.item(), info_nce(&view.whole, &texts.whole));
+        }
+        let all = of(&views);
+        let with_texts: f64 = alone.iter().map(|loss| loss.clip.item()).sum();
+        let with_each_other: f64 =
+            [(0, 1), (0, 2), (1, 2)].iter().map(|&(i, j)| info_nce(&views[i].whole, &views[j].whole)).sum();
+        near(all.clip.item(), (with_texts + with_each_other) / 6.0);
+        near(all.patch_entropy.item(), alone.iter().map(|loss| loss.patch_entropy.item()).sum::<f64>() / 3.0);
+        near(all.token_entropy.item(), alone.iter().map(|loss| loss.token_entropy.item()).sum::<f64>() / 3.0);
+        near(all.total.item(), all.clip.item() + 0.7 * all.patch_entropy.item() + 0.4 * all.token_entropy.item());
+    }
+
+    #[test]
+    fn each_option_does_what_it_is_called() {
+        let (views, texts, mask, groups, scale) = drawn();
+        let of = |options: TierOptions| tier_loss(&views[..1], &texts, &mask, &groups, &scale, &options);
+        let usual = TierOptions { lambda_p: 0.7, lambda_t: 0.4, ..TierOptions::default() };
+        let base = of(usual);
+        let [clip, over_patches, over_tokens] =
+            [&base.clip, &base.patch_entropy, &base.token_entropy].map(|part| part.item());
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+        let swapped = of(TierOptions { swap_lambdas: true, ..usual });
+        near(swapped.total.item(), clip + 0.4 * over_patches + 0.7 * over_tokens);
+        // Without a mask every token counts, as if none were padded.
+        let unmasked = of(TierOptions { mask_padding: false, ..usual });
+        let full = tier_loss(&views[..1], &texts, &Tensor::full([5, 3], 1.0, DType::U8), &groups, &scale, &usual);
+        near(unmasked.patch_entropy.item(), full.patch_entropy.item());
+        near(unmasked.token_entropy.item(), full.token_entropy.item());
+        assert!((unmasked.token_entropy.item() - over_tokens).abs() > 1e-3);
+        // Colder softmaxes are sharper.
+        assert!(of(TierOptions { temperature: 0.2, ..usual }).patch_entropy.item() < over_patches);
+    }
+}

@@ -253,10 +253,7 @@ mod tests {
     /// Embeddings that PyTorch computes with a CXR-BERT checkpoint, where TIER_SHARED names the folder that has them.
     #[test]
     fn the_reference_embeddings_are_reproduced() {
-        let Ok(shared) = std::env::var("TIER_SHARED") else {
-            return println!("skipped: TIER_SHARED is not set");
-        };
-        let folder = std::path::Path::new(&shared).join("parity");
+        let Some(folder) = crate::shared::shared("parity") else { return };
         let weights = Weights::open(folder.join("cxr-bert-tiny/model.safetensors"), true).unwrap();
         let case = Weights::open(folder.join("cxr-bert-tiny.case.safetensors"), true).unwrap();
         let config = BertConfig {

@@ -41,6 +41,8 @@ pub enum GlobalImage {
     Cls,
     /// The mean of the unnormalised projected patches.
     MeanPatches,
+    /// The mean of the patches, each projected and L2-normalised, as TIER's pseudocode has it.
+    MeanNormalisedPatches,
     /// The largest of the unnormalised projected patches, feature by feature: a finding that fills one patch is not averaged away.
     MaxPatches,
 }
@@ -56,6 +58,7 @@ impl GlobalImage {
         match self {
             Self::Cls => "cls",
             Self::MeanPatches => "mean_patches",
+            Self::MeanNormalisedPatches => "mean_normalised_patches",
             Self::MaxPatches => "max_patches",
         }
     }
@@ -68,6 +71,7 @@ impl GlobalImage {
         let whole = match self {
             Self::Cls => tokens.at(1, 0),
             Self::MeanPatches => parts.mean(&[1], false),
+            Self::MeanNormalisedPatches => parts.l2_normalise().mean(&[1], false),
             Self::MaxPatches => parts.max(1).0,
         };
         Embeddings { whole, parts }
@@ -251,16 +255,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_whole_image_is_its_class_token_or_the_mean_or_the_largest_of_its_patches() {
-        let tokens = Tensor::from_slice(&[9.0f64, -9.0, 1.0, 4.0, 3.0, 2.0], [1, 3, 2]);
+    fn a_whole_image_is_its_class_token_or_a_mean_or_the_largest_of_its_patches() {
+        let tokens = Tensor::from_slice(&[9.0f64, -9.0, 0.0, 4.0, 3.0, 4.0], [1, 3, 2]);
         for (global, whole) in [
             (GlobalImage::Cls, [9.0, -9.0]),
-            (GlobalImage::MeanPatches, [2.0, 3.0]),
+            (GlobalImage::MeanPatches, [1.5, 4.0]),
+            (GlobalImage::MeanNormalisedPatches, [0.3, 0.9]),
             (GlobalImage::MaxPatches, [3.0, 4.0]),
         ] {
             let embeddings = global.split(&tokens, true);
-            assert_eq!(embeddings.whole.to_f64_vec(), whole, "{global:?}");
-            assert_eq!(embeddings.parts.to_f64_vec(), [1.0, 4.0, 3.0, 2.0]);
+            crate::gradcheck::assert_close(
+                global.name(),
+                &embeddings.whole,
+                &Tensor::from_slice(&whole, [1, 2]),
+                1e-15,
+            );
+            assert_eq!(embeddings.parts.to_f64_vec(), [0.0, 4.0, 3.0, 4.0]);
             assert_eq!(serde_json::to_value(global).unwrap(), global.name());
         }
         let default = |class_token| GlobalImage::or_default(None, class_token);

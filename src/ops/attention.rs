@@ -94,7 +94,7 @@ impl Op for Attention {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let [b, h, d] = [g.size_from(1).min(3), g.size_from(1).min(3), g.size_from(1)];
+        let [b, h, d] = [g.size().min(3), g.size().min(3), g.size()];
         let (causal, tk) = (g.rng.chance(0.4), g.size());
         let tq = if causal { tk } else { g.size() };
         let mut inputs = vec![g.tensor([b, h, tq, d]), g.tensor([b, h, tk, d]), g.tensor([b, h, tk, d])];
@@ -104,22 +104,22 @@ impl Op for Attention {
         }
         let key = g.rng.next_u64();
         let dropout = g.rng.chance(0.3).then_some((0.3, key));
-        let case = Case::new(inputs, move |x| apply(Attention { causal, dropout }, &x.iter().collect::<Vec<_>>()));
-        if dropout.is_some() || tk == 0 {
-            return case;
-        }
-        case.equals(move |x| {
-            let scores = x[0].matmul(&x[1].transpose(-2, -1)).affine(1.0 / (d as f64).sqrt(), 0.0);
-            let seen: Vec<u8> = (0..b * tq * tk)
-                .map(|at| {
-                    let (item, i, j) = (at / (tq * tk), at / tk % tq, at % tk);
-                    u8::from((!causal || j <= i) && (!masked || x[3].to_vec::<u8>()[item * tk + j] != 0))
-                })
-                .collect();
-            let seen = Tensor::from_slice(&seen, [b, 1, tq, tk]).broadcast_to([b, h, tq, tk]).reshape([b * h * tq, tk]);
-            let p = scores.reshape([b * h * tq, tk]).masked_softmax(&seen).reshape([b, h, tq, tk]);
-            p.matmul(&x[2]).permute(&[0, 2, 1, 3])
-        })
+        Case::new(inputs, move |x| apply(Attention { causal, dropout }, &x.iter().collect::<Vec<_>>())).equals(
+            move |x| {
+                let scores = x[0].matmul(&x[1].transpose(-2, -1)).affine(1.0 / (d.max(1) as f64).sqrt(), 0.0);
+                let seen: Vec<u8> = (0..b * tq * tk)
+                    .map(|at| {
+                        let (item, i, j) = (at / (tq * tk), at / tk % tq, at % tk);
+                        u8::from((!causal || j <= i) && (!masked || x[3].to_vec::<u8>()[item * tk + j] != 0))
+                    })
+                    .collect();
+                let seen =
+                    Tensor::from_slice(&seen, [b, 1, tq, tk]).broadcast_to([b, h, tq, tk]).reshape([b * h * tq, tk]);
+                let p = scores.reshape([b * h * tq, tk]).masked_softmax(&seen).reshape([b, h, tq, tk]);
+                let p = dropout.map_or(p.clone(), |(share, key)| p.dropout(share, key));
+                p.matmul(&x[2]).permute(&[0, 2, 1, 3])
+            },
+        )
     }
 }
 

@@ -51,8 +51,7 @@ impl Op for Gather {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let dims = g.full_dims(1, 4);
-        let (dim, k) = (g.rng.below(dims.len()), g.size());
+        let ((dims, dim), k) = (g.dims_along(1, 4), g.size());
         let inputs = vec![g.tensor(dims), g.ids(dims.with(dim, k), dims[dim])];
         Case::new(inputs, move |x| apply(Gather(dim), &[&x[0], &x[1]])).equals(move |x| {
             let hot = one_hot(&x[1], dim, dims[dim], x[0].dtype());
@@ -116,8 +115,7 @@ impl Op for IndexSelect {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let dims = g.full_dims(1, 4);
-        let (dim, k) = (g.rng.below(dims.len()), g.size());
+        let ((dims, dim), k) = (g.dims_along(1, 4), g.size());
         let inputs = vec![g.tensor(dims), g.ids([k], dims[dim])];
         Case::new(inputs, move |x| x[0].index_select(dim as isize, &x[1])).equals(move |x| {
             let picked: Vec<Tensor> = x[1].to_vec::<i64>().iter().map(|&i| x[0].narrow(dim, i as usize, 1)).collect();
@@ -166,8 +164,7 @@ impl Op for ScatterAdd {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let dims = g.full_dims(1, 4);
-        let (dim, k) = (g.rng.below(dims.len()), g.size());
+        let ((dims, dim), k) = (g.dims_along(1, 4), g.size());
         let picked = dims.with(dim, k);
         let inputs = vec![g.tensor(dims), g.ids(picked, dims[dim]), g.tensor(picked)];
         Case::new(inputs, move |x| x[0].scatter_add(dim as isize, &x[1], &x[2])).equals(move |x| {

@@ -48,7 +48,7 @@ impl Op for Embedding {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let [rows, cols] = [g.size_from(1), g.size_from(1)];
+        let [rows, cols] = [g.size_from(1), g.size()];
         let dims = g.dims(0, 2);
         let inputs = vec![g.tensor([rows, cols]), g.ids(dims, rows)];
         Case::new(inputs, |x| x[0].embedding(&x[1])).equals(move |x| {

@@ -222,11 +222,11 @@ impl Op for Contrastive {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let n = g.size_from(1);
+        let n = g.size();
         let groups = if g.rng.chance(0.5) {
             Tensor::from_slice(&(0..n as i64).collect::<Vec<_>>(), [n])
         } else {
-            g.ids([n], n.div_ceil(2))
+            g.ids([n], n.div_ceil(2).max(1))
         };
         Case::new(vec![g.tensor([n, n]), groups], |x| x[0].contrastive(&x[1])).equals(move |x| {
             let ids = x[1].to_vec::<i64>();
@@ -238,7 +238,7 @@ impl Op for Contrastive {
                 .collect();
             let shares = Tensor::from_slice(&shares, [n, n]).to_dtype(x[0].dtype());
             let side = |logits: &Tensor| logits.log_softmax().mul(&shares).sum_all();
-            side(&x[0]).add(&side(&x[0].transpose(0, 1))).affine(-0.5 / n as f64, 0.0)
+            side(&x[0]).add(&side(&x[0].transpose(0, 1))).affine(-0.5 / n.max(1) as f64, 0.0)
         })
     }
 }
@@ -343,20 +343,20 @@ impl Op for Tier {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let [n, t, p] = [g.size_from(1), g.size_from(1), g.size_from(1)];
+        let [n, t, p] = [g.size(), g.size(), g.size()];
         let full = g.rng.chance(0.5);
         let mask = g.mask([n, t], if full { 2.0 } else { 0.7 });
         let temperature = g.choose(&[1.0, 0.5]);
-        let case = Case::new(vec![g.tensor([n, t, p]), mask], move |x| x[0].tier(&x[1], 1e-7, temperature));
-        if !full {
-            return case;
-        }
-        case.equals(move |x| {
-            let entropy = |s: &Tensor, count: usize| {
-                let p = s.affine(1.0 / temperature, 0.0).softmax().affine(1.0, 1e-7);
-                p.mul(&p.log()).sum_all().affine(-1.0 / count as f64, 0.0).reshape([1])
+        Case::new(vec![g.tensor([n, t, p]), mask], move |x| x[0].tier(&x[1], 1e-7, temperature)).equals(move |x| {
+            let (s, seen) = (x[0].affine(1.0 / temperature, 0.0), x[1].to_dtype(x[0].dtype()));
+            let entropy = |p: &Tensor, seen: &Tensor, count: usize| {
+                let p = p.affine(1.0, 1e-7);
+                p.mul(&p.log()).mul(seen).sum_all().affine(-1.0 / count.max(1) as f64, 0.0).reshape([1])
             };
-            Tensor::concat(&[&entropy(&x[0], n * t), &entropy(&x[0].transpose(1, 2), n * p)], 0)
+            let counted = x[1].to_vec::<u8>().iter().filter(|&&m| m != 0).count();
+            let by_patch = s.transpose(1, 2).reshape([n * p, t]).masked_softmax(&x[1]).reshape([n, p, t]);
+            let over_patches = entropy(&s.softmax(), &seen.unsqueeze(2), counted);
+            Tensor::concat(&[&over_patches, &entropy(&by_patch, &seen.unsqueeze(1), n * p)], 0)
         })
     }
 }

@@ -111,8 +111,7 @@ impl Op for Extreme {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let dims = g.full_dims(1, 4);
-        let dim = g.rng.below(dims.len());
+        let (dims, dim) = g.dims_along(1, 4);
         let largest = g.rng.chance(0.5);
         Case::new(vec![g.distinct(dims)], move |x| apply(Extreme { dim, largest }, &[&x[0]])).equals(move |x| {
             let first = x[0].narrow(dim, 0, 1);
@@ -150,8 +149,7 @@ impl Op for Argmax {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let dims = g.full_dims(1, 4);
-        let dim = g.rng.below(dims.len());
+        let (dims, dim) = g.dims_along(1, 4);
         // Few distinct values, so that ties happen.
         let x = g.tensor_of(dims, |rng| rng.below(4) as f64);
         Case::new(vec![x], move |x| apply(Argmax(dim), &[&x[0]])).without_derivative().equals(move |x| {
@@ -193,8 +191,7 @@ impl Op for LogSumExp {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let dims = g.full_dims(1, 4);
-        let dim = g.rng.below(dims.len());
+        let (dims, dim) = g.dims_along(1, 4);
         Case::new(vec![g.tensor(dims)], move |x| x[0].logsumexp(dim as isize))
             .equals(move |x| x[0].exp().sum(&[dim], true).log())
     }
@@ -235,9 +232,8 @@ impl Op for Var {
 
     fn cases(g: &mut Gen) -> Case {
         let correction = g.rng.below(2);
-        let dims = g.full_dims(1, 3);
-        let dims = dims.with(dims.len() - 1, dims[dims.len() - 1] + correction);
-        let n = dims[dims.len() - 1];
+        let n = g.size_from(1) + correction;
+        let dims = g.dims(0, 2).followed_by(&[n]);
         Case::new(vec![g.tensor(dims)], move |x| apply(Var { correction }, &[&x[0]])).equals(move |x| {
             let axes = [x[0].rank() - 1];
             x[0].sub(&x[0].mean(&axes, true)).square().sum(&axes, true).affine(1.0 / (n - correction) as f64, 0.0)

@@ -90,7 +90,7 @@ impl Op for MaskedSoftmax {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let [m, each, cols] = [g.size_from(1), g.size_from(1), g.size_from(1)];
+        let [m, each, cols] = [g.size(), g.size(), g.size()];
         let inputs = vec![g.tensor([m * each, cols]), g.mask([m, cols], 0.7)];
         Case::new(inputs, |x| x[0].masked_softmax(&x[1])).equals(move |x| {
             let seen = x[1].to_dtype(x[0].dtype()).reshape([m, 1, cols]);
@@ -133,7 +133,7 @@ impl Op for LogSoftmax {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let dims = g.full_dims(1, 3);
+        let dims = g.dims(1, 3);
         Case::new(vec![g.tensor(dims)], |x| x[0].log_softmax()).equals(|x| x[0].sub(&x[0].logsumexp(-1)))
     }
 }

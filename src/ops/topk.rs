@@ -50,8 +50,7 @@ impl Op for TopK {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let dims = g.full_dims(1, 4);
-        let dim = g.rng.below(dims.len());
+        let (dims, dim) = g.dims_along(1, 4);
         let (k, largest) = (g.rng.below(dims[dim] + 1), g.rng.chance(0.5));
         Case::new(vec![g.distinct(dims)], move |x| x[0].topk(k, dim as isize, largest).0).equals(move |x| {
             // One after the other, what was taken put out of reach.

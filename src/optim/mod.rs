@@ -30,7 +30,8 @@ pub struct OptimiserConfig {
     pub eps: f64,
     /// Weight decay.
     pub weight_decay: f64,
-    /// Parameters whose name contains one of these do not decay.
+    /// Parameters whose name contains one of these, in any case, do not decay. `norm` stands for every norm's weight, whatever its name
+    /// (torchvision has `bn1.weight`): it is the one weight that is a vector.
     pub decay_exempt: Vec<String>,
     /// Largest norm of the whole gradient; 0: no clipping.
     pub clip_norm: f64,
@@ -48,6 +49,15 @@ impl Default for OptimiserConfig {
             decay_exempt,
             clip_norm: 1.0,
         }
+    }
+}
+
+impl OptimiserConfig {
+    /// Whether weight decay leaves a parameter alone.
+    fn exempts(&self, name: &str, p: &Tensor) -> bool {
+        let lower = name.to_lowercase();
+        let norm = p.rank() == 1 && name.ends_with("weight");
+        self.decay_exempt.iter().any(|e| lower.contains(&e.to_lowercase()) || (e == "norm" && norm))
     }
 }
 
@@ -122,7 +132,7 @@ impl Optimiser {
         model.visit("", &mut |name, p| {
             if let Some(gradient) = grads.take(p) {
                 let state = self.state.entry(name.to_owned()).or_insert_with(|| [p.zeros_like(), p.zeros_like()]);
-                let exempt = self.config.decay_exempt.iter().any(|e| name.contains(e.as_str()));
+                let exempt = self.config.exempts(name, p);
                 update(
                     &self.config,
                     self.steps,
@@ -169,4 +179,98 @@ fn update(
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::models::bert::BertConfig;
+    use crate::models::resnet::{BlockKind, ResnetConfig};
+    use crate::models::{DualEncoder, DualEncoderConfig, ImageProjectionKind};
+    use crate::nn::{Activation, ProjectionKind};
+    use crate::tape::backward_with;
+
+    /// Parameters by name.
+    struct Named(Vec<(&'static str, Tensor)>);
+
+    impl Module for Named {
+        fn visit(&mut self, _: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+            self.0.iter_mut().for_each(|(name, p)| f(name, p));
+        }
+    }
+
+    /// One step of parameters (2, 2) with gradients that are multiples of (3, 4); what is left of each parameter.
+    fn stepped(config: OptimiserConfig, gradients: &[(&'static str, f64)]) -> Vec<[f64; 2]> {
+        let p = |&(name, _): &(&'static str, f64)| (name, Tensor::full([1, 2], 2.0, DType::F64).trainable());
+        let mut model = Named(gradients.iter().map(p).collect());
+        let slope = |x: f64| Tensor::from_slice(&[3.0 * x, 4.0 * x], [1, 2]);
+        let outputs = model.0.iter().zip(gradients).map(|((_, p), (_, x))| (p.affine(1.0, 0.0), slope(*x))).collect();
+        Optimiser::new(config).step(&mut model, backward_with(outputs), 0.1).unwrap();
+        model.0.iter().map(|(_, p)| p.to_vec::<f64>().try_into().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_whole_gradient_is_clipped_to_the_norm_and_a_shorter_one_left() {
+        let sgd = |clip_norm| OptimiserConfig { rule: Rule::Sgd, weight_decay: 0.0, clip_norm, ..Default::default() };
+        // Norms 5 and 12 of 5: 13 together.
+        let gradients = [("a", 1.0), ("b", 2.4)];
+        for (clip_norm, share) in [(0.0, 1.0), (13.1, 1.0), (1.3, 0.1)] {
+            let left = stepped(sgd(clip_norm), &gradients);
+            for (p, (_, x)) in left.iter().zip(gradients) {
+                for (p, slope) in p.iter().zip([3.0, 4.0]) {
+                    assert!((p - (2.0 - 0.1 * share * slope * x)).abs() < 1e-12, "{clip_norm}: {left:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_decay_but_what_is_exempt_does_not() {
+        let config = OptimiserConfig { weight_decay: 0.5, ..Default::default() };
+        let names = ["fc.weight", "fc.bias", "layer_norm1.weight", "LayerNorm.weight", "logit_scale"];
+        let left = stepped(config.clone(), &names.map(|name| (name, 0.0)));
+        assert!((left[0][0] - 2.0 * 0.95).abs() < 1e-12, "{left:?}");
+        assert!(left[1..].iter().all(|p| *p == [2.0; 2]), "{left:?}");
+        let all = OptimiserConfig { decay_exempt: Vec::new(), ..config };
+        assert!(stepped(all, &names.map(|name| (name, 0.0))).iter().all(|p| p[0] < 2.0));
+    }
+
+    #[test]
+    fn every_norm_of_every_tower_is_exempt() {
+        let bert = BertConfig {
+            vocabulary: 9,
+            max_length: 4,
+            width: 8,
+            depth: 1,
+            heads: 2,
+            mlp: 16,
+            token_types: 2,
+            pooler: false,
+            eps: 1e-12,
+            activation: Activation::Gelu,
+            padding: 0,
+        };
+        let block = BlockKind::Basic;
+        let resnet = ResnetConfig { block, depths: vec![1, 1], base: 4, ..ResnetConfig::default() };
+        let of_checkpoints = DualEncoderConfig {
+            vision: resnet.into(),
+            text: bert.into(),
+            visual_projection: ImageProjectionKind::Projector,
+            text_projection: ProjectionKind::Head,
+            ..DualEncoderConfig::default()
+        };
+        for config in [of_checkpoints, DualEncoderConfig::default()] {
+            let mut model = DualEncoder::init(&config, 1, DType::F32).unwrap();
+            let (mut decays, mut exempt) = (0, 0);
+            model.visit("", &mut |name, p| {
+                // A norm's weight is drawn as ones.
+                let norm = name.ends_with("weight") && p.to_f64_vec().iter().all(|&x| x == 1.0);
+                let expected = norm || name.ends_with("bias") || name == "logit_scale";
+                assert_eq!(OptimiserConfig::default().exempts(name, p), expected, "{name}");
+                *(if expected { &mut exempt } else { &mut decays }) += 1;
+            });
+            assert!(decays > 5 && exempt > 10, "{decays} {exempt}");
+        }
+    }
 }

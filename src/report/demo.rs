@@ -143,6 +143,7 @@ fn findings(report: &DemoReport) -> Table {
     let rows = (measures.into_iter())
         .filter(|(_, _, get, _)| get(a).is_some() || get(b).is_some())
         .map(|(name, decimals, get, by)| {
+            let decimals = by.map_or(decimals, |by| page::decimals(by, decimals));
             vec![
                 Cell::text(name),
                 Cell::value(get(a), decimals),
@@ -184,7 +185,7 @@ fn seeds(page: &mut Page, seeds: &[SeedResult], pooled: &Differences) {
     for seed in seeds {
         for (side, name) in ["unregularised", "TIER"].into_iter().enumerate() {
             let mut row = vec![Cell::text(seed.seed.to_string()), Cell::text(name)];
-            row.extend(seen.iter().map(|m| Cell::value(m.1(seed)[side], 3)));
+            row.extend(seen.iter().map(|m| Cell::value(m.1(seed)[side], 4)));
             rows.push(row);
         }
     }

@@ -105,8 +105,18 @@ pub fn estimate(value: Estimate, decimals: usize) -> String {
     }
 }
 
-/// "+0.012 [0.003, 0.021]".
+/// The decimals, at least so many, with which an interval shows what it says: an end that excludes zero does not round to it.
+pub fn decimals(value: Estimate, least: usize) -> usize {
+    let shows = |x: f64, decimals: usize| number(x, decimals).contains(|c| matches!(c, '1'..='9'));
+    match (value.ci95, value.sign()) {
+        (Some(ends), Some(_)) => (least..16).find(|&d| ends.iter().all(|&x| shows(x, d))).unwrap_or(least),
+        _ => least,
+    }
+}
+
+/// "+0.012 [+0.003, +0.021]", with more decimals where it takes them (see [`decimals`]).
 pub fn difference(value: Estimate, decimals: usize) -> String {
+    let decimals = self::decimals(value, decimals);
     match value.ci95 {
         Some([low, high]) => {
             format!("{} [{}, {}]", signed(value.value, decimals), signed(low, decimals), signed(high, decimals))
@@ -437,5 +447,13 @@ pub(super) mod tests {
         assert_eq!(signed(0.0001, 2), "0.00");
         assert_eq!(estimate(Estimate::within(0.5, 0.25, 0.75), 2), "0.50 [0.25, 0.75]");
         assert_eq!(difference(Estimate::within(0.5, -0.25, 0.75), 2), "+0.50 [\u{2212}0.25, +0.75]");
+        // What excludes zero does not read as zero; what does not, and what is as small as rounding, is left as it is.
+        assert_eq!(difference(Estimate::within(2e-4, 1e-4, 3e-4), 3), "+0.0002 [+0.0001, +0.0003]");
+        assert_eq!(
+            difference(Estimate::within(-0.02, -0.04, -2e-5), 2),
+            "\u{2212}0.02000 [\u{2212}0.04000, \u{2212}0.00002]"
+        );
+        assert_eq!(difference(Estimate::within(1e-4, -1e-4, 2e-4), 3), "0.000 [0.000, 0.000]");
+        assert_eq!(difference(Estimate::within(2e-16, 1e-16, 3e-16), 3), "0.000 [0.000, 0.000]");
     }
 }

@@ -46,6 +46,7 @@ impl<'a> Comparison<'a> {
         let mut push =
             |name: &str, value: Option<Estimate>, decimals: usize, base: Option<f64>, by: Option<Estimate>| {
                 let Some(value) = value.filter(|v| v.value.is_finite()) else { return };
+                let decimals = by.map_or(decimals, |by| page::decimals(by, decimals));
                 let mut note = match (value.ci95, by, base) {
                     (_, Some(by), _) => format!("{} against {}", page::difference(by, decimals), self.against()),
                     (_, None, Some(base)) => format!("{} with {}", page::number(base, decimals), self.against()),
@@ -86,7 +87,7 @@ impl<'a> Comparison<'a> {
         page.section("Zero-shot classification");
         page.paragraph(
             "AUROC is the chance that an image with the finding scores above one without it: 0.5 is guessing. Brackets and \
-             whiskers are 95% bootstrap intervals over the images.",
+             whiskers are 95% intervals from resampled patients (images, where there are no patients).",
         );
         let bars = BarChart {
             title: String::new(),
@@ -235,7 +236,7 @@ impl<'a> Comparison<'a> {
         page.paragraph(&format!(
             "Patch similarities to each label's prompts against the boxes, over {} pairs of image and label. A patch is inside \
              if its centre is. The pointing game asks whether the best patch lies in a box; the centre prior always chooses the \
-             patch nearest the mean centre of the boxes.",
+             middle of the image.",
             first.n
         ));
         if !first.findings.is_empty() {

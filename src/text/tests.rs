@@ -129,10 +129,7 @@ fn wrong_files_and_sizes_are_errors_that_say_what_to_do() {
 /// Ids that the models' own tokenizers give, where TIER_SHARED names the folder that has them.
 #[test]
 fn the_reference_ids_are_reproduced() {
-    let Ok(shared) = std::env::var("TIER_SHARED") else {
-        return println!("skipped: TIER_SHARED is not set");
-    };
-    let shared = std::path::Path::new(&shared);
+    let Some(shared) = crate::shared::shared("") else { return };
     let file = shared.join("parity/tokens.json");
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let list =

@@ -37,3 +37,37 @@ impl Average {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct One(Tensor);
+
+    impl Module for One {
+        fn visit(&mut self, _: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
+            f("p", &mut self.0);
+        }
+    }
+
+    #[test]
+    fn an_average_follows_with_its_decay_and_faster_at_first() {
+        let at = |x: f32| One(Tensor::from_slice(&[x], [1]).trainable());
+        let mut average = Average::new(&mut at(1.0));
+        let mut expected = 1.0f64;
+        for step in 1..=200u32 {
+            // (1 + steps) / (10 + steps) until it reaches 0.9.
+            let decay = f64::min(0.9, f64::from(1 + step) / f64::from(10 + step));
+            let p = f64::from(step % 7);
+            expected = decay * expected + (1.0 - decay) * p;
+            average.follow(&mut at(p as f32), 0.9, step.into());
+            assert!(
+                (average.0["p"].item() - expected).abs() < 1e-5,
+                "step {step}: {} {expected}",
+                average.0["p"].item()
+            );
+        }
+        // What does not train is not averaged.
+        assert!(Average::new(&mut One(Tensor::from_slice(&[1f32], [1]))).0.is_empty());
+    }
+}

@@ -193,21 +193,22 @@ impl Config {
     /// # Errors
     /// If the file is not TOML, a key is unknown (naming the nearest), or a value has the wrong type or contradicts another.
     pub fn read(path: Option<&Path>, settings: &[String]) -> Result<Self> {
-        let mut table = match path {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).at(path)?;
-                text.parse::<toml::Table>().map_err(|e| Error::usage(one_line(&e.to_string()))).at(path)?
-            }
-            None => toml::Table::new(),
-        };
+        match path {
+            Some(path) => Self::parse(&std::fs::read_to_string(path).at(path)?, settings).at(path),
+            None => Self::parse("", settings),
+        }
+    }
+
+    /// As [`Config::read`], of a TOML text.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn parse(text: &str, settings: &[String]) -> Result<Self> {
+        let mut table = text.parse::<toml::Table>().map_err(|e| Error::usage(one_line(&e.to_string())))?;
         for setting in settings {
             set(&mut table, setting)?;
         }
-        let config = Config::deserialize(table).map_err(|e| Error::usage(with_nearest(&e.to_string())));
-        match path {
-            Some(path) => config.at(path),
-            None => config,
-        }
+        Config::deserialize(table).map_err(|e| Error::usage(with_nearest(&e.to_string())))
     }
 
     /// The configuration as TOML.

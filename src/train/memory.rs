@@ -116,7 +116,7 @@ pub(super) fn estimate(
     let (decoding, long) = pictures(&tables.train, p.resize)?;
     let seen = (p.channels * p.crop * p.crop) as u64;
     let resized = (p.channels * p.resize * long) as u64;
-    let pictures = kept(&tables.train, resized) + kept(&tables.val, seen) + workers as u64 * decoding;
+    let pictures = kept(&tables.train, resized) + kept(&tables.val, seen) + workers.max(1) as u64 * decoding;
     let process = process::resident().unwrap_or(64 << 20);
     let aside = (checkpoint as u64).max(CHARTS);
     Ok(Estimate { process, tensors: tensors as u64, loader, pictures, aside })

@@ -503,7 +503,7 @@ impl<'a> Run<'a> {
             boxes: Some(boxes.clone()),
         };
         let scores = ScoreOptions { seed: self.config.seed, ..ScoreOptions::default() };
-        let how = compare::How { scores, tier: self.config.tier, workers };
+        let how = compare::How { scores, softmax: false, tier: self.config.tier, workers };
         let pipelines = [pipeline];
         let all = compare::evaluate(&pipelines, &[], &tables, &how, &|_, _| ())?;
         let (of, sparsity) = (&all.evaluation.localisation, all.evaluation.sparsity);

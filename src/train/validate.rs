@@ -94,7 +94,8 @@ impl Validator {
         }
         if let Some(labels) = tables.labels.as_ref().filter(|_| !self.labelled.is_empty()) {
             let rows: Vec<&Row> = self.labelled.iter().collect();
-            let options = measure::Options { prompts: tables.prompts.as_ref(), boxes: None, tier: config.tier };
+            let (prompts, tier) = (tables.prompts.as_ref(), config.tier);
+            let options = measure::Options { prompts, boxes: None, softmax: false, tier };
             let measured = measure(pipeline, &rows, &self.loaders[1], &options, &|_| ())?;
             for (name, scores) in measured.labels.iter().zip(&measured.scores) {
                 let Some(k) = labels.names.iter().position(|n| n == name) else { continue };

@@ -17,14 +17,16 @@ pub fn done(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A command that must fail with `code`, saying one line that holds `words`.
+/// A command that must fail with `code`, its complaint one line, the last, that holds `words`.
 #[track_caller]
 pub fn refused(arguments: &[&str], code: i32, words: &[&str]) {
     let output = tier(arguments);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "tier {}: {errors}", arguments.join(" "));
+    let complaint = errors.lines().last().unwrap_or_default();
+    assert!(complaint.starts_with("tier: ") && errors.matches("tier: ").count() == 1, "{errors}");
     for word in words {
-        assert!(errors.contains(word), "{word:?} is not in: {errors}");
+        assert!(complaint.contains(word), "{word:?} is not in: {errors}");
     }
     assert!(!errors.contains("panicked"), "{errors}");
 }

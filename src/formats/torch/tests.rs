@@ -1,6 +1,6 @@
 //! Files of torch.save, written here: what is read, and what is refused and how.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::dtype::DType;
 use crate::formats::Weights;
@@ -321,11 +321,7 @@ fn other_files_are_recognised() {
 /// Values of the parity files as torch reads them (`torch.load`, then sums of absolute values).
 #[test]
 fn parity_files_have_torchs_values() {
-    let Some(shared) = std::env::var_os("TIER_SHARED") else {
-        eprintln!("skipped: TIER_SHARED is not set");
-        return;
-    };
-    let parity = Path::new(&shared).join("parity");
+    let Some(parity) = crate::shared::shared("parity") else { return };
     for (file, tensors, total) in [
         ("openai-clip-tiny.pt", 62, 43651.50105872332),
         ("tier-tiny.pt", 170, 53450.577034728936),

@@ -368,11 +368,7 @@ fn statistics(samples: &[u8], dtype: &str) -> [f64; 3] {
 
 #[test]
 fn the_shared_files_are_decoded_to_their_hashes_or_refused_by_name() {
-    let Some(folder) = std::env::var_os("TIER_SHARED").map(|shared| std::path::Path::new(&shared).join("data/dicom"))
-    else {
-        println!("skipped: TIER_SHARED names no folder");
-        return;
-    };
+    let Some(folder) = crate::shared::shared("data/dicom") else { return };
     let manifest = std::fs::read_to_string(folder.join("manifest.csv")).unwrap();
     let mut lines = manifest.lines().map(fields);
     let head = lines.next().unwrap();

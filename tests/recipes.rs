@@ -1,0 +1,126 @@
+//! What the options of a training run do.
+
+mod runs;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use runs::*;
+use tiergrad::formats::Weights;
+
+fn tensors(path: &Path) -> BTreeMap<String, Vec<f64>> {
+    Weights::open(path, false).unwrap().iter().map(|(name, t)| (name.to_owned(), t.to_f64_vec())).collect()
+}
+
+fn settings(of: &[&str]) -> Vec<String> {
+    of.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]).collect()
+}
+
+/// A run that ends well, with more settings.
+fn trained(out: &Path, more: &[&str]) {
+    run(&[train(out, &[]), settings(more)].concat());
+}
+
+#[test]
+fn the_best_epochs_are_kept_and_the_best_of_them_is_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    trained(&out, &["train.epochs=5", "train.keep=2", "schedule.lr=3e-3"]);
+    let mut epochs: Vec<(u64, f64)> =
+        log(&out).iter().filter_map(|r| Some((r["epoch"].as_u64()?, r["val_auc"].as_f64()?))).collect();
+    assert_eq!(epochs.len(), 5);
+    // Of equal ones the earlier.
+    epochs.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let file = |k: usize| out.join(format!("checkpoints/epoch-{:04}.safetensors", epochs[k].0));
+    let kept: Vec<bool> = (0..5).map(|k| file(k).exists()).collect();
+    assert_eq!(kept, [true, true, false, false, false], "{epochs:?}");
+    assert!(
+        tensors(&file(0)) == tensors(&out.join("model/model.safetensors")) && tensors(&file(0)) != tensors(&file(1))
+    );
+
+    // A kept epoch is a model too, with the run's tokenizer and preprocessing; several are an ensemble, as the paper's code evaluates.
+    let [pairs, labels, prompts] =
+        ["pairs.csv", "labels.csv", "prompts.csv"].map(|name| text(&phantoms().join(name)).to_owned());
+    let auc = |models: &[&Path]| {
+        let at = folder.path().join("eval");
+        let tables =
+            ["--pairs", &pairs, "--labels", &labels, "--prompts", &prompts, "--split", "val", "--out", text(&at)];
+        let models: Vec<&str> = models.iter().flat_map(|model| ["--model", text(model)]).collect();
+        done(&[&["eval", "-q"], &tables[..], &models].concat());
+        let metrics = std::fs::read(at.join("metrics.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&metrics).unwrap()["auc_mean"].as_f64().unwrap()
+    };
+    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
+    near(auc(&[&file(0)]), epochs[0].1);
+    near(auc(&[&file(0)]), auc(&[&out.join("model")]));
+    near(auc(&[&file(1)]), epochs[1].1);
+    assert!(auc(&[&file(0), &file(1)]) > 0.0);
+}
+
+#[test]
+fn frozen_prefixes_stay_and_the_rest_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let freeze = "train.freeze=[\"text_model.\", \"vision_model.embeddings\"]";
+    run(&[train(&out, &["--init", text(model())]), settings(&[freeze, "train.ema=0.9"])].concat());
+    let [before, after] = [model().to_path_buf(), out.join("model")].map(|m| tensors(&m.join("model.safetensors")));
+    assert!(before.keys().eq(after.keys()));
+    let frozen = |name: &str| ["text_model.", "vision_model.embeddings"].iter().any(|start| name.starts_with(start));
+    for (name, values) in &after {
+        assert_eq!(*values == before[name], frozen(name), "{name}");
+    }
+    assert!(after.keys().any(|name| frozen(name)) && !after.keys().all(|name| frozen(name)));
+}
+
+/// A supervised run's model: so many times the first film, labels of the first two as given.
+fn supervised(rows: usize, labels: [&str; 2], more: &[&str]) -> BTreeMap<String, Vec<f64>> {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let mut films: Vec<_> = std::fs::read_dir(phantoms().join("images")).unwrap().map(|e| e.unwrap().path()).collect();
+    films.sort();
+    let [first, second] = [text(&films[0]), text(&films[1])];
+    let table = format!("{first},a,train\n").repeat(rows);
+    std::fs::write(at("pairs.csv"), format!("image,text,split\n{table}{second},b,val\n")).unwrap();
+    std::fs::write(at("labels.csv"), format!("image,a,b\n{first},{}\n{second},{}\n", labels[0], labels[1])).unwrap();
+    let mut arguments = train(&folder.path().join("run"), &["--objective", "supervised"]);
+    for flag in ["--pairs", "--labels"] {
+        let place = arguments.iter().position(|argument| argument == flag).unwrap();
+        arguments[place + 1] = at(&format!("{}.csv", flag.trim_start_matches('-')));
+    }
+    let plain = [
+        "augment={ crop_scale = [1.0, 1.0], crop_ratio = [1.0, 1.0], degrees = 0.0, translate = 0.0, scale = [1.0, 1.0], \
+         brightness = 0.0, contrast = 0.0 }",
+        "train.batch=2",
+        "train.epochs=1",
+        "optimiser.rule=sgd",
+        "optimiser.clip_norm=0.0",
+    ];
+    run(&[arguments, settings(&[&plain[..], more].concat())].concat());
+    tensors(&folder.path().join("run/model/model.safetensors"))
+}
+
+#[test]
+fn accumulated_batches_step_by_the_mean_of_their_gradients() {
+    // Batches of one film have the same gradient, so a step by two of them is a step by one.
+    let of = |rows, more: &[&str]| supervised(rows, ["1,0", "0,1"], more);
+    let (one, mean) = (of(2, &[]), of(4, &["train.accumulate=2"]));
+    assert!(one == mean && one != of(4, &[]));
+}
+
+#[test]
+fn labels_that_are_not_known_teach_nothing() {
+    let head = |labels| {
+        let all = supervised(2, labels, &["optimiser.weight_decay=0.0"]);
+        ["head.fc2.weight", "head.fc2.bias"].map(|name| {
+            let values = &all[name];
+            values.chunks(values.len() / 2).map(<[f64]>::to_vec).collect::<Vec<_>>()
+        })
+    };
+    let [blank, minus, one] = [["1,", "0,1"], ["1,-1", "0,1"], ["1,1", "0,1"]].map(head);
+    let [untaught, _] = [["0,", "0,1"], ["1,", "0,1"]].map(head);
+    assert_eq!(blank, minus);
+    for part in 0..2 {
+        assert!(blank[part][1] == untaught[part][1] && blank[part][1] != one[part][1]);
+        assert!(blank[part][0] != untaught[part][0]);
+    }
+}
