@@ -356,7 +356,7 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
         assert!(!out.join("checkpoints/last.safetensors").exists());
     };
     refused(&["train", "--nonsense"], 2, &["--nonsense"]);
-    refused(&["devices", "--device", "vulkan"], 2, &["cpu"]);
+    refused(&["devices", "--device", "tpu"], 2, &["cpu", "vulkan"]);
     refuse(&["--set", "train.bacth=3"], 2, &["bacth", "batch"]);
     refuse(&["--set", "train.batch=x"], 2, &["batch"]);
     refuse(&["--set", "model.vision.patch_size=5"], 2, &["patch_size"]);

@@ -10,6 +10,8 @@ mod instance;
 mod memory;
 pub mod ops;
 mod pipeline;
+#[cfg(test)]
+mod planted;
 mod ranges;
 mod select;
 mod shaders;

@@ -167,6 +167,10 @@ impl Stream {
 
     /// A barrier where the accesses ask for one.
     fn order(&mut self, raw: &ash::Device, at: usize, accesses: &[Access]) {
+        #[cfg(test)]
+        if crate::planted::without_barriers() {
+            return;
+        }
         if self.hazards.note(accesses) {
             barrier(raw, self.slots[at].commands, false);
         }
