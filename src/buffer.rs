@@ -1,4 +1,4 @@
-//! Bytes behind tensors: 64-byte aligned heap blocks from a pool, or a file's, mapped or copied, shared by counting.
+//! Bytes behind tensors: 64-byte aligned heap blocks from a pool, a file's, mapped or copied, or a device's; shared by counting.
 
 mod file;
 mod pool;
@@ -6,13 +6,14 @@ mod pool;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::device::{Gpu, Mirrored};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::plan::trace;
-use pool::{Counted, Heap};
+use pool::Counted;
 
 pub use file::FileBytes;
-pub(crate) use pool::is_counting;
+pub(crate) use pool::{Heap, is_counting};
 pub use pool::{Memory, counted, memory, watched};
 
 /// Alignment of heap bytes: a cache line, and the widest SIMD register.
@@ -32,6 +33,8 @@ enum Bytes {
     Heap(Heap),
     Counted(Counted),
     File { file: Arc<FileBytes>, start: usize, len: usize },
+    #[cfg_attr(not(feature = "vulkan"), allow(dead_code))]
+    Device(Mirrored),
 }
 
 impl Buffer {
@@ -95,12 +98,32 @@ impl Buffer {
         Ok(buffer)
     }
 
-    /// All bytes.
+    /// Bytes that live on a device.
+    #[cfg(feature = "vulkan")]
+    pub(crate) fn on_device(bytes: Mirrored) -> Self {
+        Self::new(Bytes::Device(bytes))
+    }
+
+    /// The device that the bytes live on.
+    pub fn device(&self) -> Option<&Gpu> {
+        self.mirrored().map(Mirrored::device)
+    }
+
+    /// The bytes there and here.
+    pub(crate) fn mirrored(&self) -> Option<&Mirrored> {
+        match &self.0.bytes {
+            Bytes::Device(mirrored) => Some(mirrored),
+            _ => None,
+        }
+    }
+
+    /// All bytes; those that live on a device are brought here, and kept.
     pub fn bytes(&self) -> &[u8] {
         match &self.0.bytes {
             Bytes::Heap(heap) => heap.bytes(),
             Bytes::Counted(counted) => counted.bytes(),
             Bytes::File { file, start, len } => &file.bytes()[*start..start + len],
+            Bytes::Device(mirrored) => mirrored.bytes(),
         }
     }
 
@@ -110,6 +133,7 @@ impl Buffer {
             Bytes::Heap(heap) => heap.len,
             Bytes::Counted(counted) => counted.len,
             Bytes::File { len, .. } => *len,
+            Bytes::Device(mirrored) => mirrored.len(),
         }
     }
 
@@ -129,6 +153,7 @@ impl Buffer {
             Bytes::Heap(heap) => Some(heap.get_mut()),
             Bytes::Counted(counted) => Some(counted.get_mut()),
             Bytes::File { .. } => None,
+            Bytes::Device(mirrored) => Some(mirrored.get_mut()),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::layout::{Dims, Layout};
 use crate::rng::Rng;
@@ -206,6 +207,16 @@ impl Case {
         self.single(&weights).iter().for_each(|p| p.assert(SINGLE.most));
     }
 
+    /// Checks the f32 path, value and gradient, on a device.
+    ///
+    /// # Panics
+    /// As [`Self::check_single`], with twice its tolerance: a device's quotients and roots may be off by some roundings more.
+    #[cfg(all(test, feature = "vulkan"))]
+    pub(crate) fn check_on(&self, gpu: &Gpu, rng: &mut Rng) {
+        let weights = Tensor::randn(*(self.run)(&self.inputs).dims(), DType::F64, rng);
+        self.single_on(Some(gpu), &weights).iter().for_each(|p| p.assert(2.0 * SINGLE.most));
+    }
+
     /// The largest relative error of the gradient against central differences; 0 without a derivative.
     ///
     /// # Errors
@@ -229,8 +240,14 @@ impl Case {
 
     /// Value and gradients of the f32 path and of the definitions in f64, at the same inputs.
     fn single(&self, weights: &Tensor) -> Vec<Pair> {
+        self.single_on(None, weights)
+    }
+
+    /// As [`Self::single`], the f32 path on a device.
+    fn single_on(&self, gpu: Option<&Gpu>, weights: &Tensor) -> Vec<Pair> {
         let single: Vec<Tensor> = self.inputs.iter().map(to_f32).collect();
         let double: Vec<Tensor> = single.iter().map(to_f64).collect();
+        let single: Vec<Tensor> = single.iter().map(|x| x.placed(gpu)).collect();
         let (ours, expected) = ((self.run)(&single), (self.run)(&double));
         let most = self.inputs.iter().chain([&ours]).map(Tensor::numel).max().unwrap_or(1);
         let growth = move |sum: &Tensor| 1.0 + 0.2 * (most as f64 / sum.numel().max(1) as f64).sqrt();

@@ -10,6 +10,7 @@ pub mod checkpoints;
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod data;
+pub mod device;
 pub mod dtype;
 pub mod error;
 #[cfg(feature = "cli")]

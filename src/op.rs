@@ -1,5 +1,6 @@
 //! The one concept behind every computation: an op says its shape rule, how it runs, what it keeps, and its derivative.
 
+use crate::device::{self, Gpu};
 use crate::dtype::DType;
 use crate::layout::Dims;
 use crate::plan::{Packs, Prepared, Role, trace};
@@ -44,8 +45,9 @@ pub trait Op: Send + Sync + 'static {
     /// Computes on the CPU. `x` are the inputs without graph; `out` is what [`Op::shape`] said.
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output;
 
-    /// Computes on a GPU, where the op has a shader. `None`: it runs on the CPU, and is counted.
-    fn gpu(&self) -> Option<GpuArm> {
+    /// Computes on a device, where the op has kernels for such inputs, one of which lives there. `None`: it runs on the CPU, and is
+    /// counted.
+    fn gpu(&self, _on: &Gpu, _x: &[&Tensor], _out: Meta) -> Option<Output> {
         None
     }
 
@@ -76,9 +78,6 @@ pub trait Op: Send + Sync + 'static {
     where
         Self: Sized;
 }
-
-/// The GPU arm of an op. No backend has landed, so there is none to describe.
-pub enum GpuArm {}
 
 /// What a CPU arm returns: the value, and by-products that backward or the caller can use (statistics, indices).
 pub struct Output {
@@ -224,10 +223,10 @@ pub fn apply_aux(op: impl Op, x: &[&Tensor]) -> (Tensor, Vec<Tensor>) {
     let metas: Vec<Meta> = x.iter().map(|t| t.meta()).collect();
     let out = op.shape(&metas);
     let output = profile::timed(
-        || trace::inside(|| op.cpu(x, out)),
+        || trace::inside(|| device::run(&op, x, out)),
         |_| (op.name().to_owned(), op.flops(&metas, out), profile::bytes(metas.iter().copied().chain([out]))),
     );
-    debug_assert_eq!(output.value.meta(), out, "{}: the CPU arm does not keep its shape rule", op.name());
+    debug_assert_eq!(output.value.meta(), out, "{}: the arm does not keep its shape rule", op.name());
     if trace::is_listening() {
         trace::record(Box::new(op), x, out, &output);
         return (output.value, output.aux);

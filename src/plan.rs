@@ -11,6 +11,7 @@ use kernels_cpu::gemm::Packed;
 use kernels_cpu::map::Unary;
 use kernels_cpu::par;
 
+use crate::device;
 use crate::layout::Layout;
 use crate::op::{Meta, Op};
 use crate::profile::{self, Cost};
@@ -163,6 +164,7 @@ impl Plan {
             self.steps_on(x, |step, x| {
                 let start = Instant::now();
                 let output = step.run(x);
+                output.iter().find_map(Tensor::device).inspect(|gpu| gpu.wait());
                 costs.push(Cost {
                     name: step.title(),
                     time: start.elapsed(),
@@ -207,7 +209,7 @@ impl Step {
     fn run(&self, x: &[&Tensor]) -> Vec<Tensor> {
         match &self.work {
             Work::Op(op) => {
-                let output = op.cpu(x, self.out);
+                let output = device::run(op.as_ref(), x, self.out);
                 std::iter::once(output.value).chain(output.aux).collect()
             }
             Work::Prepared { op, residual, act } => {
@@ -270,7 +272,10 @@ impl<'a> Builder<'a> {
         let metas: Vec<Meta> = inputs.iter().map(|&slot| self.metas[slot]).collect();
         let constants: Vec<Option<&Tensor>> = inputs.iter().map(|&slot| self.constant(slot)).collect();
         let (name, flops) = (op.name(), op.flops(&metas, out));
-        let (work, inputs) = match op.prepare(&metas, &constants, self.packs) {
+        // What is prepared is read by the CPU's kernels.
+        let there = constants.iter().flatten().any(|x| x.device().is_some());
+        let prepared = if there { None } else { op.prepare(&metas, &constants, self.packs) };
+        let (work, inputs) = match prepared {
             Some(op) => {
                 let changing = inputs.into_iter().filter(|&slot| self.constant(slot).is_none()).collect();
                 (Work::Prepared { op, residual: false, act: None }, changing)

@@ -156,7 +156,7 @@ pub fn backward_with(outputs: Vec<(Tensor, Tensor)>) -> Grads {
     for (output, gradient) in outputs {
         assert_eq!(output.dims(), gradient.dims(), "backward_with: dims of an output and of its gradient");
         if let Some(node) = output.node() {
-            push(&mut heap, &mut sums, node.clone(), gradient.detach());
+            push(&mut heap, &mut sums, node.clone(), gradient.placed(output.device()));
         }
     }
     // Descending ids: when a node is reached, everything that uses it has been.
@@ -169,7 +169,7 @@ pub fn backward_with(outputs: Vec<(Tensor, Tensor)>) -> Grads {
             Kind::Leaf => accumulate(&mut grads.0, node.id, dy),
             Kind::Op { op, inputs, saved } => {
                 let gradients = profile::timed(
-                    || op.vjp(saved, &dy),
+                    || crate::device::vjp(op.as_ref(), saved, &dy),
                     |_| {
                         let name = format!("{} backward", op.name());
                         (name, saved.flops(op.as_ref(), dy.meta()), saved.bytes() + profile::bytes([dy.meta()]))

@@ -10,6 +10,7 @@ use crate::dtype::{DType, Element};
 use crate::for_dtype;
 use crate::layout::{Dims, Layout};
 use crate::op::Meta;
+use crate::plan::trace;
 use crate::rng::Rng;
 use crate::tape::Node;
 
@@ -249,8 +250,13 @@ impl Tensor {
         if self.is_contiguous() { self.detach() } else { self.copied() }
     }
 
-    /// A contiguous copy on the heap with bytes of its own. No graph node.
+    /// A contiguous copy with bytes of its own, where the tensor lives. No graph node.
+    #[track_caller]
     pub fn copied(&self) -> Self {
+        trace::check_read(self.buffer.id());
+        if let Some(copy) = self.device().and_then(|gpu| gpu.copied(self)) {
+            return copy;
+        }
         for_dtype!(self.dtype, T => Self::write(*self.dims(), |out: &mut [T]| strided::copy(self.dims(), self.strided::<T>(), out)))
     }
 

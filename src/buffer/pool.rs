@@ -13,7 +13,7 @@ use super::ALIGNMENT;
 use crate::dtype::Element;
 
 /// A block of the pool, of which `len` bytes are used. Given back when dropped.
-pub(super) struct Heap {
+pub(crate) struct Heap {
     block: Option<Block>,
     pub(super) len: usize,
 }
@@ -24,7 +24,7 @@ unsafe impl Send for Heap {}
 unsafe impl Sync for Heap {}
 
 impl Heap {
-    pub(super) fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         let capacity = size_class(len);
         // One that was given back, or else a new one.
         let kept = || pool().take(capacity).unwrap_or_else(|| Block::new(capacity));
@@ -32,13 +32,13 @@ impl Heap {
         Self { block: (capacity > 0).then(kept), len }
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         let Some(block) = &self.block else { return &[] };
         // SAFETY: the block is allocated, at least `len` long, and initialised (zeroed when first allocated).
         unsafe { std::slice::from_raw_parts(block.start.as_ptr(), self.len) }
     }
 
-    pub(super) fn get_mut<T: Element>(&mut self) -> &mut [T] {
+    pub(crate) fn get_mut<T: Element>(&mut self) -> &mut [T] {
         let Some(block) = &self.block else { return &mut [] };
         // SAFETY: as in `bytes`; ALIGNMENT is enough for any Element, and `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(block.start.as_ptr().cast(), self.len / size_of::<T>()) }

@@ -12,4 +12,4 @@ pub mod verify;
 pub use case::Case;
 pub use deviation::{deviations, outputs};
 pub use inputs::Inputs;
-pub use verify::{Check, verify};
+pub use verify::{Check, verify, verify_on};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::case::Case;
 use crate::checkpoints::Checkpoint;
 use crate::checkpoints::names::Names;
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::loss;
@@ -39,8 +40,16 @@ const FLOOR: f64 = 1e-3;
 /// # Errors
 /// If the case does not fit the model.
 pub fn verify(checkpoint: &Checkpoint, case: &Case) -> Result<Vec<Check>> {
+    verify_on(None, checkpoint, case)
+}
+
+/// As [`verify`], on a device.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_on(gpu: Option<&Gpu>, checkpoint: &Checkpoint, case: &Case) -> Result<Vec<Check>> {
     case.fits(&checkpoint.config).at(&case.path)?;
-    let mut network = trainable(checkpoint)?;
+    let mut network = trainable(gpu, checkpoint)?;
     let mut found = compute(&mut network, &checkpoint.names(), case).at(&case.path)?;
     if checkpoint.weights().count() > 1 {
         let joined = case.expected.keys().filter_map(|name| Some((name.clone(), found.get(&unjoined(name)?)?.clone())));
@@ -88,7 +97,7 @@ pub fn contradictions(config: &NetworkConfig, case: &Case) -> Vec<String> {
 }
 
 /// The model in f32, every parameter of its own and trainable.
-fn trainable(checkpoint: &Checkpoint) -> Result<Network> {
+fn trainable(gpu: Option<&Gpu>, checkpoint: &Checkpoint) -> Result<Network> {
     let mut tensors = checkpoint.tensors()?;
     for (name, tensor) in &mut tensors {
         if !tensor.dtype().is_float() {
@@ -98,7 +107,7 @@ fn trainable(checkpoint: &Checkpoint) -> Result<Network> {
         *tensor = tensor.to_dtype(DType::F32);
     }
     let mut network = Network::new(&Source::tensors(&tensors).params(), &checkpoint.config).at(&checkpoint.path)?;
-    network.visit("", &mut |_, p| *p = p.copied().trainable());
+    network.visit("", &mut |_, p| *p = p.copied().placed(gpu).trainable());
     Ok(network)
 }
 

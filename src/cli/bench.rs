@@ -184,6 +184,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         return Err(Error::usage("--seconds must not be negative, --batch must not be 0"));
     }
     let train = args.what == Some(What::Train) || args.what.is_none() && args.config.is_some();
+    if train && global.gpu()?.is_some() {
+        global.say("training steps are computed on the CPU");
+    }
     let line = if train { self::train(args, global)? } else { infer(args, global)? };
     if global.json {
         global.print(line)?;
@@ -245,6 +248,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let mut output = None;
     let (first, times) = times(args, || {
         output = forward();
+        output.as_ref().and_then(Tensor::device).inspect(|gpu| gpu.wait());
         Ok(())
     })?;
     let relerr = match (of("output")?, output) {

@@ -15,5 +15,14 @@ pub(super) fn run(_: &Args, global: &Global) -> Result<()> {
     } else {
         global.print(format_args!("cpu: {isa} kernels, {threads} threads"))?;
     }
-    Ok(())
+    match crate::device::found() {
+        Ok(all) => all.into_iter().try_for_each(|(line, json)| match global.json {
+            true => global.print(json),
+            false => global.print(line),
+        }),
+        Err(why) => {
+            global.say(why);
+            Ok(())
+        }
+    }
 }

@@ -24,9 +24,11 @@ mod verify;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use clap::{Parser, Subcommand};
 
+use crate::device::{self, Gpu};
 use crate::error::{Error, Kind, Result};
 
 /// Trains and runs CLIP-style chest x-ray models with the TIER entropy regulariser.
@@ -48,9 +50,10 @@ pub struct Global {
     /// Threads that load pictures meanwhile; 0: those that compute do (default: as many as --threads, and none with --threads 1).
     #[arg(long, global = true, value_name = "N")]
     pub workers: Option<usize>,
-    /// Where to compute: cpu.
-    #[arg(long, global = true, default_value = "cpu")]
-    pub device: String,
+    /// Where to compute: cpu, vulkan (the best GPU; the CPU where there is none), vulkan:INDEX or vulkan:UUID; see `tier devices`.
+    /// Default: the environment's TIER_DEVICE, or cpu.
+    #[arg(long, global = true)]
+    pub device: Option<String>,
     /// One JSON object per line on stdout.
     #[arg(long, global = true)]
     pub json: bool,
@@ -64,6 +67,9 @@ pub struct Global {
     #[arg(long, global = true)]
     pub no_mmap: bool,
 }
+
+/// The device of this process's command, once it was asked for.
+static OPENED: Mutex<Option<Option<Gpu>>> = Mutex::new(None);
 
 impl Global {
     /// A line for the person at the terminal, unless `--quiet`.
@@ -92,6 +98,50 @@ impl Global {
         let style = indicatif::ProgressStyle::with_template("{msg:>12} {wide_bar} {pos}/{len} {per_sec} ETA {eta}")
             .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
         indicatif::ProgressBar::new(steps).with_style(style).with_message(what)
+    }
+
+    /// The device that is asked for, opened when it is first; `None`: the CPU.
+    ///
+    /// # Errors
+    /// If it is named and cannot be opened. Where just any GPU is asked for and there is none, that is said.
+    pub fn gpu(&self) -> Result<Option<Gpu>> {
+        let Some(which) = self.which()? else { return Ok(None) };
+        let mut kept = OPENED.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(opened) = &*kept {
+            return Ok(opened.clone());
+        }
+        let opened = match Gpu::open(&which) {
+            Ok(gpu) => {
+                self.say(gpu.describe());
+                Some(gpu)
+            }
+            Err((true, why)) => {
+                self.say(format_args!("{why}: computing on the CPU"));
+                None
+            }
+            Err((false, why)) => return Err(why),
+        };
+        Ok(kept.insert(opened).clone())
+    }
+
+    /// What stands behind `vulkan:`, where a device beside the CPU is asked for.
+    fn which(&self) -> Result<Option<String>> {
+        let asked = self.device.clone().or_else(|| std::env::var("TIER_DEVICE").ok()).unwrap_or_default();
+        match asked.split_once(':').unwrap_or((&asked, "")) {
+            ("" | "cpu", "") => Ok(None),
+            ("vulkan", which) => Ok(Some(which.to_owned())),
+            _ => Err(Error::usage(format!("--device {asked}: cpu, vulkan, vulkan:INDEX or vulkan:UUID"))),
+        }
+    }
+
+    /// Lets the device go, and says what of a command's work ran on the CPU although it was asked for.
+    fn close(&self) {
+        let opened = OPENED.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let all = opened.flatten().map(|gpu| gpu.fallbacks()).unwrap_or_default();
+        if !all.is_empty() {
+            let names: Vec<String> = all.iter().map(|(name, n)| format!("{name} ({n})")).collect();
+            self.say(format_args!("ran on the CPU instead of the device: {}", names.join(", ")));
+        }
     }
 
     /// Threads that load beside those that compute. With one thread that is told to do everything, none.
@@ -194,11 +244,8 @@ fn command_line() -> String {
 
 fn run(cli: Cli) -> Result<()> {
     kernels_cpu::Isa::requested().map_err(Error::usage)?;
-    if cli.global.device != "cpu" {
-        return Err(Error::usage(format!(
-            "--device {}: this build computes on the CPU only; use --device cpu",
-            cli.global.device
-        )));
+    if cli.global.which()?.is_some() && !cli.command.infers() && cli.global.device.is_some() {
+        return Err(Error::usage("--device: this command computes on the CPU; leave it out"));
     }
     if cli.global.threads == Some(0) {
         return Err(Error::usage("--threads: at least 1"));
@@ -208,7 +255,7 @@ fn run(cli: Cli) -> Result<()> {
         return inspect::run(args, &cli.global);
     }
     let threads = cli.global.thread_count();
-    kernels_cpu::par::Pool::new(threads).install(|| {
+    let work = || {
         let global = &cli.global;
         match &cli.command {
             Command::Demo(args) => demo::run(args, global),
@@ -229,5 +276,26 @@ fn run(cli: Cli) -> Result<()> {
             Command::Phantom(args) => phantom::run(args, global),
             Command::Preprocess(args) => preprocess::run(args, global),
         }
+    };
+    kernels_cpu::par::Pool::new(threads).install(|| {
+        let result = device::caught(work);
+        cli.global.close();
+        result
     })
+}
+
+impl Command {
+    /// Whether it computes with a model and takes a device for that.
+    fn infers(&self) -> bool {
+        matches!(
+            self,
+            Self::Classify(_)
+                | Self::Heatmap(_)
+                | Self::Eval(_)
+                | Self::Report(_)
+                | Self::Embed(_)
+                | Self::Bench(_)
+                | Self::Verify(_)
+        )
+    }
 }

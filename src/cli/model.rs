@@ -131,6 +131,9 @@ impl Ways {
                 ));
             }
         }
+        if let Some(gpu) = global.gpu()? {
+            pipeline.to_device(&gpu);
+        }
         global.say(describe(&pipeline));
         if global.verbose {
             pipeline.origin.details.iter().for_each(|line| global.say(format_args!("  {line}")));

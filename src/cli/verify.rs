@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::Global;
 use super::model::ModelArgs;
 use crate::check::verify::contradictions;
-use crate::check::{Case, Check, verify};
+use crate::check::{Case, Check, verify_on};
 use crate::error::{Error, Result};
 
 /// Recomputes a parity case with a model: embeddings, similarities, losses, gradients, running statistics and steps of Adam. Ends with 0
@@ -32,7 +32,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if !case.ignored.is_empty() {
         global.say(format_args!("not compared, neither inputs nor expected: {}", case.ignored.join(", ")));
     }
-    let checks = verify(&checkpoint, &case)?;
+    let checks = verify_on(global.gpu()?.as_ref(), &checkpoint, &case)?;
     let shown = show(&checks, global);
     let failed = checks.iter().filter(|check| !check.passed).count();
     // Also where nobody reads on: `verify | head` must not pass.

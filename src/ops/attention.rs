@@ -2,9 +2,13 @@
 
 use kernels_cpu::attention as kernel;
 
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
+#[cfg(feature = "vulkan")]
+use crate::layout::Layout;
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
 use crate::tensor::Tensor;
 
@@ -66,6 +70,40 @@ impl Op for Attention {
             let value = Tensor::write(out.dims, |y: &mut [F]| kernel.forward(x[0].strided(), x[1].strided(), x[2].strided(), y, &mut lse));
             Output { value, aux: vec![Tensor::from_slice(&lse, [lse.len()])] }
         })
+    }
+
+    /// Scores, their softmax and the values' means one after the other. Without dropout.
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        use kernels_gpu::ops::{Gemm, Softmax};
+        let (q, k, v) = (on.operand(x[0])?, on.operand(x[1])?, on.operand(x[2])?);
+        let [b, h, tq, d] = [0, 1, 2, 3].map(|i| x[0].dims()[i]);
+        let tk = x[1].dims()[2];
+        if self.dropout.is_some() || tk == 0 || out.dims.numel() == 0 {
+            return None;
+        }
+        let mask = x.get(3).map(|mask| on.bytes(mask));
+        let lse = on.memory(4 * b * h * tq);
+        let transposed = k.seen(k.layout().permute(&[0, 1, 3, 2]));
+        let value = on.write(out, |y| {
+            // [b, tq, h, d] seen as [b, h, tq, d].
+            let seen = Layout::contiguous(out.dims, 0).permute(&[0, 2, 1, 3]);
+            let y = kernels_gpu::View { dims: seen.dims(), strides: seen.strides(), ..y };
+            let scores = on.memory(4 * b * h * tq * tk);
+            let layout = Layout::contiguous([b, h, tq, tk].into(), 0);
+            let p = kernels_gpu::View { memory: &scores, offset: 0, dims: layout.dims(), strides: layout.strides() };
+            let scale = 1.0 / (d.max(1) as f32).sqrt();
+            on.kernels().gemm(&Gemm { alpha: scale, ..Gemm::new(q.view(), transposed.view(), p) })?;
+            let options = Softmax {
+                mask: mask.as_ref().map(|mask| (mask, h * tq)),
+                causal: self.causal.then_some(tq),
+                lse: Some(&lse),
+                ..Softmax::default()
+            };
+            on.kernels().softmax(p, p, options)?;
+            on.kernels().gemm(&Gemm::new(p, v.view(), y))
+        })?;
+        Some(Output { value, aux: vec![on.aux(lse, b * h * tq)] })
     }
 
     fn flops(&self, x: &[Meta], out: Meta) -> u64 {

@@ -3,6 +3,8 @@
 use kernels_cpu::zip::{self, Binary, Compare as Comparison};
 
 use crate::buffer::is_counting;
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
@@ -35,6 +37,13 @@ impl Op for Zip {
             zip::zip(self.0, &out.dims, a.strided(), b.strided(), y)
         }))
         .into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let [a, b] = [0, 1].map(|i| on.operand(&x[i].with_layout(x[i].layout().broadcast_to(out.dims))));
+        let (a, b) = (a?, b?);
+        on.output(out, |y| on.kernels().zip(self.0, a.view(), b.view(), y))
     }
 
     fn role(&self) -> Role {
@@ -242,6 +251,9 @@ impl Tensor {
     /// The sum of two gradients, in place where nobody else holds this one.
     pub(crate) fn accumulated(mut self, other: &Tensor) -> Tensor {
         assert_eq!(self.dims(), other.dims(), "gradients of one tensor");
+        if self.device().is_some() {
+            return self.add(other);
+        }
         let other = other.packed();
         if is_counting() && self.is_contiguous() && self.buffer().is_unshared() {
             return self;

@@ -2,6 +2,8 @@
 
 use kernels_cpu::gather as kernel;
 
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
@@ -42,6 +44,11 @@ impl Op for Gather {
         .into()
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        gathered(on, x, self.0, out)
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::input(1)
     }
@@ -60,6 +67,14 @@ impl Op for Gather {
             rows.mul(&hot).sum(&[last + 1], false).transpose(dim as isize, -1)
         })
     }
+}
+
+/// By either way of indexing: the kernel sees which by the number of indices.
+#[cfg(feature = "vulkan")]
+fn gathered(on: &Gpu, x: &[&Tensor], dim: usize, out: Meta) -> Option<Output> {
+    let sizes = around(x[0].dims(), dim);
+    let (from, index) = (on.packed(x[0])?, on.indices(x[1], sizes[1])?);
+    on.output(out, |y| on.kernels().gather(from.view(), sizes, &index, out.dims[dim], y))
 }
 
 /// Zeros of `dims` with `src` added where `index` says.
@@ -94,6 +109,11 @@ impl Op for IndexSelect {
             }
         }))
         .into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        gathered(on, x, self.0, out)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

@@ -3,6 +3,8 @@
 use kernels_cpu::{attention::keeps, gather};
 
 use super::matmul::{check_trains, weight_fits, widened};
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
@@ -31,6 +33,13 @@ impl Op for Embedding {
             gather::gather_rows(table.as_slice::<T>(), table.dims()[1], ids.as_slice(), y)
         }));
         widened(&rows).into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let ([rows, cols], k) = ([0, 1].map(|i| x[0].dims()[i]), x[1].numel());
+        let (table, ids) = (on.packed(x[0])?, on.indices(x[1], rows)?);
+        on.output(out, |y| on.kernels().gather(table.view(), [1, rows, cols], &ids, k, y))
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

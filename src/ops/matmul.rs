@@ -6,7 +6,11 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use kernels_cpu::gemm::{self, Finish, Mat, Packed, Right};
 use kernels_cpu::map::{self, Saved as Needs, Unary};
+#[cfg(feature = "vulkan")]
+use kernels_gpu::ops::Gemm as Product;
 
+#[cfg(feature = "vulkan")]
+use crate::device::{Gpu, Operand};
 use crate::dtype::{DType, Element};
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
@@ -37,6 +41,15 @@ fn matrix<T: Element>(x: &Tensor, mut i: usize) -> Mat<'_, T> {
     }
 }
 
+/// Matrices [.., rows, cols] of a tensor as [b0, b1, rows, cols], stretched to the batch; `None` where there are more dimensions.
+#[cfg(feature = "vulkan")]
+pub(super) fn matrices(on: &Gpu, x: &Tensor, batch: &[usize]) -> Option<Operand> {
+    let ones = Dims::new(&[1; 2][..2usize.checked_sub(batch.len())?]);
+    let dims = ones.followed_by(batch).followed_by(&x.dims()[x.rank() - 2..]);
+    let x = on.operand(x)?;
+    Some(x.seen(x.layout().broadcast_to(dims)))
+}
+
 impl Op for Matmul {
     fn name(&self) -> &'static str {
         "matmul"
@@ -64,6 +77,17 @@ impl Op for Matmul {
         .into()
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let batch = &out.dims[..out.dims.len() - 2];
+        let (a, b) = (matrices(on, x[0], batch)?, matrices(on, x[1], batch)?);
+        on.output(out, |c| {
+            let (a, b) = (a.view(), b.view());
+            let c = Flat::new(c, [a.dims[0], a.dims[1], a.dims[2], b.dims[3]]);
+            on.kernels().gemm(&Product::new(a, b, c.view()))
+        })
+    }
+
     fn flops(&self, x: &[Meta], out: Meta) -> u64 {
         2 * (out.dims.numel() * x[0].dims[x[0].dims.len() - 1]) as u64
     }
@@ -87,6 +111,26 @@ impl Op for Matmul {
         let inputs = vec![g.tensor(ba.followed_by(&[m, k])), g.tensor(bb.followed_by(&[k, n]))];
         Case::new(inputs, |x| x[0].matmul(&x[1]))
             .equals(|x| x[0].unsqueeze(x[0].rank()).mul(&x[1].unsqueeze(x[1].rank() - 2)).sum_of_inner(2))
+    }
+}
+
+/// A contiguous output as matrices [b0, b1, m, n].
+#[cfg(feature = "vulkan")]
+struct Flat<'a> {
+    view: kernels_gpu::View<'a>,
+    dims: [usize; 4],
+    strides: [isize; 4],
+}
+
+#[cfg(feature = "vulkan")]
+impl<'a> Flat<'a> {
+    fn new(view: kernels_gpu::View<'a>, dims: [usize; 4]) -> Self {
+        let strides = [dims[1] * dims[2] * dims[3], dims[2] * dims[3], dims[3], 1].map(|s| s as isize);
+        Self { view, dims, strides }
+    }
+
+    fn view(&self) -> kernels_gpu::View<'_> {
+        kernels_gpu::View { dims: &self.dims, strides: &self.strides, ..self.view }
     }
 }
 
@@ -153,6 +197,30 @@ impl Op for Linear {
                 }
             }
         })
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let rows = matrices(on, &rows_of(&x[0].to_device(on)), &[])?;
+        let weight = matrices(on, &x[1].with_layout(x[1].layout().permute(&[1, 0])), &[])?;
+        let bias = match x.get(2) {
+            Some(bias) => Some(on.packed(bias)?),
+            None => None,
+        };
+        let apart = self.act.filter(|act| act.saves() == Needs::Input && x.iter().any(|x| x.is_tracked()));
+        let product = on.write(out, |c| {
+            let (c, bias) =
+                (Flat::new(c, [1, 1, rows.layout().dims()[2], x[1].dims()[0]]), bias.as_ref().map(Operand::view));
+            let act = self.act.filter(|_| apart.is_none());
+            on.kernels().gemm(&Product { bias, act, ..Product::new(rows.view(), weight.view(), c.view()) })
+        })?;
+        match apart {
+            None => Some(product.into()),
+            Some(act) => {
+                let value = super::unary::Map(act).gpu(on, &[&product], out)?.value;
+                Some(Output { value, aux: vec![product] })
+            }
+        }
     }
 
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], packs: &mut Packs) -> Option<Box<dyn Prepared>> {

@@ -2,6 +2,8 @@
 
 use kernels_cpu::norm;
 
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
@@ -35,6 +37,18 @@ impl Op for LayerNorm {
             });
             Output { value, aux: vec![Tensor::from_slice(&mean, [rows]), Tensor::from_slice(&rstd, [rows])] }
         })
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let rows = x[0].numel() / x[0].dim(-1);
+        let statistics = [0, 1].map(|_| on.memory(4 * rows));
+        let (x, w, b) = (on.packed(x[0])?, on.packed(x[1])?, on.packed(x[2])?);
+        let value = on.write(out, |y| {
+            let [mean, rstd] = &statistics;
+            on.kernels().layer_norm(x.view(), [w.view(), b.view()], self.eps as f32, y, [mean, rstd])
+        })?;
+        Some(Output { value, aux: statistics.map(|m| on.aux(m, rows)).into() })
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -86,6 +100,14 @@ impl Op for L2Normalise {
             let value = Tensor::write(out.dims, |y: &mut [F]| norm::l2_normalise(x.as_slice(), x.dim(-1), y, &mut norms));
             Output { value, aux: vec![Tensor::from_slice(&norms, [rows])] }
         })
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, _: &Gpu, x: &[&Tensor], _: Meta) -> Option<Output> {
+        let x = x[0].detach();
+        let norms = x.square().sum(&[x.rank() - 1], true).sqrt();
+        let value = x.div(&norms.clamp(1e-12, f64::INFINITY));
+        Some(Output { value, aux: vec![norms.reshape([norms.numel()])] })
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

@@ -2,6 +2,8 @@
 
 use kernels_cpu::reduce;
 
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
@@ -18,6 +20,25 @@ fn around(x: &Tensor, dim: usize) -> (Tensor, [usize; 3]) {
 /// Sum over some dimensions, which stay with size 1.
 pub struct Sum(pub Vec<usize>);
 
+impl Sum {
+    /// Sums one dimension after the other by `sum`, which gets a contiguous tensor, the sum's dims and sizes around what is summed.
+    /// Innermost first; neighbouring dimensions that are both summed are one.
+    fn fold(&self, mut value: Tensor, sum: impl Fn(&Tensor, Dims, [usize; 3]) -> Option<Tensor>) -> Option<Tensor> {
+        let mut summed = self.0.clone();
+        summed.sort_unstable();
+        while let Some(last) = summed.pop() {
+            let mut first = last;
+            while first > 0 && summed.last() == Some(&(first - 1)) {
+                first = summed.pop().expect("just seen");
+            }
+            let dims = *value.dims();
+            let around = [&dims[..first], &dims[first..=last], &dims[last + 1..]].map(|d| d.iter().product::<usize>());
+            value = sum(&value, (first..=last).fold(dims, |dims, k| dims.with(k, 1)), around)?;
+        }
+        Some(value)
+    }
+}
+
 impl Op for Sum {
     fn name(&self) -> &'static str {
         "sum"
@@ -28,22 +49,24 @@ impl Op for Sum {
     }
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
-        // Innermost first; neighbouring dimensions that are both summed are one.
-        let mut value = x[0].packed();
-        let mut summed = self.0.clone();
-        summed.sort_unstable();
-        while let Some(last) = summed.pop() {
-            let mut first = last;
-            while first > 0 && summed.last() == Some(&(first - 1)) {
-                first = summed.pop().expect("just seen");
+        let sum = |x: &Tensor, kept, around| {
+            Some(
+                for_float!("sum", out.dtype, F => Tensor::write(kept, |y: &mut [F]| reduce::sum(x.as_slice(), around, y))),
+            )
+        };
+        self.fold(x[0].packed(), sum).expect("every step has a sum").into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let sum = |x: &Tensor, dims, around: [usize; 3]| {
+            if around[1] == 0 {
+                return None;
             }
-            let dims = *value.dims();
-            let [outer, n, inner] =
-                [&dims[..first], &dims[first..=last], &dims[last + 1..]].map(|d| d.iter().product::<usize>());
-            let kept = (first..=last).fold(dims, |dims, k| dims.with(k, 1));
-            value = for_float!("sum", out.dtype, F => Tensor::write(kept, |y: &mut [F]| reduce::sum(value.as_slice(), [outer, n, inner], y)));
-        }
-        value.into()
+            let x = on.operand(x)?;
+            on.write(Meta { dims, ..out }, |y| on.kernels().sum(x.view(), around, y))
+        };
+        self.fold(x[0].to_device(on).packed(), sum).map(Output::from)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

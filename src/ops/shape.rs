@@ -2,6 +2,8 @@
 
 use kernels_cpu::strided;
 
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::for_dtype;
 use crate::gradcheck::{Case, Gen};
 use crate::layout::{Dims, Layout};
@@ -272,6 +274,20 @@ impl Op for Concat {
             }
         }))
         .into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let parts = x.iter().map(|x| on.operand(x)).collect::<Option<Vec<_>>>()?;
+        on.output(out, |y| {
+            let mut start = 0;
+            parts.iter().try_for_each(|part| {
+                let part = part.view();
+                let offset = y.offset + start * y.strides[self.0] as usize;
+                start += part.dims[self.0];
+                on.kernels().copy(part, kernels_gpu::View { offset, dims: part.dims, ..y })
+            })
+        })
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

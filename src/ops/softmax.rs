@@ -1,7 +1,11 @@
 //! Softmax along the last dimension.
 
 use kernels_cpu::softmax;
+#[cfg(feature = "vulkan")]
+use kernels_gpu::ops::Softmax as Options;
 
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
@@ -10,6 +14,12 @@ use crate::tensor::Tensor;
 
 /// y = e^x / sum e^x along the last dimension.
 pub struct Softmax;
+
+#[cfg(feature = "vulkan")]
+fn on_device(on: &Gpu, x: &Tensor, options: Options<'_>, out: Meta) -> Option<Output> {
+    let x = on.packed(x)?;
+    on.output(out, |y| on.kernels().softmax(x.view(), y, options))
+}
 
 fn backward(name: &str, y: &Tensor, dy: &Tensor) -> Vec<Option<Tensor>> {
     let (dy, cols) = (dy.packed(), y.dim(-1));
@@ -31,6 +41,11 @@ impl Op for Softmax {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let x = x[0].packed();
         for_float!("softmax", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| softmax::softmax(x.as_slice(), x.dim(-1), None, y))).into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        on_device(on, x[0], Options::default(), out)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -79,6 +94,12 @@ impl Op for MaskedSoftmax {
         .into()
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let (mask, each) = (on.bytes(x[1]), x[0].dims()[0] / x[1].dims()[0].max(1));
+        on_device(on, x[0], Options { mask: Some((&mask, each)), ..Options::default() }, out)
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::OUTPUT
     }
@@ -119,6 +140,11 @@ impl Op for LogSoftmax {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let x = x[0].packed();
         for_float!("log_softmax", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| softmax::log_softmax(x.as_slice(), x.dim(-1), y))).into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        on_device(on, x[0], Options { log: true, ..Options::default() }, out)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

@@ -1,7 +1,11 @@
 //! Elementwise functions of one tensor.
 
 use kernels_cpu::map::{self, Saved as Needs, Unary};
+#[cfg(feature = "vulkan")]
+use kernels_gpu::ops::Function;
 
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
@@ -24,6 +28,11 @@ impl Op for Map {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let x = x[0].packed();
         for_float!(self.name(), out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| map::map(self.0, x.as_slice(), y))).into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        on_device(on, Function::Unary(self.0), x[0], out)
     }
 
     fn role(&self) -> Role {
@@ -62,6 +71,12 @@ impl Op for Map {
     }
 }
 
+#[cfg(feature = "vulkan")]
+fn on_device(on: &Gpu, f: Function, x: &Tensor, out: Meta) -> Option<Output> {
+    let x = on.operand(x)?;
+    on.output(out, |y| on.kernels().map(f, x.view(), y))
+}
+
 /// y = a x + b with numbers a and b.
 pub struct Affine {
     /// Factor.
@@ -82,6 +97,11 @@ impl Op for Affine {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let x = x[0].packed();
         for_float!("affine", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| map::scale_add(x.as_slice(), self.a as F, self.b as F, y))).into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        on_device(on, Function::Affine(self.a as f32, self.b as f32), x[0], out)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -121,6 +141,11 @@ impl Op for Clamp {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let x = x[0].packed();
         for_float!("clamp", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| map::clamp(x.as_slice(), self.low as F, self.high as F, y))).into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        on_device(on, Function::Clamp(self.low as f32, self.high as f32), x[0], out)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

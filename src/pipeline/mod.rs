@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::buffer::FileBytes;
 use crate::checkpoints::Checkpoint;
+use crate::device::Gpu;
 use crate::error::{At, Error, Result};
 use crate::files;
 use crate::formats::safetensors;
@@ -159,6 +160,11 @@ impl Pipeline {
             files: checkpoint.files(),
         };
         Ok(Self { path: checkpoint.path.clone(), network, tokenizer, preprocess, sixteen_bit, origin })
+    }
+
+    /// Moves every parameter to a device, where the network then computes.
+    pub fn to_device(&mut self, gpu: &Gpu) {
+        self.network.visit_all("", &mut |_, p| *p = p.to_device(gpu));
     }
 
     /// What it is, in a few lines: layout, pictures, tokenizer, and what was passed over.

@@ -1,0 +1,20 @@
+#version 450
+#extension GL_GOOGLE_include_directive : require
+// y[..] = x[..], words of 32 bits, both views strided.
+layout(local_size_x_id = 0) in;
+layout(std430, binding = 0) readonly buffer X { uint x[]; };
+layout(std430, binding = 1) writeonly buffer Y { uint y[]; };
+layout(push_constant) uniform Push {
+    uint n, x_at, y_at, rank;
+    uint dims[6];
+    int xs[6], ys[6];
+} push;
+#include "inc/place.glsl"
+
+void main() {
+    for (uint i = gl_GlobalInvocationID.x; i < push.n; i += gl_NumWorkGroups.x * gl_WorkGroupSize.x) {
+        PLACE(i, push.xs, from)
+        PLACE(i, push.ys, to)
+        y[int(push.y_at) + to] = x[int(push.x_at) + from];
+    }
+}

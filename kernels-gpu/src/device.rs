@@ -1,0 +1,227 @@
+//! An opened device.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ash::vk;
+
+use crate::error::{Error, Named, Result};
+use crate::instance::{Instance, Validation};
+use crate::memory::Heap;
+use crate::pipeline::Pipelines;
+use crate::select::{self, Choice, Info};
+use crate::shaders::Shader;
+use crate::stream::{Command, Stream};
+use crate::view::Binding;
+
+/// How a device is opened. The limits below those of the device are for tests, so that what weak devices need is run on any.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which device.
+    pub choice: Choice,
+    /// What is looked at.
+    pub validation: Validation,
+    /// Treat memory as if the CPU could not see it.
+    pub staging: bool,
+    /// Most bytes that are bound at once.
+    pub range: Option<u64>,
+    /// Bytes of memory that may be held.
+    pub memory: Option<u64>,
+    /// Most threads of a workgroup.
+    pub threads: Option<u32>,
+    /// Pretend that the device is lost at this submission.
+    pub lost_at: Option<u64>,
+}
+
+impl Options {
+    /// A device with what the environment asks for: `TIER_VULKAN_VALIDATION`, and `TIER_VULKAN_LIMITS` with any of
+    /// `staging,range=BYTES,memory=BYTES,threads=N,lost=N`.
+    ///
+    /// # Errors
+    /// If it asks for something that is not known.
+    pub fn of(choice: Choice) -> Result<Self> {
+        let mut options = Self { choice, validation: Validation::requested()?, ..Self::default() };
+        let limits = std::env::var("TIER_VULKAN_LIMITS").unwrap_or_default();
+        for limit in limits.split(',').filter(|l| !l.is_empty()) {
+            let (name, value) = limit.split_once('=').unwrap_or((limit, ""));
+            let number = value.parse::<u64>().ok();
+            match (name, number) {
+                ("staging", None) => options.staging = true,
+                ("range", Some(n)) => options.range = Some(n),
+                ("memory", Some(n)) => options.memory = Some(n),
+                ("threads", Some(n)) => options.threads = Some(n.min(1024) as u32),
+                ("lost", Some(n)) => options.lost_at = Some(n),
+                _ => return Err(Error::NoDevice(format!("TIER_VULKAN_LIMITS: {limit} is not known"))),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// What a device can do at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes that are bound at once.
+    pub range: u64,
+    /// Bytes of which a bound part's start is a multiple.
+    pub alignment: u64,
+    /// Threads of a workgroup.
+    pub threads: u32,
+    /// Workgroups along each dimension.
+    pub groups: [u32; 3],
+    /// Whether the CPU sees the device's memory as it sees its own.
+    pub unified: bool,
+    pub(crate) lost_at: Option<u64>,
+}
+
+/// An opened device. Clones share it.
+#[derive(Clone)]
+pub struct Device(pub(crate) Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub info: Info,
+    pub limits: Limits,
+    pub raw: ash::Device,
+    pub heap: Mutex<Heap>,
+    stream: Mutex<Stream>,
+    pipelines: Mutex<Pipelines>,
+    /// Number of the submission that is being recorded, or will be next.
+    pub sequence: AtomicU64,
+    /// Dropped last.
+    _instance: Instance,
+}
+
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl Device {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// If there is no Vulkan here, no such device, or it refuses.
+    pub fn open(options: &Options) -> Result<Self> {
+        let instance = Instance::new(options.validation)?;
+        let (physical, info) = select::chosen(&instance, &options.choice)?;
+        let family = select::queue_family(&instance, physical)
+            .ok_or_else(|| Error::NoDevice(format!("{}: no queue that computes", info.name)))?;
+        let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
+        let mut f12 = vk::PhysicalDeviceVulkan12Features::default().timeline_semaphore(true);
+        let create = vk::DeviceCreateInfo::default().queue_create_infos(&queues).push_next(&mut f12);
+        // SAFETY: the device is the instance's, and what `create` points to lives until the call returns.
+        let raw = unsafe { instance.raw.create_device(physical, &create, None) }.named("open the device")?;
+        // SAFETY: as above.
+        let limits = unsafe { instance.raw.get_physical_device_properties(physical) }.limits;
+        let heap = Heap::new(&instance.raw, physical, options);
+        let limits = Limits {
+            range: options.range.unwrap_or(u64::MAX).min(u64::from(limits.max_storage_buffer_range)),
+            alignment: limits.min_storage_buffer_offset_alignment.max(4),
+            threads: options.threads.unwrap_or(256).min(limits.max_compute_work_group_invocations),
+            groups: limits.max_compute_work_group_count,
+            unified: heap.unified,
+            lost_at: options.lost_at,
+        };
+        // SAFETY: the device was made with one queue of this family.
+        let queue = unsafe { raw.get_device_queue(family, 0) };
+        let (stream, pipelines) = match (Stream::new(&raw, queue, family), Pipelines::new(&raw, &info)) {
+            (Ok(stream), Ok(pipelines)) => (stream, pipelines),
+            (Err(error), _) | (_, Err(error)) => {
+                // SAFETY: nothing was submitted. What one of the two may have made goes with the process.
+                unsafe { raw.destroy_device(None) };
+                return Err(error);
+            }
+        };
+        Ok(Self(Arc::new(Shared {
+            info,
+            limits,
+            raw,
+            heap: Mutex::new(heap),
+            stream: Mutex::new(stream),
+            pipelines: Mutex::new(pipelines),
+            sequence: AtomicU64::new(1),
+            _instance: instance,
+        })))
+    }
+
+    /// Which device it is.
+    pub fn info(&self) -> &Info {
+        &self.0.info
+    }
+
+    /// What it can do at most.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// Bytes of memory that are held on it, in use or not.
+    pub fn held(&self) -> u64 {
+        locked(&self.0.heap).held()
+    }
+
+    /// Whether two handles are of one device.
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Waits for everything that was asked for.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn wait(&self) -> Result<()> {
+        self.0.stream(|stream| stream.finish(&self.0))
+    }
+
+    /// Records a kernel.
+    pub(crate) fn dispatch(&self, kernel: Kernel<'_>) -> Result<()> {
+        let limits = &self.0.limits;
+        let groups = kernel.groups.map(|n| n.max(1));
+        let groups = [0, 1, 2].map(|i| groups[i].min(u64::from(limits.groups[i])) as u32);
+        let (pipeline, layouts) = {
+            let mut pipelines = locked(&self.0.pipelines);
+            (pipelines.get(&self.0.raw, kernel.shader, kernel.spec)?, pipelines.layouts())
+        };
+        let command =
+            Command { name: kernel.shader.name(), pipeline, layouts, push: kernel.push, groups, work: kernel.work };
+        self.0.stream(|stream| stream.dispatch(&self.0, command, kernel.bindings))
+    }
+}
+
+/// A kernel with what it works on.
+pub(crate) struct Kernel<'a> {
+    pub shader: Shader,
+    /// Specialisation constants from number 0 on; the first is the number of threads.
+    pub spec: &'a [u32],
+    pub bindings: &'a [Binding],
+    /// Push constants.
+    pub push: &'a [u32],
+    /// Workgroups; fewer run where the device has a limit, and each kernel then goes round.
+    pub groups: [u64; 3],
+    /// Operations, roughly: what the length of submissions goes by.
+    pub work: u64,
+}
+
+impl Shared {
+    pub fn stream<R>(&self, f: impl FnOnce(&mut Stream) -> Result<R>) -> Result<R> {
+        let mut stream = locked(&self.stream);
+        let result = f(&mut stream);
+        self.sequence.store(stream.sequence(), Ordering::SeqCst);
+        result.map_err(|error| stream.blamed(error))
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: no handle is left, so nothing is recorded any more; what was submitted is waited for (a lost device answers at
+        // once); then everything goes that was made with the device, then the device.
+        unsafe {
+            let _ = self.raw.device_wait_idle();
+            let stream = self.stream.get_mut().unwrap_or_else(|e| e.into_inner());
+            stream.destroy(&self.raw);
+            let pipelines = self.pipelines.get_mut().unwrap_or_else(|e| e.into_inner());
+            pipelines.destroy(&self.raw);
+            let heap = self.heap.get_mut().unwrap_or_else(|e| e.into_inner());
+            heap.destroy(&self.raw);
+            self.raw.destroy_device(None);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The compiled shaders: GLSL in `shaders/`, SPIR-V in `spv/`, made by `shaders/build.sh`.
+
+macro_rules! shaders {
+    ($($name:ident $file:literal),* $(,)?) => {
+        /// A compute shader.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum Shader { $($name),* }
+
+        impl Shader {
+            #[cfg(test)]
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $file),* }
+            }
+
+            /// SPIR-V, little-endian.
+            pub fn code(self) -> &'static [u8] {
+                match self { $(Self::$name => include_bytes!(concat!("../spv/", $file, ".spv"))),* }
+            }
+        }
+    };
+}
+
+shaders! {
+    Copy "copy",
+    Gather "gather",
+    Gemm "gemm",
+    LayerNorm "layer_norm",
+    Map "map",
+    Softmax "softmax",
+    SumCols "sum_cols",
+    SumRows "sum_rows",
+    Zip "zip",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest, Sha256};
+    use std::path::Path;
+
+    fn hash(bytes: &[u8]) -> String {
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The manifest says of which source each module was made: a source that was changed since, or a module that is not the one, fails.
+    #[test]
+    fn no_module_is_stale() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let manifest = std::fs::read_to_string(root.join("spv/manifest.txt")).unwrap();
+        let files = |folder: &str, end: &str| {
+            let entries = std::fs::read_dir(root.join(folder)).unwrap().map(|e| e.unwrap().path());
+            let mut paths: Vec<_> = entries.filter(|p| p.to_str().unwrap().ends_with(end)).collect();
+            paths.sort();
+            paths
+        };
+        let includes: Vec<u8> = files("shaders/inc", ".glsl").iter().flat_map(|p| std::fs::read(p).unwrap()).collect();
+        let mut expected: Vec<String> = manifest.lines().skip(1).map(str::to_owned).collect();
+        expected.sort();
+        let mut found: Vec<String> = files("shaders", ".comp")
+            .iter()
+            .map(|path| {
+                let name = path.file_stem().unwrap().to_str().unwrap();
+                let source = [std::fs::read(path).unwrap(), includes.clone()].concat();
+                let shader = Shader::ALL.iter().find(|s| s.name() == name).expect("a line in shaders!");
+                format!("{name} {} {}", hash(&source), hash(shader.code()))
+            })
+            .collect();
+        found.sort();
+        assert_eq!(found, expected, "run kernels-gpu/shaders/build.sh");
+        assert_eq!(found.len(), Shader::ALL.len());
+    }
+}

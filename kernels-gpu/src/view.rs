@@ -1,0 +1,126 @@
+//! Strided views of memory, in words of 32 bits, and the parts of buffers that kernels bind for them.
+
+use ash::vk;
+use ash::vk::Handle;
+
+use crate::error::{Error, Result};
+use crate::hazards::Access;
+use crate::memory::Memory;
+
+/// Most dimensions of a view.
+pub const MAX_RANK: usize = 6;
+
+/// Elements of 32 bits: element `[i0, i1, ..]` is at `offset + sum(i_k * stride_k)`, in elements.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// Where they are.
+    pub memory: &'a Memory,
+    /// Place of element [0, 0, ..].
+    pub offset: usize,
+    /// Sizes, outermost first.
+    pub dims: &'a [usize],
+    /// One for each dimension; 0 where it is stretched.
+    pub strides: &'a [isize],
+}
+
+/// A part of a buffer, bound to a number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Binding {
+    pub number: u32,
+    pub buffer: vk::Buffer,
+    pub start: u64,
+    pub end: u64,
+    pub writes: bool,
+}
+
+impl Binding {
+    pub fn access(&self) -> Access {
+        Access { buffer: self.buffer.as_raw(), start: self.start, end: self.end, writes: self.writes }
+    }
+
+    pub fn writing(self) -> Self {
+        Self { writes: true, ..self }
+    }
+
+    /// Words from `from` to `to` of memory, and how many words behind the start of what is bound the first lies.
+    pub fn words(number: u32, memory: &Memory, from: usize, to: usize) -> Result<(Self, usize)> {
+        let limits = memory.device().limits();
+        let first = memory.start + 4 * from as u64;
+        let start = first / limits.alignment * limits.alignment;
+        let end = memory.start + 4 * to as u64;
+        assert!(from <= to && end <= memory.words_end(), "a view reaches beyond its memory of {} bytes", memory.len());
+        if end - start > limits.range {
+            return Err(Error::Limit(format!("{} bytes at once are more than the device binds", end - start)));
+        }
+        Ok((Self { number, buffer: memory.buffer, start, end, writes: false }, ((first - start) / 4) as usize))
+    }
+}
+
+impl View<'_> {
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// What a kernel binds to see every element and no more, and where element [0, 0, ..] then is.
+    pub(crate) fn bind(&self, number: u32) -> Result<(Binding, u32)> {
+        let (mut low, mut high) = (self.offset as isize, self.offset as isize);
+        for (&size, &stride) in self.dims.iter().zip(self.strides) {
+            let reach = (size.max(1) as isize - 1) * stride;
+            if reach < 0 { low += reach } else { high += reach }
+        }
+        assert!(low >= 0 && self.numel() > 0, "a view of {:?} before its memory, or empty", self.dims);
+        let (binding, before) = Binding::words(number, self.memory, low as usize, high as usize + 1)?;
+        let at = before as isize + self.offset as isize - low;
+        // Kernels count in 32 bits.
+        u32::try_from(at)
+            .ok()
+            .filter(|_| high - low < i32::MAX as isize && self.numel() < u32::MAX as usize)
+            .map(|at| (binding, at))
+            .ok_or_else(|| Error::Limit(format!("{:?} is more than a kernel counts", self.dims)))
+    }
+
+    /// Row-major without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        let mut step = 1;
+        self.dims.iter().zip(self.strides).rev().all(|(&size, &stride)| {
+            let fits = size == 1 || stride == step;
+            step *= size as isize;
+            fits
+        })
+    }
+}
+
+/// Sizes with the strides of several views, outermost first, as push constants have them.
+pub(crate) struct Merged<const N: usize> {
+    pub rank: u32,
+    pub dims: [u32; MAX_RANK],
+    pub strides: [[i32; MAX_RANK]; N],
+}
+
+/// The fewest dimensions in which all views of the same sizes are strided.
+pub(crate) fn merged<const N: usize>(views: [&View<'_>; N]) -> Merged<N> {
+    let mut all: Vec<(usize, [isize; N])> = Vec::new();
+    for k in 0..views[0].dims.len() {
+        let (size, strides) = (views[0].dims[k], views.map(|v| v.strides[k]));
+        if size == 1 {
+            continue;
+        }
+        match all.last_mut() {
+            Some((outer, steps)) if (0..N).all(|i| steps[i] == strides[i] * size as isize) => {
+                *outer *= size;
+                *steps = strides;
+            }
+            _ => all.push((size, strides)),
+        }
+    }
+    if all.is_empty() {
+        all.push((1, [0; N]));
+    }
+    let mut out = Merged { rank: all.len() as u32, dims: [1; MAX_RANK], strides: [[0; MAX_RANK]; N] };
+    for (k, (size, strides)) in all.into_iter().enumerate() {
+        out.dims[k] = size as u32;
+        (0..N).for_each(|i| out.strides[i][k] = strides[i] as i32);
+    }
+    out
+}

@@ -1,0 +1,69 @@
+//! Devices beside the CPU. Where a tensor lives is where its bytes were last needed; an op one of whose inputs lives on a device runs
+//! there, and its result lives there too, so nothing but the parameters has to be moved. An op without a GPU arm runs on the CPU, is
+//! counted, and its result is moved back.
+
+#[cfg(feature = "vulkan")]
+mod gpu;
+#[cfg(not(feature = "vulkan"))]
+mod none;
+#[cfg(all(test, feature = "vulkan"))]
+mod tests;
+
+#[cfg(feature = "vulkan")]
+pub use gpu::{Gpu, caught, found};
+#[cfg(feature = "vulkan")]
+pub(crate) use gpu::{Mirrored, Operand};
+#[cfg(not(feature = "vulkan"))]
+pub(crate) use none::Mirrored;
+#[cfg(not(feature = "vulkan"))]
+pub use none::{Gpu, caught, found};
+
+use crate::dtype::DType;
+use crate::op::{Meta, Op, Output, Saved};
+use crate::tensor::Tensor;
+
+/// Runs an op where its inputs live.
+pub(crate) fn run(op: &dyn Op, x: &[&Tensor], out: Meta) -> Output {
+    let Some(gpu) = x.iter().find_map(|x| x.device()) else { return op.cpu(x, out) };
+    if let Some(output) = op.gpu(gpu, x, out) {
+        return output;
+    }
+    let Output { value, aux } = op.cpu(x, out);
+    // What is still there was not computed: a view, or a copy that was made there.
+    let value = if value.device().is_some() { value } else { gpu.fallen_back(op.name().to_owned(), value) };
+    Output { value, aux }
+}
+
+/// The derivative of an op, where its result's gradient lives.
+pub(crate) fn vjp(op: &dyn Op, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+    let gradients = op.vjp(saved, dy);
+    let Some(gpu) = dy.device() else { return gradients };
+    let place = |g: Tensor| match g.device() {
+        Some(_) => g,
+        None => gpu.fallen_back(format!("{} backward", op.name()), g),
+    };
+    gradients.into_iter().map(|g| g.map(place)).collect()
+}
+
+impl Tensor {
+    /// The device that the tensor lives on; `None`: the CPU.
+    pub fn device(&self) -> Option<&Gpu> {
+        self.buffer().device()
+    }
+
+    /// The same values on a device, without a graph node. Half types become f32, which is what is computed there in; other types that no
+    /// kernel knows (masks, ids) stay where they are.
+    pub fn to_device(&self, gpu: &Gpu) -> Tensor {
+        match self.dtype() {
+            DType::F32 if self.device().is_some() => self.detach(),
+            DType::F32 => gpu.take(self),
+            DType::BF16 | DType::F16 => gpu.take(&self.converted(DType::F32)),
+            _ => self.detach(),
+        }
+    }
+
+    /// As [`Tensor::to_device`], where there is a device.
+    pub fn placed(&self, gpu: Option<&Gpu>) -> Tensor {
+        gpu.map_or_else(|| self.detach(), |gpu| self.to_device(gpu))
+    }
+}

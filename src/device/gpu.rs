@@ -1,0 +1,278 @@
+//! A Vulkan device as the engine sees it: tensors as operands of kernels, and bytes that are there, here, or both.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use kernels_gpu::{Choice, Device, Memory, Options, View};
+
+use crate::buffer::{Buffer, Heap};
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::op::{Meta, Output};
+use crate::plan::trace;
+use crate::tensor::Tensor;
+
+/// An opened device. Clones share it.
+#[derive(Clone)]
+pub struct Gpu(Arc<Opened>);
+
+struct Opened {
+    device: Device,
+    /// What ran on the CPU instead, and how often.
+    fallbacks: Mutex<BTreeMap<String, u64>>,
+}
+
+/// What unwinds where a device fails in the middle of an op: ops return no errors.
+struct Failed(kernels_gpu::Error);
+
+/// Ends the computation with a failure of the device, for [`caught`] to make an error of.
+fn raise(error: kernels_gpu::Error) -> ! {
+    resume_unwind(Box::new(Failed(error)))
+}
+
+/// Runs `f`; a failure of a device inside of it (out of memory, lost) is an error.
+///
+/// # Errors
+/// That, and those of `f`.
+pub fn caught<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload: Box<dyn Any + Send>| {
+        match payload.downcast::<Failed>() {
+            Ok(failed) => Err(Error::new(failed.0.to_string())),
+            Err(other) => resume_unwind(other),
+        }
+    })
+}
+
+/// The devices of this machine, those that cannot be used too: a line each, and the same for programs.
+///
+/// # Errors
+/// If there is no Vulkan here.
+pub fn found() -> Result<Vec<(String, serde_json::Value)>> {
+    let all = kernels_gpu::list().map_err(|e| Error::new(e.to_string()))?;
+    let line = |d: &kernels_gpu::Info| {
+        let json = serde_json::json!({ "device": format!("vulkan:{}", d.index), "name": d.name, "kind": d.kind.to_string(),
+            "driver": d.driver, "api": format!("{}.{}", d.api[0], d.api[1]), "memory_mib": d.memory >> 20, "uuid": d.uuid,
+            "features": d.features, "refused": d.refused });
+        (d.line(), json)
+    };
+    Ok(all.iter().map(line).collect())
+}
+
+impl Gpu {
+    /// Opens a device: an index, the first digits of a UUID, or nothing for the best.
+    ///
+    /// # Errors
+    /// If there is none; true beside it where none was named and the CPU will do.
+    pub fn open(which: &str) -> Result<Self, (bool, Error)> {
+        let opened = Options::of(Choice::of(which)).and_then(|options| Device::open(&options));
+        opened.map(|device| Self(Arc::new(Opened { device, fallbacks: Mutex::default() }))).map_err(|error| {
+            let absent = matches!(error, kernels_gpu::Error::NoVulkan(_) | kernels_gpu::Error::NoDevice(_));
+            (absent && which.is_empty(), Error::new(error.to_string()))
+        })
+    }
+
+    /// In one line.
+    pub fn describe(&self) -> String {
+        self.0.device.info().line()
+    }
+
+    /// What ran on the CPU instead, and how often.
+    pub fn fallbacks(&self) -> Vec<(String, u64)> {
+        let fallbacks = self.0.fallbacks.lock().unwrap_or_else(|e| e.into_inner());
+        fallbacks.iter().map(|(name, n)| (name.clone(), *n)).collect()
+    }
+
+    /// Waits for everything that was asked for.
+    pub fn wait(&self) {
+        self.0.device.wait().unwrap_or_else(|error| raise(error));
+    }
+
+    /// Notes that `name` ran on the CPU; its result on the device.
+    pub(crate) fn fallen_back(&self, name: String, result: Tensor) -> Tensor {
+        *self.0.fallbacks.lock().unwrap_or_else(|e| e.into_inner()).entry(name).or_default() += 1;
+        result.to_device(self)
+    }
+
+    pub(crate) fn kernels(&self) -> &Device {
+        &self.0.device
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Memory {
+        self.0.device.upload(bytes).unwrap_or_else(|error| raise(error))
+    }
+
+    pub(crate) fn memory(&self, len: usize) -> Memory {
+        self.0.device.memory(len).unwrap_or_else(|error| raise(error))
+    }
+
+    /// A tensor of the CPU's here, in its layout; of contiguous elements no others come with them.
+    pub(crate) fn take(&self, x: &Tensor) -> Tensor {
+        trace::check_read(x.buffer().id());
+        let (size, bytes) = (x.dtype().size(), x.buffer().bytes());
+        let (bytes, layout) = if x.is_contiguous() {
+            let start = x.layout().offset() * size;
+            (&bytes[start..][..x.numel() * size], Layout::contiguous(*x.dims(), 0))
+        } else {
+            (bytes, *x.layout())
+        };
+        self.tensor(self.upload(bytes), layout, x.dtype())
+    }
+
+    fn tensor(&self, memory: Memory, layout: Layout, dtype: DType) -> Tensor {
+        Tensor::from_buffer(Buffer::on_device(Mirrored::new(self, memory)), layout, dtype)
+    }
+
+    /// A tensor as an operand, wherever it lives; of other types than f32 none.
+    pub(crate) fn operand(&self, x: &Tensor) -> Option<Operand> {
+        if x.dtype() != DType::F32 {
+            return None;
+        }
+        let x = x.to_device(self);
+        Some(Operand { memory: x.buffer().mirrored()?.memory(), layout: *x.layout() })
+    }
+
+    /// As [`Self::operand`], contiguous.
+    pub(crate) fn packed(&self, x: &Tensor) -> Option<Operand> {
+        self.operand(&x.to_device(self).packed())
+    }
+
+    /// The bytes of a mask here.
+    pub(crate) fn bytes(&self, x: &Tensor) -> Memory {
+        self.upload(x.packed().as_slice::<u8>())
+    }
+
+    /// Indices below `n` here; `None` where one is not, which the CPU complains of.
+    pub(crate) fn indices(&self, x: &Tensor, n: usize) -> Option<Memory> {
+        let index = |&i: &i64| u32::try_from(i).ok().filter(|&i| (i as usize) < n);
+        let all: Option<Vec<u32>> = x.packed().as_slice::<i64>().iter().map(index).collect();
+        Some(self.upload(&all?.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>()))
+    }
+
+    /// A new contiguous tensor of f32 that `kernels` write; `None` where the device cannot.
+    pub(crate) fn write(&self, out: Meta, kernels: impl FnOnce(View<'_>) -> kernels_gpu::Result<()>) -> Option<Tensor> {
+        if out.dtype != DType::F32 {
+            return None;
+        }
+        let y = Operand { memory: Arc::new(self.memory(out.bytes())), layout: Layout::contiguous(out.dims, 0) };
+        match kernels(y.view()) {
+            Ok(()) => Some(self.own(y)),
+            Err(kernels_gpu::Error::Limit(_)) => None,
+            Err(error) => raise(error),
+        }
+    }
+
+    /// As [`Self::write`], as an op's output.
+    pub(crate) fn output(
+        &self,
+        out: Meta,
+        kernels: impl FnOnce(View<'_>) -> kernels_gpu::Result<()>,
+    ) -> Option<Output> {
+        self.write(out, kernels).map(Output::from)
+    }
+
+    /// By-products of `n` numbers, which kernels have written.
+    pub(crate) fn aux(&self, memory: Memory, n: usize) -> Tensor {
+        self.tensor(memory, Layout::contiguous([n].into(), 0), DType::F32)
+    }
+
+    fn own(&self, y: Operand) -> Tensor {
+        Tensor::from_buffer(Buffer::on_device(Mirrored::sharing(self, y.memory)), y.layout, DType::F32)
+    }
+
+    /// A contiguous copy of a tensor that lives here.
+    pub(crate) fn copied(&self, x: &Tensor) -> Option<Tensor> {
+        let from = self.operand(x)?;
+        self.write(x.meta(), |y| self.kernels().copy(from.view(), y))
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.describe())
+    }
+}
+
+/// A tensor's elements on the device.
+pub(crate) struct Operand {
+    memory: Arc<Memory>,
+    layout: Layout,
+}
+
+impl Operand {
+    /// As kernels take it.
+    pub fn view(&self) -> View<'_> {
+        View {
+            memory: &self.memory,
+            offset: self.layout.offset(),
+            dims: self.layout.dims(),
+            strides: self.layout.strides(),
+        }
+    }
+
+    /// The same elements seen otherwise.
+    pub fn seen(&self, layout: Layout) -> Self {
+        Self { memory: self.memory.clone(), layout }
+    }
+
+    /// Where the elements are.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+}
+
+/// Bytes that live on a device and may be here too: whichever is missing is made of the other when it is asked for.
+pub(crate) struct Mirrored {
+    gpu: Gpu,
+    len: usize,
+    there: OnceLock<Arc<Memory>>,
+    here: OnceLock<Heap>,
+}
+
+impl Mirrored {
+    fn new(gpu: &Gpu, memory: Memory) -> Self {
+        Self::sharing(gpu, Arc::new(memory))
+    }
+
+    fn sharing(gpu: &Gpu, memory: Arc<Memory>) -> Self {
+        Self { gpu: gpu.clone(), len: memory.len(), there: OnceLock::from(memory), here: OnceLock::new() }
+    }
+
+    pub fn device(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    fn heap(&self) -> &Heap {
+        self.here.get_or_init(|| {
+            let mut heap = Heap::new(self.len);
+            if let Some(memory) = self.there.get() {
+                memory.download(heap.get_mut::<u8>()).unwrap_or_else(|error| raise(error));
+            }
+            heap
+        })
+    }
+
+    /// The bytes here, after everything that was asked for before.
+    pub fn bytes(&self) -> &[u8] {
+        self.heap().bytes()
+    }
+
+    /// The bytes here, for writing; those on the device are made of them when they are next asked for.
+    pub fn get_mut<T: Element>(&mut self) -> &mut [T] {
+        self.heap();
+        self.there.take();
+        self.here.get_mut().expect("made just now").get_mut()
+    }
+
+    /// The bytes on the device.
+    pub fn memory(&self) -> Arc<Memory> {
+        self.there.get_or_init(|| Arc::new(self.gpu.upload(self.bytes()))).clone()
+    }
+}

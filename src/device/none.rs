@@ -1,0 +1,81 @@
+//! A build without devices beside the CPU.
+
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// A device that there is none of in this build.
+#[derive(Clone, Debug)]
+pub enum Gpu {}
+
+/// Bytes on it.
+pub(crate) enum Mirrored {}
+
+/// The devices of this machine: none are looked for.
+///
+/// # Errors
+/// Always.
+pub fn found() -> Result<Vec<(String, serde_json::Value)>> {
+    Err(Error::new("built without the feature vulkan"))
+}
+
+/// Runs `f`.
+///
+/// # Errors
+/// Those of `f`.
+pub fn caught<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
+    f()
+}
+
+impl Gpu {
+    /// # Errors
+    /// Always; `None` where it does not matter.
+    pub fn open(_: &str) -> Result<Self, (bool, Error)> {
+        Err((true, Error::new("built without the feature vulkan")))
+    }
+
+    /// In one line.
+    pub fn describe(&self) -> String {
+        match *self {}
+    }
+
+    /// What ran on the CPU instead, and how often.
+    pub fn fallbacks(&self) -> Vec<(String, u64)> {
+        match *self {}
+    }
+
+    /// Waits for everything that was asked for.
+    pub fn wait(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn fallen_back(&self, _: String, _: Tensor) -> Tensor {
+        match *self {}
+    }
+
+    pub(crate) fn take(&self, _: &Tensor) -> Tensor {
+        match *self {}
+    }
+
+    pub(crate) fn copied(&self, _: &Tensor) -> Option<Tensor> {
+        match *self {}
+    }
+}
+
+impl Mirrored {
+    pub fn device(&self) -> &Gpu {
+        match *self {}
+    }
+
+    pub fn len(&self) -> usize {
+        match *self {}
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        match *self {}
+    }
+
+    pub fn get_mut<T: Element>(&mut self) -> &mut [T] {
+        match *self {}
+    }
+}

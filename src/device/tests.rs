@@ -1,0 +1,104 @@
+//! Every op on a device against its definition, in value and in gradient.
+
+use super::Gpu;
+use crate::DType;
+use crate::gradcheck::Gen;
+use crate::ops::REGISTRY;
+use crate::plan::Plan;
+use crate::tensor::Tensor;
+
+/// The device that `TIER_DEVICE` names, or the first; `None` without Vulkan, said aloud, which `TIER_GPU_REQUIRED` makes a failure.
+fn gpu() -> Option<Gpu> {
+    let named = std::env::var("TIER_DEVICE").unwrap_or_default();
+    match Gpu::open(named.strip_prefix("vulkan:").unwrap_or("0")) {
+        Ok(gpu) => Some(gpu),
+        Err((_, error)) => {
+            eprintln!("SKIPPED: {error}");
+            assert!(std::env::var_os("TIER_GPU_REQUIRED").is_none(), "a device is required: {error}");
+            None
+        }
+    }
+}
+
+/// Ops with a GPU arm for everything that their cases draw.
+const ARMED: &[&str] = &[
+    "map",
+    "affine",
+    "clamp",
+    "reshape",
+    "permute",
+    "narrow",
+    "step",
+    "flip",
+    "broadcast_to",
+    "concat",
+    "linear",
+    "softmax",
+    "masked_softmax",
+    "log_softmax",
+    "layer_norm",
+    "l2_normalise",
+    "embedding",
+    "gather",
+    "index_select",
+];
+
+#[test]
+fn every_op_is_its_definition_and_what_has_an_arm_runs_there() {
+    let Some(gpu) = gpu() else { return };
+    for entry in REGISTRY {
+        let mut fallen = 0;
+        for seed in 0..40 {
+            let mut g = Gen::new(seed, 1 + seed as usize % 12);
+            let case = (entry.cases)(&mut g);
+            case.check_on(&gpu, &mut g.rng);
+            let there: Vec<Tensor> = case.inputs().iter().map(|x| x.to_dtype(single(x)).to_device(&gpu)).collect();
+            let count = || gpu.fallbacks().iter().map(|(_, n)| n).sum::<u64>();
+            let before = count();
+            case.run(&there);
+            fallen += count() - before;
+        }
+        eprintln!("{}: {fallen} of 40 on the CPU", entry.name);
+        assert!(fallen == 0 || !ARMED.contains(&entry.name), "{} runs on the CPU", entry.name);
+    }
+    assert_eq!(kernels_gpu::validation_messages(), 0);
+}
+
+/// f32 for f64.
+fn single(x: &Tensor) -> DType {
+    if x.dtype() == DType::F64 { DType::F32 } else { x.dtype() }
+}
+
+#[test]
+fn a_plan_and_a_step_in_place_work_there() {
+    let Some(gpu) = gpu() else { return };
+    let mut rng = crate::rng::Rng::new(3, 0);
+    let mut drawn = |dims: &[usize]| Tensor::randn(dims, DType::F32, &mut rng);
+    let (w, x, y) = (drawn(&[5, 7]), drawn(&[3, 7]), drawn(&[3, 7]));
+    let f = |w: &Tensor, x: &[Tensor]| vec![(&x[0].linear(w, None, None) + &w.sum(&[1], false)).relu()];
+    let there = w.to_device(&gpu);
+    let (plan, first) = Plan::new(std::slice::from_ref(&x), |x| f(&there, x));
+    for (got, x) in [(first, &x), (plan.run(std::slice::from_ref(&y)), &y)] {
+        let expected = f(&w, std::slice::from_ref(x));
+        assert!(got[0].device().is_some() && crate::gradcheck::deviation(&got[0], &expected[0]) < 1e-6);
+    }
+    assert!(gpu.fallbacks().is_empty(), "{:?}", gpu.fallbacks());
+    // Written here, it is read there.
+    let mut p = there.trainable();
+    let before = p.to_vec::<f32>();
+    p.as_mut_slice::<f32>().unwrap().iter_mut().for_each(|p| *p += 1.0);
+    assert!(p.device().is_some());
+    let after = p.affine(1.0, 0.0).to_vec::<f32>();
+    assert!(before.iter().zip(&after).all(|(b, a)| b + 1.0 == *a));
+    assert_eq!(there.to_vec::<f32>(), before);
+}
+
+#[test]
+fn a_failure_unwinds_to_an_error() {
+    let Some(gpu) = gpu() else { return };
+    let error = super::caught(|| {
+        let _ = gpu.memory(1 << 50);
+        Ok(())
+    });
+    assert!(error.unwrap_err().to_string().contains("smaller batches"));
+}
