@@ -52,19 +52,7 @@ fn functions_are_their_definitions() {
         let exact: Vec<f64> = x.values.iter().map(|&x| f64::from(a) * f64::from(x) + f64::from(b)).collect();
         close("affine", &y.read(), &exact, 1e-6);
         d.map(Function::Clamp(-0.5, 0.75), x.view(), y.view()).unwrap();
-        let exact: Vec<f64> = x
-            .values
-            .iter()
-            .map(|&x| {
-                f64::from(if x < -0.5 {
-                    -0.5
-                } else if x > 0.75 {
-                    0.75
-                } else {
-                    x
-                })
-            })
-            .collect();
+        let exact: Vec<f64> = x.values.iter().map(|&x| f64::from(x.clamp(-0.5, 0.75))).collect();
         close("clamp", &y.read(), &exact, 0.0);
     });
 }
