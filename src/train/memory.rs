@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::average::Average;
 use super::setup::network;
-use super::step::{self, Pairs, Step};
+use super::step::{self, Examples, Pairs};
 use super::tables::Tables;
 use super::{Config, Objective};
 use crate::buffer::counted;
@@ -187,7 +187,8 @@ impl Rehearsal {
         for _ in 0..self.steps.min(2) {
             let mut grads = Grads::default();
             for _ in 0..self.accumulate.min(2) {
-                grads.merge(once(config, network, self.texts[0].as_ref(), t.batch)?.grads);
+                let examples = examples(config, network, self.texts[0].as_ref());
+                grads.merge(examples.step(network, &config.tier, t.micro_batch)?.grads);
             }
             if self.accumulate > 1 {
                 grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));
@@ -208,21 +209,17 @@ impl Rehearsal {
     }
 }
 
-/// Loss and gradient of a batch, as [`super::run`] computes them.
-fn once(config: &Config, network: &mut Network, texts: Option<&[Tensor; 2]>, n: usize) -> Result<Step> {
-    match (network, texts) {
-        (Network::Dual(model), Some([ids, mask])) => {
-            let views = (0..config.train.views).map(|_| pixels(config, n)).collect();
-            let pairs = Pairs { views, ids: ids.clone(), mask: mask.clone(), groups: Tensor::zeros([n], DType::I64) };
-            Ok(step::step(model, &pairs, &config.tier, config.train.micro_batch))
-        }
-        (Network::Classifier(model), _) => {
-            let dims = [n, model.config().labels.len()];
-            let [targets, known] = [DType::F32, DType::U8].map(|dtype| Tensor::zeros(dims, dtype));
-            Ok(step::supervised(model, &pixels(config, n), &targets, &known))
-        }
-        _ => Err(Error::new("an encoder alone is not trained")),
+/// A batch to train on.
+fn examples(config: &Config, network: &Network, texts: Option<&[Tensor; 2]>) -> Examples {
+    let n = config.train.batch;
+    if let (Network::Dual(_), Some([ids, mask])) = (network, texts) {
+        let views = (0..config.train.views).map(|_| pixels(config, n)).collect();
+        let groups = Tensor::zeros([n], DType::I64);
+        return Examples::Paired(Pairs { views, ids: ids.clone(), mask: mask.clone(), groups });
     }
+    let labels = if let Network::Classifier(model) = network { model.config().labels.len() } else { 0 };
+    let [targets, known] = [DType::F32, DType::U8].map(|dtype| Tensor::zeros([n, labels], dtype));
+    Examples::Labelled { pixels: pixels(config, n), targets, known }
 }
 
 /// A batch of validation.
