@@ -9,7 +9,7 @@ use crate::eval::measure::{heat, queries};
 use crate::eval::zero_shot::{Rule, scores};
 use crate::files;
 use crate::nn::Module;
-use crate::report::heat::Grid;
+use crate::report::heat::{Film, Grid};
 use crate::report::results::Provenance;
 use crate::report::xray::{self, XrayLabel, XrayReport};
 
@@ -63,6 +63,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         },
         image: args.image.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         source: (picture.width, picture.height),
+        film: Film::new(&picture, pipeline.preprocess.seen_part((picture.width, picture.height))),
         picture: pipeline.preprocess.seen(&picture),
         model: vec![
             ("Weights".to_owned(), args.model.name()),
