@@ -37,6 +37,7 @@ pub mod process;
 pub mod profile;
 #[cfg(feature = "cli")]
 pub mod report;
+pub mod spelling;
 pub mod tape;
 pub mod tensor;
 #[cfg(feature = "text")]

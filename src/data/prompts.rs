@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::table::{Table, nearest};
+use super::table::Table;
 use crate::error::{Error, Result};
+use crate::spelling::nearest;
 
 /// The prompts of every label, in the order in which the table first names the labels.
 #[derive(Clone, Debug, PartialEq)]
