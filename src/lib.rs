@@ -22,6 +22,7 @@ pub mod gradcheck;
 pub mod image;
 pub mod layout;
 pub mod loss;
+pub mod memory;
 pub mod models;
 pub mod mount;
 pub mod nn;

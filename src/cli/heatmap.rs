@@ -9,7 +9,7 @@ use crate::eval::localisation::PatchMap;
 use crate::eval::measure::heat;
 use crate::eval::zero_shot::Query;
 use crate::files;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Asked, Pipeline};
 use crate::report::heat::{Film, Grid, HeatMap, figure, shared_scale};
 use crate::tensor::Tensor;
 
@@ -44,6 +44,9 @@ pub struct Args {
     blocks: bool,
 }
 
+/// What painting and writing a film takes, in bytes.
+const PAINTED: u64 = 16 << 20;
+
 /// A picture is written as PNG, so its name must not say another format.
 pub(super) fn only_png(path: Option<&Path>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
@@ -61,7 +64,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(scale) = args.scale.filter(|scale| !(scale.is_finite() && *scale > 0.0)) {
         return Err(Error::usage(format!("--scale {scale}: a number above 0 is needed")));
     }
-    let pipeline = args.model.open(global)?;
+    let mut pipeline = args.model.open(global)?;
+    let asked = Asked { aside: PAINTED, ..Asked::default() };
+    let texts: Vec<&str> = args.text.iter().chain(&args.negative).map(String::as_str).collect();
+    let asked = asked.files(&pipeline.preprocess, [&args.image].into_iter(), 1, 1).texts(pipeline.dual()?.1, &texts)?;
+    model::fitting(&mut pipeline, &asked, model::LESS, global)?;
     let (picture, pixels, _) = model::pixels(&pipeline, &args.image, global)?;
     let query = query(&pipeline, &args.text, &args.negative)?;
     let map = map(&pipeline, &pixels, &query)?;

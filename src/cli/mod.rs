@@ -28,6 +28,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Kind, Result};
+use crate::memory::mib;
+use crate::process;
 
 /// Trains and runs CLIP-style chest x-ray models with the TIER entropy regulariser.
 #[derive(Parser)]
@@ -193,7 +195,7 @@ fn run(cli: Cli) -> Result<()> {
     let threads = cli.global.thread_count();
     kernels_cpu::par::Pool::new(threads).install(|| {
         let global = &cli.global;
-        match &cli.command {
+        let done = match &cli.command {
             Command::Demo(args) => demo::run(args, global),
             Command::Devices(args) => devices::run(args, global),
             Command::Classify(args) => classify::run(args, global),
@@ -211,6 +213,10 @@ fn run(cli: Cli) -> Result<()> {
             Command::Metrics(args) => metrics::run(args, global),
             Command::Phantom(args) => phantom::run(args, global),
             Command::Preprocess(args) => preprocess::run(args, global),
+        };
+        if let Some(bytes) = process::most_resident().filter(|_| global.verbose) {
+            global.say(format_args!("memory: {} at most in the end", mib(bytes)));
         }
+        done
     })
 }

@@ -32,6 +32,11 @@ impl Prompt {
 }
 
 impl Prompts {
+    /// All texts, label by label: those for it, then those against it.
+    pub fn texts(&self) -> Vec<&str> {
+        self.0.iter().flat_map(|p| p.positive.iter().chain(&p.negative)).map(String::as_str).collect()
+    }
+
     /// Reads a table with the columns `label`, `polarity` and `text`. Rows of label `*` are added to every label, after its own.
     ///
     /// # Errors

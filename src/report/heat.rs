@@ -95,6 +95,9 @@ pub struct Film {
 }
 
 impl Film {
+    /// Most pixels of one.
+    pub const LARGEST: u64 = (FILM * FILM) as u64;
+
     /// Of a source and the part of it that the model saw, in its own pixels.
     pub fn new(source: &Picture, seen: [f64; 4]) -> Self {
         let longer = source.width.max(source.height);
