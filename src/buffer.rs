@@ -58,22 +58,23 @@ impl Buffer {
         Self::new(if is_counting() { Bytes::Counted(Counted::new(len)) } else { Bytes::Heap(Heap::new(len)) })
     }
 
-    /// `len` zeros on the heap.
-    pub fn zeros<T: Element>(len: usize) -> Self {
+    /// `len` elements on the heap that `fill` writes, unless memory is only [`counted`].
+    pub fn written<T: Element>(len: usize, fill: impl FnOnce(&mut [T])) -> Self {
         let mut buffer = Self::heap::<T>(len);
         if !is_counting() {
-            buffer.get_mut::<T>().expect("a new buffer is unshared").fill(T::default());
+            fill(&mut buffer.get_mut::<T>().expect("a new buffer is unshared")[..len]);
         }
         buffer
     }
 
+    /// `len` zeros on the heap.
+    pub fn zeros<T: Element>(len: usize) -> Self {
+        Self::written(len, |out: &mut [T]| out.fill(T::default()))
+    }
+
     /// A copy of `data` on the heap.
     pub fn copied<T: Element>(data: &[T]) -> Self {
-        let mut buffer = Self::heap::<T>(data.len());
-        if !is_counting() {
-            buffer.get_mut::<T>().expect("a new buffer is unshared")[..data.len()].copy_from_slice(data);
-        }
-        buffer
+        Self::written(data.len(), |out: &mut [T]| out.copy_from_slice(data))
     }
 
     /// A part of a file's bytes, without a copy.
@@ -97,9 +98,9 @@ impl Buffer {
         if !file.is_mapped() {
             return Ok(Self::copied(part));
         }
-        let mut buffer = Self::heap::<u8>(len);
-        file.read(start, &mut buffer.get_mut::<u8>().expect("a new buffer is unshared")[..len])?;
-        Ok(buffer)
+        let mut read = Ok(());
+        let buffer = Self::written(len, |out| read = file.read(start, out));
+        read.map(|()| buffer)
     }
 
     /// Bytes that live on a device.

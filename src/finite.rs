@@ -66,10 +66,18 @@ pub fn is_finite(tensor: &Tensor) -> bool {
 
 /// Runs `f` and tells where on this thread an op's result was the first that is not finite. Slow: every result is read once more.
 pub fn watch<R>(f: impl FnOnce() -> R) -> (R, Option<Origin>) {
+    /// Ends the watch, also where `f` panics.
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            WATCHING.set(false);
+        }
+    }
     SEEN.set(Seen { addresses: Vec::new(), origin: None });
     WATCHING.set(true);
+    let end = End;
     let result = f();
-    WATCHING.set(false);
+    drop(end);
     (result, SEEN.with_borrow_mut(|seen| seen.origin.take()))
 }
 
@@ -124,6 +132,7 @@ mod tests {
         assert!(far > 0 && origin.distance(&x).is_some() && origin.distance(&tensor(&[1.0])).is_none());
         let (_, origin) = watch(|| w.exp());
         assert_eq!(origin.unwrap().distance(&w), Some(0));
+        assert!(std::panic::catch_unwind(|| watch(|| panic!("in the middle"))).is_err() && !WATCHING.get());
         // What was not finite from the start began in no op.
         assert!(watch(|| tensor(&[f32::NAN]).exp()).1.is_none());
     }

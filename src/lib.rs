@@ -23,6 +23,7 @@ pub mod gradcheck;
 pub mod image;
 pub mod layout;
 pub mod loss;
+pub mod memory;
 pub mod models;
 pub mod mount;
 pub mod nn;
@@ -40,6 +41,7 @@ pub mod profile;
 pub mod report;
 #[cfg(test)]
 mod shared;
+pub mod spelling;
 pub mod tape;
 pub mod tensor;
 #[cfg(feature = "text")]

@@ -58,13 +58,9 @@ impl Tensor {
     }
 
     fn filled(dims: impl Into<Dims>, dtype: DType, fill: impl FnOnce(&mut [f64])) -> Self {
-        let dims = dims.into();
-        let mut values = Vec::new();
-        if !is_counting() {
-            values.resize(dims.numel(), 0.0);
-            fill(&mut values);
-        }
         for_dtype!(dtype, T => Self::write(dims, |out: &mut [T]| {
+            let mut values = vec![0.0; out.len()];
+            fill(&mut values);
             out.iter_mut().zip(&values).for_each(|(o, &v)| *o = T::from_f64(v));
         }))
     }
@@ -73,11 +69,20 @@ impl Tensor {
     /// [`counted`](crate::buffer::counted) `fill` is not called, so it must not make tensors.
     pub fn write<T: Element>(dims: impl Into<Dims>, fill: impl FnOnce(&mut [T])) -> Self {
         let dims = dims.into();
-        let mut buffer = Buffer::heap::<T>(dims.numel());
-        if !is_counting() {
-            fill(&mut buffer.get_mut::<T>().expect("a new buffer is unshared")[..dims.numel()]);
+        Self::from_buffer(Buffer::written(dims.numel(), fill), Layout::contiguous(dims, 0), T::DTYPE)
+    }
+
+    /// Writes tensors in place by `f` where all are contiguous and nobody shares their bytes, and tells whether they are. Where memory is only
+    /// [`counted`](crate::buffer::counted) `f` is not called, so it must not make tensors.
+    #[track_caller]
+    pub fn update<T: Element, const N: usize>(tensors: [&mut Self; N], f: impl FnOnce([&mut [T]; N])) -> bool {
+        if !tensors.iter().all(|x| x.is_contiguous() && x.buffer.is_unshared()) {
+            return false;
         }
-        Self::from_buffer(buffer, Layout::contiguous(dims, 0), T::DTYPE)
+        if !is_counting() {
+            f(tensors.map(|x| x.as_mut_slice().expect("looked at above")));
+        }
+        true
     }
 
     /// A view of a buffer.

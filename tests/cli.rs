@@ -1,9 +1,8 @@
 //! The `tier` command as a user meets it: phantoms in, a trained model, scores, pictures and reports out.
 
-mod common;
 mod runs;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use runs::*;
@@ -173,157 +172,6 @@ fn evaluation_writes_its_metrics_scores_and_report() {
     assert!(metrics["retrieval"]["recall_at_5"].is_number() && metrics["labels"].as_object().unwrap().is_empty());
 }
 
-/// Numbers of threads and of loader workers; the first again at the end.
-const THREADS: [[&str; 2]; 5] = [["1", "1"], ["2", "3"], ["3", "0"], ["7", "4"], ["1", "1"]];
-
-#[test]
-fn threads_and_workers_do_not_change_a_bit_of_a_run() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut runs = THREADS.iter().enumerate().map(|(i, [threads, workers])| {
-        let out = folder.path().join(i.to_string()).join("run");
-        let more = ["--threads", threads, "--workers", workers, "--set", "train.views=2", "--set", "train.ema=0.9"];
-        run(&train(&out, &more));
-        let files = ["report.html", "curves.png", "config.toml", "splits.csv", "model/tokenizer.json"];
-        (bytes(&out), log(&out), files.map(|file| std::fs::read(out.join(file)).unwrap()))
-    });
-    let first = runs.next().unwrap();
-    assert!(runs.all(|run| run == first));
-}
-
-#[test]
-fn threads_and_workers_do_not_change_a_bit_of_results() {
-    let folder = tempfile::tempdir().unwrap();
-    let table = |name: &str| text(&phantoms().join(name)).to_owned();
-    let images: Vec<_> = std::fs::read_dir(phantoms().join("images")).unwrap().map(|e| e.unwrap().path()).collect();
-    let [model, prompts, image] = [text(model()), &table("prompts.csv"), text(images.iter().min().unwrap())];
-    let mut results =
-        THREADS.iter().enumerate().map(|(i, [threads, workers])| {
-            // The same names in a folder of their own: reports hold the command.
-            let place = folder.path().join(i.to_string());
-            std::fs::create_dir(&place).unwrap();
-            let tables = [table("pairs.csv"), table("labels.csv"), table("boxes.json")];
-            let [pairs, labels, boxes] = tables.each_ref().map(String::as_str);
-            for command in [
-                &[
-                    "embed",
-                    "--model",
-                    model,
-                    "--images",
-                    image,
-                    "--texts",
-                    "left effusion",
-                    "no",
-                    "-o",
-                    "e.safetensors",
-                ][..],
-                &["heatmap", "--model", model, "--text", "left effusion", image, "-o", "h.png", "--grid", "g.json"],
-                &["report", "--model", model, "--prompts", prompts, image, "-o", "r.html"],
-                &[
-                    "eval",
-                    "--model",
-                    model,
-                    "--pairs",
-                    pairs,
-                    "--labels",
-                    labels,
-                    "--prompts",
-                    prompts,
-                    "--boxes",
-                    boxes,
-                    "--out",
-                    "eval",
-                ],
-            ] {
-                let mut tier = Command::new(env!("CARGO_BIN_EXE_tier"));
-                let output =
-                    tier.current_dir(&place).args(command).args(["-q", "--threads", threads, "--workers", workers]);
-                let output = output.output().unwrap();
-                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            }
-            let files = [
-                "e.safetensors",
-                "h.png",
-                "g.json",
-                "r.html",
-                "eval/metrics.json",
-                "eval/scores.csv",
-                "eval/report.html",
-            ];
-            files.map(|file| {
-                let bytes = std::fs::read(place.join(file)).unwrap();
-                let asked = format!("--threads {threads} --workers {workers}");
-                let text = String::from_utf8(bytes);
-                text.map_or_else(|bytes| bytes.into_bytes(), |text| text.replace(&asked, "").into_bytes())
-            })
-        });
-    let first = results.next().unwrap();
-    for (i, other) in results.enumerate() {
-        let same: Vec<bool> = first.iter().zip(&other).map(|(a, b)| a == b).collect();
-        assert!(same.iter().all(|&same| same), "{:?}: {same:?}", THREADS[i + 1]);
-    }
-}
-
-/// A residual network in the place of the vision transformer.
-const RESNET: &[&str] = &[
-    "--set",
-    "model.vision={ kind = \"resnet\", image_size = 32, channels = 1, block = \"basic\", depths = [1, 1], base = 4 }",
-    "--set",
-    "model.visual_projection=projector",
-];
-
-#[test]
-fn a_residual_network_trains_and_resumes_running_statistics_included() {
-    let whole = killed_and_resumed(&[RESNET, &["--set", "train.checkpoint_steps=1"]].concat(), 2);
-    let records = log(&whole.path().join("whole"));
-    let loss = |i: usize| records[i]["loss"].as_f64().unwrap();
-    assert!(loss(records.len() - 1) < loss(0), "from {} to {}", loss(0), loss(records.len() - 1));
-    assert!(records.last().unwrap()["val_loss"].is_number());
-    let path = whole.path().join("whole/model/model.safetensors");
-    let weights = tiergrad::formats::Weights::open(path, true).unwrap();
-    let running: Vec<(&str, &tiergrad::Tensor)> = weights.iter().filter(|(n, _)| n.contains(".running_")).collect();
-    assert_eq!(running.len(), 2 * (1 + 2 + 3 + 1), "stem, two stages, one with a projected shortcut, projector");
-    for (name, t) in running {
-        let start = if name.ends_with("mean") { 0.0 } else { 1.0 };
-        assert!(t.to_f64_vec().iter().all(|&x| x != start), "{name}");
-    }
-}
-
-#[test]
-fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
-    let more = ["--set", "train.checkpoint_steps=1", "--set", "train.accumulate=2", "--set", "train.ema=0.9"];
-    killed_and_resumed(&more, 6);
-}
-
-/// Trains into `whole`, and into `killed` with as many kills on the way; both end in the same bits.
-fn killed_and_resumed(more: &[&str], kills: usize) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let whole = folder.path().join("whole");
-    run(&train(&whole, more));
-    let out = folder.path().join("killed");
-    let start = train(&out, more);
-    let resume = ["train", "--resume", "--out", text(&out), "-q"].map(String::from).to_vec();
-    let mut wait = 150;
-    for kill in 0..=kills {
-        let begun = out.join("config.toml").exists();
-        let arguments = if begun { &resume } else { &start };
-        if !begun {
-            let _ = std::fs::remove_dir_all(&out);
-        }
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(wait));
-        if kill == kills {
-            assert!(child.wait().unwrap().success());
-            break;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        wait += 37;
-    }
-    assert!(bytes(&out) == bytes(&whole), "other bits after {kills} kills");
-    assert_eq!(log(&out), log(&whole));
-    folder
-}
-
 #[test]
 fn a_supervised_baseline_trains_and_is_evaluated() {
     let folder = tempfile::tempdir().unwrap();
@@ -377,6 +225,50 @@ fn results_that_nobody_reads_end_a_command_quietly_and_those_that_cannot_be_writ
 }
 
 #[test]
+fn images_that_cannot_be_read_are_left_out_and_named_and_fail_the_command_in_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let mut images: Vec<_> =
+        std::fs::read_dir(phantoms().join("images")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    images.sort();
+    let whole = std::fs::read(&images[1]).unwrap();
+    let [first, last, cut, gone] = [text(&images[0]), text(&images[2]), &at("cut.png"), &at("gone.png")];
+    std::fs::write(cut, &whole[..whole.len() / 2]).unwrap();
+    let asked = [first, cut, gone, last];
+    let prompts = phantoms().join("prompts.csv");
+    let fails = |arguments: &[&str]| {
+        let output = tier(&[arguments, &asked].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let end = said.split("tier: ").last().unwrap();
+        assert!(
+            end.starts_with("2 of 4 images could not be read") && end.contains(cut) && end.contains(gone),
+            "{said}"
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let lines = fails(&["classify", "--model", text(model()), "--prompts", text(&prompts)]);
+    let names: Vec<&str> = lines.lines().map(|line| line.split(',').next().unwrap()).collect();
+    assert_eq!(names, ["image", first, last]);
+    let lines = fails(&["classify", "--json", "-q", "--model", text(model()), "--prompts", text(&prompts)]);
+    let named = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["image"].clone();
+    assert_eq!(lines.lines().map(named).collect::<Vec<_>>(), [first, last]);
+
+    let out = at("e.safetensors");
+    fails(&["embed", "--model", text(model()), "-o", &out, "--images"]);
+    let shown: serde_json::Value = serde_json::from_str(&done(&["inspect", &out, "--json"])).unwrap();
+    assert_eq!(shown["tensors"]["image_embeds"]["shape"][0], 2);
+    let described: serde_json::Value = serde_json::from_str(shown["metadata"]["tiergrad"].as_str().unwrap()).unwrap();
+    assert_eq!(described["images"].as_str().unwrap(), serde_json::json!([first, last]).to_string());
+
+    // Of one image, and where none can be read, nothing is written.
+    let out = at("none.safetensors");
+    refused(&["embed", "--model", text(model()), "-o", &out, "--images", cut], 1, &[cut]);
+    refused(&["embed", "--model", text(model()), "-o", &out, "--images", cut, gone], 1, &["2 of 2", cut, gone]);
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
 fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
@@ -415,47 +307,6 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     std::fs::write(&garbage, b"\x89PNG\r\n\x1a\nnot a picture").unwrap();
     let prompts = phantoms().join("prompts.csv");
     refused(&["classify", "--model", text(model()), "--prompts", text(&prompts), text(&garbage)], 1, &["garbage.png"]);
-}
-
-#[test]
-fn verify_tells_tensor_by_tensor_and_fails_where_one_does() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let at = |name: &str| text(&golden.join(name)).to_owned();
-    let [model, case] = [at("own"), at("own.case.safetensors")];
-    let lines = done(&["verify", "--model", &model, "--case", &case, "--json", "-q"]);
-    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(lines.len() > 100 && lines.iter().all(|line| line["pass"] == true && line["rel_l2"].is_number()));
-    let parts = ["--image-model", &at("biovil.pt"), "--text-model", &at("cxr-bert")].map(str::to_owned);
-    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-    done(&[&["verify", "--case", &at("parts.case.safetensors")], &parts[..]].concat());
-
-    // The same model with one value changed.
-    let folder = tempfile::tempdir().unwrap();
-    let changed = folder.path().join("model");
-    std::fs::create_dir(&changed).unwrap();
-    std::fs::copy(golden.join("own/config.json"), changed.join("config.json")).unwrap();
-    let mut bytes = std::fs::read(golden.join("own/model.safetensors")).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 0x40;
-    std::fs::write(changed.join("model.safetensors"), &bytes).unwrap();
-    let output = tier(&["verify", "--model", text(&changed), "--case", &case]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("FAIL"));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("differ by more than the case allows"));
-    // Also where nobody reads its lines to the end.
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let arguments = ["verify", "--model", text(&changed), "--case", &case];
-    let unread = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).stdout(writer).output().unwrap();
-    assert_eq!(unread.status.code(), Some(1));
-
-    // No case, half a case, another model's case.
-    refused(&["verify", "--model", &model, "--case", &at("own/model.safetensors")], 1, &["not a parity case"]);
-    let half = folder.path().join("half.case.safetensors");
-    let whole = std::fs::read(&case).unwrap();
-    std::fs::write(&half, &whole[..whole.len() / 2]).unwrap();
-    refused(&["verify", "--model", &model, "--case", text(&half)], 1, &["half.case.safetensors"]);
-    refused(&["verify", "--model", &at("cxr-bert"), "--case", &case], 1, &["own.case.safetensors", "no images"]);
 }
 
 #[test]
@@ -542,161 +393,4 @@ fn the_demo_sums_up_its_seeds_and_goes_on_from_what_is_there() {
     let other = [&arguments[..], &["--set", "optimiser.weight_decay=0.5"]].concat();
     refused(&other, 1, &["another recipe", text(&out)]);
     refused(&[&arguments[..], &["--set", "schedule.lr=0"]].concat(), 2, &["schedule.lr"]);
-}
-
-#[test]
-fn a_converted_model_embeds_the_same_bits_and_one_of_fewer_bits_tells_its_error() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| text(&folder.path().join(name)).to_owned();
-    let source = text(model());
-    let image = phantoms().join("images").read_dir().unwrap().next().unwrap().unwrap().path();
-    let embed = |model: &str, name: &str| {
-        let out = at(name);
-        let asked = ["--images", text(&image), "--texts", "left effusion", "normal heart"];
-        done(&[&["embed", "-q", "--model", model, "-o", &out], &asked[..]].concat());
-        // The tensors, which come after the header.
-        let bytes = std::fs::read(&out).unwrap();
-        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-        bytes[8 + header..].to_vec()
-    };
-    done(&["convert", source, "-o", &at("same"), "-q"]);
-    model_files(&folder.path().join("same"));
-    assert!(embed(source, "a.safetensors") == embed(&at("same"), "b.safetensors"));
-
-    for dtype in ["bf16", "int8"] {
-        let output = tier(&["convert", source, "-o", &at(dtype), "--dtype", dtype, "--json"]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        let told = said.lines().find(|line| line.starts_with(&format!("{dtype} against the source in f32"))).unwrap();
-        assert!(told.contains("image_embeds") && told.contains("text_embeds"), "{told}");
-        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let error = json["rel_l2"]["text_embeds"].as_f64().unwrap();
-        assert!(error > 0.0 && error < 0.05, "{json}");
-        embed(&at(dtype), "c.safetensors");
-        let inspected: serde_json::Value = serde_json::from_str(&done(&["inspect", &at(dtype), "--json"])).unwrap();
-        assert!(inspected["dtypes"][if dtype == "int8" { "i8" } else { dtype }].as_u64() > Some(0), "{inspected}");
-    }
-
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let golden = |name: &str| text(&golden.join(name)).to_owned();
-    let parts = ["--image-model", &golden("biovil.pt"), "--text-model", &golden("cxr-bert")].map(str::to_owned);
-    let case = golden("parts.case.safetensors");
-    let convert =
-        [&["convert", "-o", &at("joined"), "--case", &case, "--json"], &parts.each_ref().map(String::as_str)[..]];
-    let json: serde_json::Value = serde_json::from_str(&done(&convert.concat())).unwrap();
-    assert!(json["rel_l2"].as_object().unwrap().values().all(|error| error.as_f64() == Some(0.0)), "{json}");
-    done(&["embed", "--model", &at("joined"), "--inputs", &case, "-o", &at("d.safetensors")]);
-
-    refused(&["convert", source, "-o", &at("same")], 2, &["same", "--force"]);
-    refused(&["convert", source, "-o", source, "--force"], 2, &["read from"]);
-    refused(&["convert", source, "-o", &at("clip"), "--to", "hf-clip"], 1, &["CLIPModel", "class token"]);
-    refused(&["convert", "-o", &at("none")], 2, &["SRC"]);
-    assert!(!folder.path().join("clip").exists());
-}
-
-#[test]
-fn models_of_one_side_and_of_two_files_are_timed_and_shown_without_what_they_do_not_need() {
-    let folder = tempfile::tempdir().unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let at = |name: &str| text(&golden.join(name)).to_owned();
-    let timed = |arguments: &[&str]| -> serde_json::Value {
-        let line = done(&[&["bench", "--once", "--json", "-q"], arguments].concat());
-        serde_json::from_str(line.trim()).unwrap()
-    };
-    let (biovil, bert, clip) = (at("biovil.pt"), at("cxr-bert"), at("hf-clip"));
-    assert_eq!(timed(&["--model", &biovil, "--crop", "64", "--batch", "2"])["what"], "image");
-    assert_eq!(timed(&["--model", &bert])["what"], "text");
-    let pair = ["--image-model", &biovil, "--text-model", &bert];
-    assert_eq!(timed(&[&pair[..], &["--what", "text"]].concat())["model"], format!("{biovil} + {bert}"));
-    assert_eq!(timed(&["--model", &clip, "--what", "text", "--batch", "3"])["batch"], 3);
-    refused(&["bench", "--model", &bert, "--what", "image", "-q"], 2, &["no images"]);
-    refused(&["bench"], 2, &["--model"]);
-    refused(&["tokenize", "--model", &biovil, "a"], 2, &["no texts"]);
-    refused(&["preprocess", "--model", &bert, "x.png", "-o", "x.safetensors"], 2, &["no images"]);
-    refused(&["devices", "--threads", "0"], 2, &["--threads"]);
-
-    // Our own format without preprocessor_config.json and tokenizer.json, which given values do not need.
-    let out = text(&folder.path().join("e.safetensors")).to_owned();
-    let embed = |inputs: &str| tier(&["embed", "--model", &at("own"), "--inputs", inputs, "-o", &out, "-q"]);
-    assert!(embed(&at("own.case.safetensors")).status.success());
-    let shown: serde_json::Value = serde_json::from_str(&done(&["inspect", &out, "--json"])).unwrap();
-    let described: serde_json::Value = serde_json::from_str(shown["metadata"]["tiergrad"].as_str().unwrap()).unwrap();
-    let rows: Vec<String> = serde_json::from_str(described["images"].as_str().unwrap()).unwrap();
-    assert!(rows.len() > 1 && rows[1].ends_with("own.case.safetensors[1]"), "{rows:?}");
-
-    // What is not an id, a mask or a pixel is said, not cast.
-    let inputs = folder.path().join("inputs.safetensors");
-    let ids = |values: &[i64]| tiergrad::Tensor::from_slice(values, [1, values.len()]);
-    let floats = |values: &[f32]| tiergrad::Tensor::from_slice(values, [1, values.len()]);
-    let pixels = |x: f32| tiergrad::Tensor::from_slice(&vec![x; 3 * 32 * 32], [1, 3, 32, 32]);
-    for (tensors, words) in [
-        (vec![("input_ids", floats(&[1.0, 2.7]))], "integers"),
-        (vec![("input_ids", ids(&[1, 2])), ("attention_mask", ids(&[1, 7]))], "has 7"),
-        (vec![("input_ids", ids(&[1, 2])), ("attention_mask", ids(&[0, 0]))], "no real token in row 0"),
-        (vec![("input_ids", ids(&[1, 2])), ("attention_mask", ids(&[1]))], "attention_mask [1, 1]"),
-        (vec![("input_ids", ids(&[1, 1 << 40]))], "input_ids[0, 1]"),
-        (vec![("pixel_values", pixels(f32::NAN))], "not finite at element 0"),
-        (vec![("pixels", pixels(0.0))], "neither pixel_values nor input_ids"),
-    ] {
-        let named = tensors.iter().map(|(name, t)| ((*name).to_owned(), t));
-        tiergrad::formats::safetensors::save(&inputs, named, &std::collections::BTreeMap::new()).unwrap();
-        let output = embed(text(&inputs));
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(1) && said.contains(words), "{words:?} is not in: {said}");
-    }
-}
-
-#[test]
-fn training_starts_from_the_weights_of_other_programs_checkpoints() {
-    let folder = tempfile::tempdir().unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let [clip60, clip40, bert50] = ["clip60.json", "clip40.json", "vocab.txt"].map(|name| folder.path().join(name));
-    common::clip_tokenizer(&clip60, 60, 77);
-    common::clip_tokenizer(&clip40, 40, 77);
-    common::bert_vocabulary(&bert50, 50);
-    let (whole, image, text_side) = ("--init", "--init-image", "--init-text");
-    for (i, (from, tokenizer)) in [
-        (vec![(whole, "hf-clip")], &clip60),
-        (vec![(image, "alone/hf-vit-old"), (text_side, "alone/clip-text")], &clip40),
-        (vec![(image, "alone/resnet"), (text_side, "cxr-bert")], &bert50),
-        (vec![(image, "biovil.pt"), (text_side, "cxr-bert")], &bert50),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let out = folder.path().join(format!("run-{i}"));
-        let pairs = phantoms().join("pairs.csv");
-        let tokenizer = format!("tokenizer.path={}", text(tokenizer));
-        let from: Vec<(&str, PathBuf)> = from.into_iter().map(|(flag, name)| (flag, golden.join(name))).collect();
-        let mut arguments = vec!["train", "--out", text(&out), "-q", "--pairs", text(&pairs), "--set", &tokenizer];
-        // So small a step that nothing moves: what is saved at the end is what the first step saw.
-        for setting in ["train.batch=16", "train.epochs=1", "schedule.lr=1e-30"] {
-            arguments.extend(["--set", setting]);
-        }
-        arguments.extend(from.iter().flat_map(|(flag, path)| [*flag, text(path)]));
-        done(&arguments);
-        let model = tiergrad::checkpoints::Checkpoint::open(&out.join("model"), true).unwrap().tensors().unwrap();
-        let mut compared = 0;
-        for (flag, path) in &from {
-            let source = tiergrad::checkpoints::Checkpoint::open(path, true).unwrap().tensors().unwrap();
-            let sides = match *flag {
-                "--init-image" => ["vision_model.", "visual_projection."],
-                "--init-text" => ["text_model.", "text_projection."],
-                _ => ["", "logit_scale"],
-            };
-            for (name, t) in &source {
-                // The pooler leads nowhere; running statistics move; a new joint space has a new way into it.
-                let Some(found) = model.get(name).filter(|_| sides.iter().any(|side| name.starts_with(side))) else {
-                    continue;
-                };
-                if name.contains(".running_") || found.dims() != t.dims() {
-                    continue;
-                }
-                let off = found.to_f64_vec().iter().zip(t.to_f64_vec()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-                assert!(off < 1e-25, "{name} of {}: {off}", path.display());
-                compared += 1;
-            }
-        }
-        assert!(compared >= 30, "{compared} tensors of {from:?}");
-        assert_eq!(log(&out)[0]["step"], 1);
-    }
 }

@@ -136,3 +136,95 @@ fn weights_that_change_while_they_are_in_use_are_told_and_no_crash() {
     let untouched = embeddings(untouched);
     assert!(embeddings(replaced) == untouched && embeddings(copied) == untouched);
 }
+
+/// Sizes beside which the program itself is not all: a vision transformer and a residual network.
+fn middling(folder: &std::path::Path) -> [std::path::PathBuf; 2] {
+    let own: serde_json::Value = serde_json::from_slice(&std::fs::read(model().join("config.json")).unwrap()).unwrap();
+    let vit = serde_json::json!({ "kind": "vit", "image_size": 192, "patch_size": 16, "channels": 1, "width": 160, "depth": 4, "heads": 4 });
+    let resnet = serde_json::json!({ "kind": "resnet", "image_size": 128, "channels": 1, "block": "basic", "depths": [1, 1, 1], "base": 64 });
+    [("vit", vit, "linear"), ("resnet", resnet, "projector")].map(|(name, vision, projection)| {
+        let mut config = own.clone();
+        config["vision"] = vision;
+        config["visual_projection"] = projection.into();
+        let at = folder.join(name);
+        let size = config["vision"]["image_size"].as_u64().unwrap() as usize;
+        let mut pipeline = tiergrad::pipeline::Pipeline::open(model(), false).unwrap();
+        let config = serde_json::from_value(config).unwrap();
+        let source = tiergrad::nn::Source::drawn(1, tiergrad::DType::F32);
+        pipeline.network = tiergrad::pipeline::Network::new(&source.params(), &config).unwrap();
+        (pipeline.preprocess.resize, pipeline.preprocess.crop) = (size, size);
+        pipeline.save(&at, None).unwrap();
+        at
+    })
+}
+
+/// What a command says that it will take, and in the end has taken, in MiB.
+fn said(arguments: &[&str]) -> [f64; 2] {
+    let output = tier(&[arguments, &["-v", "--threads", "2"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let told: Vec<&str> = said.lines().filter_map(|line| line.split("memory: ").nth(1)).collect();
+    let [before, after] = told[..] else { panic!("{said}") };
+    assert!(before.contains(" MiB at most, of which ") && after.ends_with("at most in the end"), "{said}");
+    [before, after].map(|line| line.split(' ').next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn what_inference_takes_is_predicted() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let mut images: Vec<String> = std::fs::read_dir(phantoms().join("images"))
+        .unwrap()
+        .map(|entry| text(&entry.unwrap().path()).to_owned())
+        .collect();
+    images.sort();
+    let many: Vec<&str> = images.iter().take(49).map(String::as_str).collect();
+    let texts: Vec<String> = (0..140).map(|i| format!("effusion {i}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let [vit, resnet] = middling(folder.path());
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let table = |name: &str| text(&phantoms().join(name)).to_owned();
+    let (prompts, pairs, out) = (table("prompts.csv"), table("pairs.csv"), at("out.safetensors"));
+    let mut far = Vec::new();
+    let mut compare = |arguments: &[&str]| {
+        let [predicted, measured] = said(arguments);
+        let line = format!("{predicted} predicted, {measured} measured: {}", arguments[..3].join(" "));
+        println!("{line}");
+        if cfg!(target_os = "linux") && !(0.75..1.25).contains(&(measured / predicted)) {
+            far.push(line);
+        }
+    };
+    for model in [model(), &vit, &resnet] {
+        let model = text(model);
+        for arguments in [
+            [&["embed", "--model", model, "-o", &out, "--images"], &many[..1]].concat(),
+            [&["embed", "--model", model, "-o", &out, "--images"], &many[..], &["--texts"], &texts].concat(),
+            [&["classify", "--model", model, "--prompts", &prompts], &many[..]].concat(),
+            vec!["heatmap", "--model", model, "--text", "effusion", many[0], "-o", &at("h.png")],
+            vec!["report", "--model", model, "--prompts", &prompts, many[0], "-o", &at("r.html")],
+            vec!["eval", "--model", model, "--pairs", &pairs, "--prompts", &prompts, "--all", "--out", &at("eval")],
+            vec!["bench", "--model", model, "--batch", "12", "--once"],
+            vec!["bench", "--model", model, "--batch", "12", "--seconds", "0"],
+            vec!["bench", "--model", model, "--batch", "12", "--what", "text", "--seconds", "0"],
+        ] {
+            compare(&arguments);
+        }
+    }
+    for name in ["biovil.pt", "hf-clip", "cxr-bert"] {
+        compare(&["bench", "--model", text(&golden.join(name)), "--seconds", "0"]);
+    }
+    assert!(far.is_empty(), "{far:#?}");
+
+    // What cannot be had is refused, with the number and what takes less.
+    let huge = ["bench", "--model", text(&vit), "--batch", "4000000"];
+    refused(&huge, 1, &["this would take ", " GiB, but ", "(weights ", "tensors ", "Lower --batch (now 4000000)"]);
+    let limited = "ulimit -v 250000; exec \"$0\" \"$@\"";
+    let asked = ["embed", "--threads", "1", "--model", text(&vit), "--resize", "768", "-o", &out, "--images"];
+    let asked = [&asked[..], &many].concat();
+    let output = Command::new("sh").args(["-c", limited, env!("CARGO_BIN_EXE_tier")]).args(asked).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if cfg!(target_os = "linux") {
+        assert!(output.status.code() == Some(1) && errors.contains("`ulimit -v` allows"), "{errors}");
+        assert!(errors.contains("Embed fewer images or texts at once"), "{errors}");
+    }
+}

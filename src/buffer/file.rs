@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use memmap2::{Mmap, MmapMut};
 
 use crate::error::{At, Error, Result};
-use crate::mount;
+use crate::{memory, mount};
 
 /// A file's bytes: mapped read-only, or copied into memory when it was opened.
 ///
@@ -144,11 +144,13 @@ impl fmt::Debug for FileBytes {
 }
 
 /// All bytes of a file in anonymous memory, which begins where a page does, as a mapping would.
-fn copied(file: &mut File) -> std::io::Result<Mmap> {
-    let len = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
+fn copied(file: &mut File) -> Result<Mmap> {
+    let len = file.metadata()?.len();
+    memory::room(len, "a copy of this file")?;
+    let len = usize::try_from(len).map_err(std::io::Error::other)?;
     let mut bytes = MmapMut::map_anon(len)?;
     file.read_exact(&mut bytes[..len])?;
-    bytes.make_read_only()
+    Ok(bytes.make_read_only()?)
 }
 
 #[cfg(test)]

@@ -55,21 +55,34 @@ impl Drop for Heap {
     }
 }
 
-/// Allocated memory, aligned to [`ALIGNMENT`].
+/// Memory of its own, aligned to [`ALIGNMENT`].
 struct Block {
     start: NonNull<u8>,
     capacity: usize,
+    /// A large block's. An allocator keeps what it is given back, in pieces between others that are in use; a mapping's pages are the system's
+    /// again at once.
+    mapping: Option<MmapMut>,
 }
 
 // SAFETY: a Block owns its memory, which is plain bytes.
 unsafe impl Send for Block {}
 
 impl Block {
+    /// Zeroed, so that bytes are initialised from the start.
     fn new(capacity: usize) -> Self {
         let layout = Self::layout(capacity);
-        // SAFETY: the size is not zero. Zeroed, so that bytes are initialised from the start.
-        let start = unsafe { alloc::alloc_zeroed(layout) };
-        Self { start: NonNull::new(start).unwrap_or_else(|| alloc::handle_alloc_error(layout)), capacity }
+        let mut mapping = (capacity > LARGE).then(|| Self::mapped(capacity));
+        let start = match &mut mapping {
+            Some(mapping) => mapping.as_mut_ptr(),
+            // SAFETY: the size is not zero.
+            None => unsafe { alloc::alloc_zeroed(layout) },
+        };
+        Self { start: NonNull::new(start).unwrap_or_else(|| alloc::handle_alloc_error(layout)), capacity, mapping }
+    }
+
+    /// Pages of zeros, which take no memory until they are written to.
+    fn mapped(len: usize) -> MmapMut {
+        MmapMut::map_anon(len).unwrap_or_else(|_| alloc::handle_alloc_error(Self::layout(len)))
     }
 
     fn layout(capacity: usize) -> alloc::Layout {
@@ -79,15 +92,19 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: allocated by `new` with the same layout, and owned.
-        unsafe { alloc::dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
+        if self.mapping.is_none() {
+            // SAFETY: allocated by `new` with the same layout, and owned.
+            unsafe { alloc::dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
+        }
     }
 }
+
+/// Beyond so many bytes a block is large.
+const LARGE: usize = 1 << 20;
 
 /// Block sizes: eighths of a power of two, so that at most a fifth is wasted and freed blocks fit again; of large blocks, which come back with
 /// the same sizes step after step, finer ones.
 fn size_class(len: usize) -> usize {
-    const LARGE: usize = 1 << 20;
     if len <= ALIGNMENT {
         return if len == 0 { 0 } else { ALIGNMENT };
     }
@@ -245,11 +262,8 @@ impl Counted {
         Self { count: count.unwrap_or(u64::MAX), len, zeros: OnceLock::new() }
     }
 
-    /// Pages that nobody writes to take no memory.
     pub(super) fn bytes(&self) -> &[u8] {
-        let make =
-            || MmapMut::map_anon(self.len).unwrap_or_else(|_| alloc::handle_alloc_error(Block::layout(self.len)));
-        &self.zeros.get_or_init(make)[..self.len]
+        &self.zeros.get_or_init(|| Block::mapped(self.len))[..self.len]
     }
 
     pub(super) fn get_mut<T: Element>(&mut self) -> &mut [T] {

@@ -17,6 +17,7 @@ use crate::buffer::FileBytes;
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::formats::Weights;
+use crate::memory;
 use crate::models::single::{ImageOutput, TextOutput};
 use crate::models::{
     DualEncoderConfig, GlobalText, ImageModelConfig, ImageTowerConfig, Network, NetworkConfig, TextModelConfig,
@@ -337,6 +338,13 @@ impl Checkpoint {
     /// As [`Checkpoint::tensors`], those that `widened` chooses by name in f32.
     fn tensors_with(&self, widened: &dyn Fn(&str, Meta) -> bool) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
+        let becomes_f32 =
+            |(name, meta): (&String, &Meta), part: &Part| part.scales.contains_key(name) || widened(name, *meta);
+        let of_part = |part: &Part| -> usize {
+            let wide = part.read.metas.iter().filter(|entry| becomes_f32(*entry, part));
+            wide.map(|(_, meta)| 4 * meta.dims.numel()).sum()
+        };
+        memory::room(self.parts.iter().map(of_part).sum::<usize>() as u64, "these weights in f32")?;
         for part in &self.parts {
             part.weights.check()?;
             let of = |entry: &names::Entry| -> Result<Option<Tensor>> {

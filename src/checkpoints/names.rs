@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::error::{Error, Result};
 use crate::layout::Dims;
 use crate::op::Meta;
+use crate::spelling::{distance, nearest};
 use crate::tensor::Tensor;
 
 /// How a canonical parameter lies in its foreign tensor.
@@ -191,6 +192,27 @@ impl Table {
         Self(lines.map(Rule::new).collect())
     }
 
+    /// What a name might have been meant as: the foreign name of each rule with the numbers and the end of this one.
+    fn like(&self, name: &str) -> Vec<String> {
+        /// Longer ones are no misspelt ones, and comparing them takes long.
+        const LONGEST: usize = 200;
+        if name.len() > LONGEST {
+            return Vec::new();
+        }
+        let of = |pattern: &Pattern| -> String {
+            let mut numbers = name.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+            let end = name.rsplit('.').next().unwrap_or_default();
+            let piece = |piece: &Piece| match piece {
+                Piece::Text(text) => text.clone(),
+                Piece::Number => numbers.next().unwrap_or("0").to_owned(),
+                Piece::Rest => end.to_owned(),
+            };
+            pattern.0.iter().map(piece).collect()
+        };
+        let begins = |rule: &&Rule| matches!(rule.foreign.0.first(), Some(Piece::Text(_)));
+        self.0.iter().filter(begins).map(|rule| of(&rule.foreign)).collect()
+    }
+
     /// The canonical parameters that the tensors of a file (names, dims and types) are, and what became of every other name. Where
     /// one parameter has two names, the one of the earlier rule counts and the other is an alias.
     ///
@@ -246,13 +268,13 @@ impl Table {
         for name in canonical {
             match self.entry(name) {
                 Some(entry) => names.push(entry),
-                None => without.push(name),
+                None => without.push(name.to_owned()),
             }
         }
         if without.is_empty() {
             return Ok(Names(names));
         }
-        Err(Error::new(format!("this layout has no names for {}", listed(&without))))
+        Err(Error::new(format!("this layout has no names for {}", listed(&without, &String::clone))))
     }
 
     /// What this family calls a canonical parameter.
@@ -348,11 +370,13 @@ impl Names {
 /// How many names an error lists.
 const LISTED: usize = 20;
 
-/// The first names of a list, and how many more there are.
-fn listed(names: &[impl AsRef<str>]) -> String {
-    let mut text = names.iter().take(LISTED).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
-    if names.len() > LISTED {
-        text.push_str(&format!(" and {} more", names.len() - LISTED));
+/// The first names of a list in words, and how many more there are.
+fn listed<'n>(names: impl IntoIterator<Item = &'n String>, say: &dyn Fn(&String) -> String) -> String {
+    let mut names = names.into_iter();
+    let mut text = names.by_ref().take(LISTED).map(say).collect::<Vec<_>>().join(", ");
+    match names.count() {
+        0 => {}
+        more => text.push_str(&format!(" and {more} more")),
     }
     text
 }
@@ -363,7 +387,8 @@ pub(super) fn own_name(canonical: &str, read: &Read, table: &Table) -> String {
         return found.to_owned();
     }
     let names: Vec<String> = table.entries(canonical).map(|entry| entry.foreign).collect();
-    let unlike = |name: &String| read.names.0.iter().map(|entry| edits(&entry.foreign, name)).min();
+    let unlike =
+        |name: &String| read.names.0.iter().map(|entry| distance(entry.foreign.as_bytes(), name.as_bytes())).min();
     let best = if names.len() < 2 { names.into_iter().next() } else { names.into_iter().min_by_key(unlike) };
     best.unwrap_or_else(|| canonical.to_owned())
 }
@@ -372,7 +397,7 @@ pub(super) fn own_name(canonical: &str, read: &Read, table: &Table) -> String {
 ///
 /// # Errors
 /// Listing tensors that are missing (with the nearest name among those that nothing asks for), that have other dims, and that
-/// nothing asks for, by the file's own names.
+/// nothing asks for (with the nearest name that the family has), by the file's own names.
 pub(super) fn check(expected: &BTreeMap<String, Dims>, read: &Read, table: &Table) -> Result<()> {
     let own_name = |canonical: &str| own_name(canonical, read, table);
     let unused = read.metas.keys().filter(|name| !expected.contains_key(*name)).map(|name| own_name(name));
@@ -389,48 +414,41 @@ pub(super) fn check(expected: &BTreeMap<String, Dims>, read: &Read, table: &Tabl
             Some(_) => {}
         }
     }
-    let missing: Vec<String> = missing
-        .into_iter()
-        .map(|name| match nearest(&name, unexpected.iter().map(String::as_str)) {
-            Some(near) => format!("{name} (nearest: {near})"),
-            None => name,
-        })
-        .collect();
-    let unexpected: Vec<String> = unexpected.into_iter().collect();
-    let mut told = Vec::new();
-    for (what, names) in [("missing", &missing), ("of other dims", &other), ("not part of the model", &unexpected)] {
-        if !names.is_empty() {
-            told.push(format!("{} {what}: {}", names.len(), listed(names)));
-        }
-    }
+    let with = |name: &String, near: Option<&str>| match near {
+        Some(near) => format!("{name} (nearest: {near})"),
+        None => name.clone(),
+    };
+    let told: Vec<String> = [
+        ("missing", missing.len(), listed(&missing, &|name| with(name, nearest(name, &unexpected)))),
+        ("of other dims", other.len(), listed(&other, &String::clone)),
+        (
+            "not part of the model",
+            unexpected.len(),
+            listed(&unexpected, &|name| {
+                let like = if read.unknown.contains(name) { table.like(name) } else { Vec::new() };
+                with(name, nearest(name, &like))
+            }),
+        ),
+    ]
+    .into_iter()
+    .filter(|(_, count, _)| *count > 0)
+    .map(|(what, count, names)| format!("{count} {what}: {names}"))
+    .collect();
     if told.is_empty() { Ok(()) } else { Err(Error::new(format!("tensors that do not fit: {}", told.join("; ")))) }
-}
-
-/// The candidate with the fewest edits, if they are few.
-fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
-    let near = candidates.map(|candidate| (edits(name, candidate), candidate)).min()?;
-    (near.0 <= 2 + name.len() / 3).then_some(near.1)
-}
-
-/// Letters put in, left out or replaced between two names (Levenshtein 1966).
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<u8> = b.bytes().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut corner = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = corner + usize::from(x != *y);
-            corner = row[j + 1];
-            row[j + 1] = replaced.min(corner + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_misspelt_name_is_told_with_what_it_may_have_been() {
+        let table = Table::new("v.blocks.#.mlp.* -> x.#.*\nv.ln_pre.* -> n.*");
+        let near = |name: &str| nearest(name, &table.like(name)).map(str::to_owned);
+        assert_eq!(near("v.block.11.mlp.bias").as_deref(), Some("v.blocks.11.mlp.bias"));
+        assert_eq!(near("v.ln_pree.weight").as_deref(), Some("v.ln_pre.weight"));
+        assert_eq!((near("optimizer"), near(&"v.ln_pre.".repeat(99))), (None, None));
+    }
 
     #[test]
     fn rules_read_both_ways() {
@@ -481,9 +499,9 @@ mod tests {
         assert!(read.names.foreign(&part).unwrap_err().to_string().contains("3 parts"));
 
         let expected =
-            BTreeMap::from([("c".to_owned(), Dims::new(&[5])), ("x.1.k_proj.bias".to_owned(), Dims::new(&[2]))]);
+            BTreeMap::from([("c".to_owned(), Dims::new(&[5])), ("x.1.k_proj.weight".to_owned(), Dims::new(&[2, 2]))]);
         let message = check(&expected, &read, &table).unwrap_err().to_string();
-        assert!(message.contains("1 missing: a.1.in_proj_bias (nearest: a.0.in_proj_weight)"), "{message}");
+        assert!(message.contains("1 missing: a.1.in_proj_weight (nearest: a.0.in_proj_weight)"), "{message}");
         assert!(message.contains("cls (as c: [4], needed [5])") && message.contains("stray"), "{message}");
     }
 
@@ -496,10 +514,5 @@ mod tests {
             let message = check(&expected, &table.read([(has, one.meta())]).unwrap(), &table).unwrap_err().to_string();
             assert!(message.contains(missing), "{message}");
         }
-    }
-
-    #[test]
-    fn edits_are_counted() {
-        assert_eq!((edits("kitten", "sitting"), edits("", "ab"), edits("same", "same")), (3, 2, 0));
     }
 }

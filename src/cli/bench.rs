@@ -8,7 +8,6 @@ use clap::ValueEnum;
 
 use super::Global;
 use super::model::ModelArgs;
-use crate::DType;
 use crate::check::Inputs;
 use crate::check::inputs::drawn_texts;
 use crate::error::{Error, Result};
@@ -18,15 +17,16 @@ use crate::models::bert::BertConfig;
 use crate::models::clip_text::TextConfig;
 use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
-use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind, Planned};
+use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind, Planned, TextTowerConfig};
 use crate::nn::{Activation, Module, ProjectionKind};
 use crate::optim::{Optimiser, OptimiserConfig, Rule};
-use crate::pipeline::{NetworkConfig, Pipeline, Unused};
+use crate::pipeline::{Asked, Batches, NetworkConfig, Pipeline, Unused};
 use crate::profile::{self, Cost};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 use crate::train::step;
+use crate::{DType, Dims};
 
 /// Times inference of a model, or training steps of a configuration; one JSON line with --json.
 #[derive(clap::Args)]
@@ -227,7 +227,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let usual = if checkpoint.config.vision().is_some() { What::Image } else { What::Text };
     let what = args.what.unwrap_or(usual);
     // Pixels and ids are drawn: nothing beside the model is needed.
-    let pipeline = args.model.ways().open(&checkpoint, Unused { pictures: true, texts: true }, global)?;
+    let mut pipeline = args.model.ways().open(&checkpoint, Unused { pictures: true, texts: true }, global)?;
     let batch = args.batch.unwrap_or(1);
     let golden = args.golden.as_ref().map(|path| Weights::open(path, !global.no_mmap)).transpose()?;
     let of = |what: &str| -> Result<Option<Tensor>> {
@@ -236,7 +236,11 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         let tensor = golden.get(&name).ok_or_else(|| Error::new(format!("no {name}")).at(golden.path()))?;
         Ok(Some(tensor.clone()))
     };
-    let inputs = inputs(what, &pipeline, batch, of("input")?)?;
+    let golden = of("input")?;
+    if golden.is_none() {
+        fitting(what, &mut pipeline, batch, args.once, global)?;
+    }
+    let inputs = inputs(what, &pipeline, batch, golden)?;
     inputs.fits(&checkpoint.config, false)?;
     let planned = Planned::new(&pipeline.network);
     let forward = || {
@@ -311,13 +315,37 @@ fn profile(global: &Global, mut run: impl FnMut() -> Result<Vec<Cost>>) -> Resul
     Ok(rows.into())
 }
 
+/// Says what memory the runs take, and refuses what this machine cannot hold.
+fn fitting(what: What, pipeline: &mut Pipeline, batch: usize, once: bool, global: &Global) -> Result<()> {
+    // From the second run on there is a plan.
+    let rows = if once { batch } else { 3 * batch };
+    let config = NetworkConfig::of(&pipeline.network);
+    let asked = match (what, config.text()) {
+        (What::Text, Some(text)) => {
+            let dims = Dims::new(&[batch, longest(pipeline, text)]);
+            Asked { texts: Some(Batches { dims, rows }), ids: dims.numel(), ..Asked::default() }
+        }
+        _ => {
+            let p = &pipeline.preprocess;
+            let dims = Dims::new(&[batch, p.channels, p.crop, p.crop]);
+            Asked { images: Some(Batches { dims, rows }), ..Asked::default() }
+        }
+    };
+    let remedy = format!("Lower --batch (now {batch})");
+    super::model::fitting(pipeline, &asked, &remedy, global)
+}
+
+/// Tokens of the texts that are drawn.
+fn longest(pipeline: &Pipeline, text: &TextTowerConfig) -> usize {
+    pipeline.tokenizer.as_ref().map_or(text.max_length(), Tokenizer::max_length)
+}
+
 /// What a model is timed on: the golden input, or noise.
 fn inputs(what: What, pipeline: &Pipeline, batch: usize, golden: Option<Tensor>) -> Result<Inputs> {
     let config = NetworkConfig::of(&pipeline.network);
     let mut rng = Rng::new(1, 0);
     if let What::Text = what {
         let text = config.text().ok_or_else(|| Error::usage("--what text: this model knows no texts"))?;
-        let longest = pipeline.tokenizer.as_ref().map_or(text.max_length(), Tokenizer::max_length);
         let texts = match golden {
             Some(ids) if ids.rank() != 2 || ids.numel() == 0 || ids.dtype().is_float() => {
                 return Err(Error::new(format!("the golden input is {:?}, not ids [n, T]", ids.dims())));
@@ -326,7 +354,7 @@ fn inputs(what: What, pipeline: &Pipeline, batch: usize, golden: Option<Tensor>)
                 let mask = Tensor::full(*ids.dims(), 1.0, DType::U8);
                 [ids.to_dtype(DType::I64).packed(), mask]
             }
-            None => drawn_texts(text.vocabulary(), batch, longest, &mut rng),
+            None => drawn_texts(text.vocabulary(), batch, longest(pipeline, text), &mut rng),
         };
         return Ok(Inputs { pixels: None, texts: Some(texts) });
     }

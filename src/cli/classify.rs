@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::eval::measure::queries;
 use crate::eval::zero_shot::{Rule, scores};
 use crate::models::Planned;
-use crate::pipeline::{Network, Pipeline};
+use crate::pipeline::{Asked, Network, Pipeline};
 
 /// Scores images for the labels of a table of prompts: Z, and the softmax over positive and negative prompts.
 #[derive(clap::Args)]
@@ -34,8 +34,8 @@ pub(super) struct Scored {
 /// Prompts that are longer than the model reads, one line each.
 pub(super) fn cut(pipeline: &Pipeline, prompts: &Prompts) -> Result<Vec<String>> {
     let (_, tokenizer) = pipeline.dual()?;
-    let texts: Vec<&String> = prompts.0.iter().flat_map(|p| p.positive.iter().chain(&p.negative)).collect();
-    let tokens = tokenizer.encode(&texts.iter().map(|text| text.as_str()).collect::<Vec<_>>())?;
+    let texts = prompts.texts();
+    let tokens = tokenizer.encode(&texts)?;
     let longest = tokenizer.max_length();
     let lines: BTreeSet<String> =
         tokens.cut.iter().map(|&at| format!("prompt cut after {longest} tokens: {:?}", texts[at])).collect();
@@ -43,16 +43,27 @@ pub(super) fn cut(pipeline: &Pipeline, prompts: &Prompts) -> Result<Vec<String>>
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
-    let pipeline = args.model.open(global)?;
-    let (labels, queries, scale, cut) = match &pipeline.network {
-        Network::Classifier(model) => (model.config().labels.clone(), Vec::new(), 1.0, Vec::new()),
-        Network::Dual(model) => {
+    let mut pipeline = args.model.open(global)?;
+    let prompts = match &pipeline.network {
+        Network::Dual(_) => {
             let path = args.prompts.as_deref().ok_or_else(|| Error::usage("which labels? Give --prompts TABLE.csv"))?;
-            let prompts = Prompts::open(path)?;
-            let labels = prompts.0.iter().map(|p| p.label.clone()).collect();
-            (labels, queries(&pipeline, &prompts)?, model.logit_scale.item().exp(), cut(&pipeline, &prompts)?)
+            Some(Prompts::open(path)?)
         }
-        Network::Image(_) | Network::Text(_) => return pipeline.dual().map(drop),
+        _ => None,
+    };
+    let mut asked = Asked::default();
+    asked = asked.files(&pipeline.preprocess, args.images.iter(), model::AT_ONCE, global.worker_count());
+    if let Some(prompts) = &prompts {
+        asked = asked.texts(pipeline.dual()?.1, &prompts.texts())?;
+    }
+    model::fitting(&mut pipeline, &asked, model::LESS, global)?;
+    let (labels, queries, scale, cut) = match (&pipeline.network, &prompts) {
+        (Network::Classifier(model), _) => (model.config().labels.clone(), Vec::new(), 1.0, Vec::new()),
+        (Network::Dual(model), Some(prompts)) => {
+            let labels = prompts.0.iter().map(|p| p.label.clone()).collect();
+            (labels, queries(&pipeline, prompts)?, model.logit_scale.item().exp(), cut(&pipeline, prompts)?)
+        }
+        _ => return pipeline.dual().map(drop),
     };
     cut.iter().for_each(|line| global.say(line));
     let progress = global.progress(args.images.len() as u64, "images");

@@ -8,7 +8,7 @@ use crate::check::Inputs;
 use crate::error::{At, Error, Result};
 use crate::formats::safetensors;
 use crate::models::{Planned, Said};
-use crate::pipeline::{NetworkConfig, Pipeline, Unused};
+use crate::pipeline::{Asked, Kept, NetworkConfig, Pipeline, TEXTS_AT_ONCE, Unused};
 use crate::tensor::Tensor;
 
 /// Writes embeddings of images and texts, whole and by patch and token: projected, not normalised. A model of images alone or of texts
@@ -37,17 +37,38 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         return Err(Error::usage("nothing to embed: give --images, --texts or --inputs"));
     }
     let unused = Unused { pictures: args.images.is_empty(), texts: args.texts.is_empty() };
-    let pipeline = args.model.open_for(unused, global)?;
+    let mut pipeline = args.model.open_for(unused, global)?;
+    let config = NetworkConfig::of(&pipeline.network);
+    let inputs = args.inputs.as_ref().map(|path| Inputs::open(path, !global.no_mmap)).transpose()?;
+    if let (Some(inputs), Some(path)) = (&inputs, &args.inputs) {
+        inputs.fits(&config, false).at(path)?;
+    }
+    let texts = texts(args, &pipeline, inputs.as_ref(), global)?;
+    let pixels = inputs.as_ref().and_then(|inputs| inputs.pixels.as_ref());
+    if !args.images.is_empty() {
+        config.vision().ok_or_else(|| Error::usage("--images: this model knows no images"))?;
+    }
+    let mut asked = Asked { kept: Kept::All, ..Asked::default() };
+    asked = asked.files(&pipeline.preprocess, args.images.iter(), model::AT_ONCE, global.worker_count());
+    if let Some(pixels) = pixels {
+        asked = asked.pixels(*pixels.dims(), model::AT_ONCE);
+    }
+    if let Some([ids, _]) = &texts {
+        asked = asked.tokens(ids, TEXTS_AT_ONCE);
+    }
+    model::fitting(
+        &mut pipeline,
+        &asked,
+        "Embed fewer images or texts at once: what is written is held until all are there",
+        global,
+    )?;
+
     let planned = Planned::new(&pipeline.network);
     let say_images =
         |pixels: &Tensor| planned.say_images(pixels).ok_or_else(|| Error::new("this model knows no images"));
-    let say_texts =
-        |[ids, mask]: &[Tensor; 2]| planned.say_texts(ids, mask).ok_or_else(|| Error::new("this model knows no texts"));
-    let config = NetworkConfig::of(&pipeline.network);
-    let (mut images, mut said, mut mask): (Vec<Said>, Vec<Said>, _) = (Vec::new(), Vec::new(), None);
+    let (mut images, mut said): (Vec<Said>, Vec<Said>) = (Vec::new(), Vec::new());
     let (mut rows, mut broken) = (Rows::default(), Vec::new());
     if !args.images.is_empty() {
-        config.vision().ok_or_else(|| Error::usage("--images: this model knows no images"))?;
         let progress = global.progress(args.images.len() as u64, "images");
         for batch in model::batches(&pipeline, &args.images, global.worker_count())?.epoch(0, 0) {
             let batch = batch?;
@@ -64,37 +85,21 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             return model::left_out(&broken, args.images.len());
         }
     }
-    if !args.texts.is_empty() {
-        config.text().ok_or_else(|| Error::usage("--texts: this model knows no texts"))?;
-        let tokenizer = pipeline.tokenizer()?;
-        let all: Vec<&str> = args.texts.iter().map(String::as_str).collect();
-        let tokens = tokenizer.encode(&all)?;
-        for &i in &tokens.cut {
-            global.say(format!("text {} has more than {} tokens and is cut", i + 1, tokenizer.max_length()));
+    let named = |n: usize| (0..n).filter_map(|i| Some(format!("{}[{i}]", args.inputs.as_ref()?.display())));
+    if let Some(pixels) = pixels {
+        for (start, n) in parts(pixels.dims()[0], model::AT_ONCE) {
+            pipeline.intact()?;
+            images.push(say_images(&pixels.narrow(0, start, n))?);
         }
-        let texts = [tokens.ids, tokens.mask];
-        pipeline.intact()?;
-        said.push(say_texts(&texts)?);
-        mask = Some(texts[1].clone());
-        rows.texts.extend(args.texts.iter().cloned());
+        rows.images.extend(named(pixels.dims()[0]));
     }
-    if let Some(path) = &args.inputs {
-        let inputs = Inputs::open(path, !global.no_mmap)?;
-        inputs.fits(&config, false).at(path)?;
-        pipeline.intact()?;
-        let named = |n: usize| (0..n).map(|i| format!("{}[{i}]", path.display()));
-        if let Some(pixels) = &inputs.pixels {
-            images.push(say_images(pixels)?);
-            rows.images.extend(named(pixels.dims()[0]));
+    if let Some([ids, mask]) = &texts {
+        for (start, n) in parts(ids.dims()[0], TEXTS_AT_ONCE) {
+            pipeline.intact()?;
+            let [ids, mask] = [ids, mask].map(|x| x.narrow(0, start, n));
+            said.push(planned.say_texts(&ids, &mask).ok_or_else(|| Error::new("this model knows no texts"))?);
         }
-        if let Some(texts) = &inputs.texts {
-            if mask.is_some() {
-                return Err(Error::usage("texts come from --texts or from --inputs, not from both"));
-            }
-            said.push(say_texts(texts)?);
-            rows.texts.extend(named(texts[0].dims()[0]));
-            mask = Some(texts[1].clone());
-        }
+        if args.texts.is_empty() { rows.texts.extend(named(ids.dims()[0])) } else { rows.texts.clone_from(&args.texts) }
     }
     let mut out: Vec<(String, Tensor)> = Vec::new();
     for (all, whole, parts) in [(&images, "image_embeds", "patch_embeds"), (&said, "text_embeds", "token_embeds")] {
@@ -103,17 +108,40 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         add(&mut out, parts, all.iter().filter_map(|(_, e)| Some(&e.as_ref()?.parts)))?;
     }
     for (name, t) in &out {
-        if let Some(x) = t.to_vec::<f32>().iter().find(|x| !x.is_finite()) {
+        if let Some(x) = t.packed().as_slice::<f32>().iter().find(|x| !x.is_finite()) {
             return Err(Error::new(format!("{name} would have {x}: the weights are damaged")).at(args.model.name()));
         }
     }
-    out.extend(mask.map(|mask| ("token_mask".to_owned(), mask)));
+    out.extend(texts.map(|[_, mask]| ("token_mask".to_owned(), mask)));
     let metadata = metadata(args, &pipeline, &rows)?;
     safetensors::save(&args.out, out.iter().map(|(name, t)| (name.clone(), t)), &metadata)?;
     for (name, t) in &out {
         global.say(format!("{name} {:?}", t.dims()));
     }
     model::left_out(&broken, args.images.len())
+}
+
+/// Ids and mask of --texts, or those of --inputs.
+fn texts(args: &Args, pipeline: &Pipeline, inputs: Option<&Inputs>, global: &Global) -> Result<Option<[Tensor; 2]>> {
+    let given = inputs.and_then(|inputs| inputs.texts.clone());
+    if args.texts.is_empty() {
+        return Ok(given);
+    }
+    if given.is_some() {
+        return Err(Error::usage("texts come from --texts or from --inputs, not from both"));
+    }
+    NetworkConfig::of(&pipeline.network).text().ok_or_else(|| Error::usage("--texts: this model knows no texts"))?;
+    let tokenizer = pipeline.tokenizer()?;
+    let tokens = tokenizer.encode(&args.texts.iter().map(String::as_str).collect::<Vec<_>>())?;
+    for &i in &tokens.cut {
+        global.say(format!("text {} has more than {} tokens and is cut", i + 1, tokenizer.max_length()));
+    }
+    Ok(Some([tokens.ids, tokens.mask]))
+}
+
+/// Starts and lengths of the batches of so many rows.
+fn parts(rows: usize, at_once: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows).step_by(at_once).map(move |start| (start, at_once.min(rows - start)))
 }
 
 /// What each row of the embeddings is of.

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use super::Global;
-use super::model::{Sides, Ways};
+use super::model::{LESS, Sides, Ways};
 use crate::data::{Boxes, Labels, Pairs, Prompts, Split};
 use crate::error::{At, Result};
-use crate::eval::compare::{How, Tables, evaluate};
+use crate::eval::compare::{AT_ONCE, How, Tables, evaluate};
 use crate::eval::scores::ScoreOptions;
 use crate::eval::tables::write_scores;
 use crate::files;
 use crate::loss::TierOptions;
-use crate::pipeline::{Pipeline, Unused};
+use crate::memory::Estimate;
+use crate::pipeline::{Asked, Kept, Network, Pipeline, Unused};
 use crate::report::{self, Provenance, found};
 
 /// Judges a model (several: their ensemble) on a split: zero-shot scores, retrieval, localisation and sparsity.
@@ -74,7 +75,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         args.ways.open(&args.sides.checkpoint(path, global)?, Unused::default(), global)
     };
     let all = |paths: &[PathBuf]| paths.iter().map(|path| open(Some(path))).collect::<Result<Vec<_>>>();
-    let (mut models, against) = (all(&args.model)?, all(&args.against)?);
+    let (mut models, mut against) = (all(&args.model)?, all(&args.against)?);
     if args.sides.is_some() {
         models.push(open(None)?);
     }
@@ -89,6 +90,21 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         prompts: args.prompts.as_deref().map(Prompts::open).transpose()?,
         boxes: args.boxes.as_deref().map(Boxes::open).transpose()?,
     };
+    let rows = [tables.rows(), tables.known()].concat();
+    let texts: Vec<&str> =
+        rows.iter().map(|row| row.text.as_str()).chain(tables.prompts.iter().flat_map(Prompts::texts)).collect();
+    let mut estimate = Estimate::default();
+    for pipeline in models.iter_mut().chain(&mut against) {
+        let paths = rows.iter().map(|row| row.path());
+        let asked = Asked { kept: Kept::Whole, ..Asked::default() };
+        let mut asked = asked.files(&pipeline.preprocess, paths, AT_ONCE, global.worker_count());
+        if let Network::Dual(_) = &pipeline.network {
+            asked = asked.texts(pipeline.dual()?.1, &texts)?;
+        }
+        estimate = estimate.then(&pipeline.memory(&asked));
+    }
+    global.say(estimate.describe());
+    estimate.fits("this", LESS)?;
     let how = How {
         scores: ScoreOptions { draws: args.draws as usize, seed: args.seed, ..ScoreOptions::default() },
         softmax: args.softmax,

@@ -1,6 +1,5 @@
 //! `tier heatmap`: where in an x-ray a text is seen.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::{Global, model};
@@ -10,9 +9,8 @@ use crate::eval::localisation::PatchMap;
 use crate::eval::measure::heat;
 use crate::eval::zero_shot::Query;
 use crate::files;
-use crate::image::{Filter, Picture, resize};
-use crate::pipeline::Pipeline;
-use crate::report::heat::{Grid, HeatMap, figure, shared_scale};
+use crate::pipeline::{Asked, Pipeline};
+use crate::report::heat::{Film, Grid, HeatMap, figure, shared_scale};
 use crate::tensor::Tensor;
 
 /// Paints the similarities of an image's patches to a text over the image: untouched at zero, one symmetric scale; what the model did
@@ -46,8 +44,8 @@ pub struct Args {
     blocks: bool,
 }
 
-/// Longest side of the painted film, in pixels.
-const SHOWN: usize = 1024;
+/// What painting and writing a film takes, in bytes.
+const PAINTED: u64 = 16 << 20;
 
 /// A picture is written as PNG, so its name must not say another format.
 pub(super) fn only_png(path: Option<&Path>) -> Result<()> {
@@ -66,7 +64,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(scale) = args.scale.filter(|scale| !(scale.is_finite() && *scale > 0.0)) {
         return Err(Error::usage(format!("--scale {scale}: a number above 0 is needed")));
     }
-    let pipeline = args.model.open(global)?;
+    let mut pipeline = args.model.open(global)?;
+    let asked = Asked { aside: PAINTED, ..Asked::default() };
+    let texts: Vec<&str> = args.text.iter().chain(&args.negative).map(String::as_str).collect();
+    let asked = asked.files(&pipeline.preprocess, [&args.image].into_iter(), 1, 1).texts(pipeline.dual()?.1, &texts)?;
+    model::fitting(&mut pipeline, &asked, model::LESS, global)?;
     let (picture, pixels, _) = model::pixels(&pipeline, &args.image, global)?;
     let query = query(&pipeline, &args.text, &args.negative)?;
     let map = map(&pipeline, &pixels, &query)?;
@@ -77,13 +79,16 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     };
     let source = (picture.width, picture.height);
     let seen = pipeline.preprocess.seen_part(source);
-    let film = at_most(&picture, SHOWN);
-    let [across, down] = [film.width as f64 / source.0 as f64, film.height as f64 / source.1 as f64];
-    let on_film = |[x, y, width, height]: [f64; 4]| [x * across, y * down, width * across, height * down];
-    let boxes: Vec<[f64; 4]> = boxes.into_iter().map(on_film).collect();
+    let film = Film::new(&picture, seen);
+    let boxes: Vec<[f64; 4]> = boxes.into_iter().map(|bbox| film.place(bbox)).collect();
     let scale = args.scale.unwrap_or_else(|| shared_scale([&grid]));
-    let painted =
-        HeatMap { picture: &film, seen: Some(on_film(seen)), grid: Some(&grid), boxes: &boxes, smooth: !args.blocks };
+    let painted = HeatMap {
+        picture: &film.picture,
+        seen: Some(film.seen),
+        grid: Some(&grid),
+        boxes: &boxes,
+        smooth: !args.blocks,
+    };
     files::write_atomic(&args.out, &figure(&[("", painted)], &args.text.join(" | "), Some(scale))?)?;
     let rows: Vec<&[f32]> = map.scores.chunks(map.width).collect();
     let text = args.text.join(" | ");
@@ -96,13 +101,6 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     global.say(format!("{} written", args.out.display()));
     Ok(())
-}
-
-/// The picture, smaller where a side would be longer than `side`.
-fn at_most(picture: &Picture, side: usize) -> Cow<'_, Picture> {
-    let longer = picture.width.max(picture.height);
-    let scaled = |x: usize| if longer > side { (x * side / longer).max(1) } else { x };
-    resize(picture, scaled(picture.width), scaled(picture.height), Filter::Bilinear)
 }
 
 /// The query of some texts against others.

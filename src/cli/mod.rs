@@ -30,6 +30,8 @@ use clap::{Parser, Subcommand};
 
 use crate::device::{self, Gpu};
 use crate::error::{Error, Kind, Result};
+use crate::memory::mib;
+use crate::process;
 
 /// Trains and runs CLIP-style chest x-ray models with the TIER entropy regulariser.
 #[derive(Parser)]
@@ -257,7 +259,7 @@ fn run(cli: Cli) -> Result<()> {
     let threads = cli.global.thread_count();
     let work = || {
         let global = &cli.global;
-        match &cli.command {
+        let done = match &cli.command {
             Command::Demo(args) => demo::run(args, global),
             Command::Devices(args) => devices::run(args, global),
             Command::Classify(args) => classify::run(args, global),
@@ -275,7 +277,11 @@ fn run(cli: Cli) -> Result<()> {
             Command::Metrics(args) => metrics::run(args, global),
             Command::Phantom(args) => phantom::run(args, global),
             Command::Preprocess(args) => preprocess::run(args, global),
+        };
+        if let Some(bytes) = process::most_resident().filter(|_| global.verbose) {
+            global.say(format_args!("memory: {} at most in the end", mib(bytes)));
         }
+        done
     };
     kernels_cpu::par::Pool::new(threads).install(|| {
         let result = device::caught(work);

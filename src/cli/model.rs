@@ -6,9 +6,9 @@ use super::Global;
 use super::preprocess::Pixels;
 use crate::checkpoints::Checkpoint;
 use crate::data::{Loader, LoaderOptions};
-use crate::error::{Error, Result};
+use crate::error::{At, Error, Result};
 use crate::models::ImageTowerConfig;
-use crate::pipeline::{Given, Pipeline, Unused};
+use crate::pipeline::{Asked, Given, Pipeline, Unused};
 use crate::tensor::Tensor;
 
 /// Which model, and how it sees pictures.
@@ -147,10 +147,24 @@ pub(super) fn describe(pipeline: &Pipeline) -> String {
     pipeline.describe().join("\n  ")
 }
 
+/// Images in a batch.
+pub(super) const AT_ONCE: usize = 16;
+
+/// Says what memory the answers take, and refuses what this machine cannot hold; `remedy` takes less.
+pub(super) fn fitting(pipeline: &mut Pipeline, asked: &Asked, remedy: &str, global: &Global) -> Result<()> {
+    let estimate = pipeline.memory(asked);
+    global.say(format_args!("  {}", estimate.describe()));
+    estimate.fits("this", remedy).at(&pipeline.path)
+}
+
+/// What takes less memory where nothing of the answers is kept.
+pub(super) const LESS: &str =
+    "Smaller pictures (--resize, --crop), fewer --workers, or a model in fewer bits (tier convert --dtype) take less";
+
 /// Pixels of image files, a batch at a time, with their positions in `paths`; with what is doubtful about the pictures. Files that
 /// cannot be read are left out, for [`left_out`] to tell of.
 pub(super) fn batches(pipeline: &Pipeline, paths: &[PathBuf], workers: usize) -> Result<Loader> {
-    let options = LoaderOptions::evaluation(pipeline.preprocess.clone(), 16, workers.min(paths.len()));
+    let options = LoaderOptions::evaluation(pipeline.preprocess.clone(), AT_ONCE, workers.min(paths.len()));
     Loader::new(
         paths.to_vec(),
         LoaderOptions { sixteen_bit: pipeline.sixteen_bit, doubts: true, skip_broken: true, ..options },

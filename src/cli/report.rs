@@ -9,7 +9,8 @@ use crate::eval::measure::{heat, queries};
 use crate::eval::zero_shot::{Rule, scores};
 use crate::files;
 use crate::nn::Module;
-use crate::report::heat::Grid;
+use crate::pipeline::Asked;
+use crate::report::heat::{Film, Grid};
 use crate::report::results::Provenance;
 use crate::report::xray::{self, XrayLabel, XrayReport};
 
@@ -32,14 +33,19 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let mut pipeline = args.model.open(global)?;
     let mut parameters = 0;
     pipeline.network.visit("", &mut |_, p| parameters += p.numel());
-    let (dual, _) = pipeline.dual()?;
     let prompts = Prompts::open(&args.prompts)?;
+    let mut asked = Asked::default().files(&pipeline.preprocess, [&args.image].into_iter(), 1, 1);
+    // Of the film, 4 bytes a pixel as it is painted, and half a byte for each label as it is written; a small one is enlarged.
+    asked.aside = Film::LARGEST.min(asked.loading[1]) * (8 + prompts.0.len() as u64) / 2;
+    let asked = asked.texts(pipeline.dual()?.1, &prompts.texts())?;
+    model::fitting(&mut pipeline, &asked, model::LESS, global)?;
+    let (dual, _) = pipeline.dual()?;
     let queries = queries(&pipeline, &prompts)?;
     let (picture, pixels, mut warnings) = model::pixels(&pipeline, &args.image, global)?;
     warnings.extend(super::classify::cut(&pipeline, &prompts)?);
     pipeline.intact()?;
-    let image = dual.encode_image(&pixels);
-    let (whole, patches) = (image.whole.to_vec::<f32>(), image.parts.at(0, 0));
+    let seen = dual.encode_image(&pixels);
+    let (whole, patches) = (seen.whole.to_vec::<f32>(), seen.parts.at(0, 0));
     let z = scores(&whole, &queries, Rule::Difference);
     let p = scores(&whole, &queries, Rule::Softmax { scale: dual.logit_scale.item().exp() });
     let mut labels = Vec::new();
@@ -63,6 +69,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         },
         image: args.image.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         source: (picture.width, picture.height),
+        film: Film::new(&picture, pipeline.preprocess.seen_part((picture.width, picture.height))),
         picture: pipeline.preprocess.seen(&picture),
         model: vec![
             ("Weights".to_owned(), args.model.name()),

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::pairs::Pairs;
-use super::table::{Record, Table, nearest};
+use super::table::{Record, Table};
 use crate::error::{Error, Result};
+use crate::spelling::nearest;
 
 /// Labels of images: yes, no, or not known.
 #[derive(Clone, Debug, PartialEq)]

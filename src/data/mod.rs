@@ -13,4 +13,4 @@ pub use loader::{Batch, Epoch, Loader, LoaderOptions};
 pub use pairs::{Pairs, Row, Split};
 pub use prompts::{Prompt, Prompts};
 pub(crate) use table::beginning;
-pub use table::{Record, Table, nearest};
+pub use table::{Record, Table};

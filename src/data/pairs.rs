@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{Table, nearest};
+use super::table::Table;
 use crate::error::{Error, Result};
 use crate::rng::Rng;
+use crate::spelling::nearest;
 
 /// What a row is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]

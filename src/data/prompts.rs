@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::table::{Table, nearest};
+use super::table::Table;
 use crate::error::{Error, Result};
+use crate::spelling::nearest;
 
 /// The prompts of every label, in the order in which the table first names the labels.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,11 @@ impl Prompt {
 }
 
 impl Prompts {
+    /// All texts, label by label: those for it, then those against it.
+    pub fn texts(&self) -> Vec<&str> {
+        self.0.iter().flat_map(|p| p.positive.iter().chain(&p.negative)).map(String::as_str).collect()
+    }
+
     /// Reads a table with the columns `label`, `polarity` and `text`. Rows of label `*` are added to every label, after its own.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use csv::{ErrorKind, ReaderBuilder, StringRecord};
 
 use crate::error::{At, Error, Result};
 use crate::files::ROOM;
+use crate::spelling::nearest;
 
 /// Memory that a row of a table takes in what is made of it, beside its own text.
 const ROW: usize = 140;
@@ -262,39 +263,6 @@ fn told(text: &[u8], error: csv::Error) -> Error {
     }
 }
 
-/// The candidate that is most like `name`, if one is like it: same but for case and signs, or few letters changed.
-pub fn nearest<'a>(
-    name: &str,
-    candidates: impl IntoIterator<Item = &'a (impl AsRef<str> + ?Sized + 'a)>,
-) -> Option<&'a str> {
-    let plain = |s: &str| s.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<Vec<_>>();
-    let wanted = plain(name);
-    let scored = candidates.into_iter().map(|candidate| {
-        let candidate = candidate.as_ref();
-        let letters = plain(candidate);
-        let close = if letters.starts_with(&wanted) || wanted.starts_with(&letters) { 1 } else { usize::MAX };
-        let close = if letters.is_empty() { usize::MAX } else { close };
-        (distance(&wanted, &letters).min(close), candidate)
-    });
-    let (changes, best) = scored.min_by_key(|&(changes, _)| changes)?;
-    (changes <= wanted.len().div_ceil(3)).then_some(best)
-}
-
-/// Levenshtein's edit distance.
-fn distance(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -354,13 +322,5 @@ pub(super) mod tests {
                 parse(format!("{end}{end}a,a{end}").as_bytes()).unwrap_err().to_string().starts_with("line 3 names")
             );
         }
-    }
-
-    #[test]
-    fn nearest_is_near() {
-        assert_eq!(nearest("pozitive", &["positive", "negative"]), Some("positive"));
-        assert_eq!(nearest("Patient ID", &["patient_id", "image"]), Some("patient_id"));
-        assert_eq!(nearest("text", &["image", "split"]), None);
-        assert_eq!(nearest("x", &[""; 0]), None);
     }
 }

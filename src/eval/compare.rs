@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::loss::TierOptions;
 use crate::pipeline::Pipeline;
 
+/// Images in a batch.
+pub const AT_ONCE: usize = 32;
+
 /// The tables of an evaluation.
 pub struct Tables {
     /// Images and texts.
@@ -71,6 +74,14 @@ impl Tables {
     pub fn rows(&self) -> Vec<Row> {
         self.pairs.rows.iter().filter(|row| self.split.is_none_or(|split| row.split == split)).cloned().collect()
     }
+
+    /// The rows that thresholds are chosen on, where others are judged: those of the validation split with labels.
+    pub fn known(&self) -> Vec<Row> {
+        let Some(labels) = self.labels.as_ref().filter(|_| self.split != Some(self.val_split)) else {
+            return Vec::new();
+        };
+        self.pairs.split(self.val_split).filter(|row| labels.of.contains_key(&row.image)).cloned().collect()
+    }
 }
 
 /// Evaluates `models` (their ensemble), and compares with `against` where it names some. `progress` hears (done, of all) images.
@@ -88,13 +99,7 @@ pub fn evaluate(
     if rows.is_empty() {
         return Err(Error::new("no row is in this split: see the column split").at(&tables.pairs.path));
     }
-    let known: Vec<Row> = match &tables.labels {
-        Some(labels) => {
-            tables.pairs.split(tables.val_split).filter(|row| labels.of.contains_key(&row.image)).cloned().collect()
-        }
-        None => Vec::new(),
-    };
-    let known = if tables.split == Some(tables.val_split) { Vec::new() } else { known };
+    let known = tables.known();
     let all = ((rows.len() + known.len()) * (models.len() + against.len())) as u64;
     let done = std::cell::Cell::new(0);
     let side = |pipelines: &[Pipeline], rows: &[Row], whole: bool| -> Result<Measured> {
@@ -107,7 +112,7 @@ pub fn evaluate(
         };
         let mut measured = Vec::new();
         for pipeline in pipelines {
-            let loader = measure::loader(pipeline, &rows, 32, how.workers, 0)?;
+            let loader = measure::loader(pipeline, &rows, AT_ONCE, how.workers, 0)?;
             let before = done.get();
             measured.push(measure(pipeline, &rows, &loader, &options, &|n| {
                 done.set(before + n);

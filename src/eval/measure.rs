@@ -49,9 +49,7 @@ pub struct Measured {
 
 /// Queries of prompts, label by label.
 pub fn queries(pipeline: &Pipeline, prompts: &Prompts) -> Result<Vec<Query>> {
-    let texts: Vec<&str> =
-        prompts.0.iter().flat_map(|p| p.positive.iter().chain(&p.negative)).map(String::as_str).collect();
-    let mut rows = pipeline.embed_whole_texts(&texts)?.into_iter();
+    let mut rows = pipeline.embed_whole_texts(&prompts.texts())?.into_iter();
     let mut take = |n: usize| rows.by_ref().take(n).collect::<Vec<_>>();
     prompts
         .0

@@ -224,13 +224,12 @@ impl DualEncoder {
     /// # Errors
     /// If another tensor shares the parameter's bytes.
     pub fn clamp_logit_scale(&mut self) -> Result<()> {
-        for_float!("clamp_logit_scale", self.logit_scale.dtype(), F => {
-            let shared = || Error::new("logit_scale is shared, so it cannot be changed in place");
-            for value in self.logit_scale.as_mut_slice::<F>().ok_or_else(shared)? {
-                *value = value.min(MAX_LOGIT_SCALE as F);
-            }
+        let clamped = for_float!("clamp_logit_scale", self.logit_scale.dtype(), F => {
+            Tensor::update([&mut self.logit_scale], |[values]: [&mut [F]; 1]| {
+                values.iter_mut().for_each(|value| *value = value.min(MAX_LOGIT_SCALE as F));
+            })
         });
-        Ok(())
+        if clamped { Ok(()) } else { Err(Error::new("logit_scale is shared, so it cannot be changed in place")) }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use kernels_cpu::batch_norm as kernel;
 
-use crate::buffer::is_counting;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply, apply_aux};
@@ -37,18 +36,21 @@ impl Op for BatchNorm {
         let [x, weight, bias] = [0, 1, 2].map(|i| &packed[i]);
         let (channels, rows) = (weight.numel(), x.numel() / weight.numel().max(1));
         for_float!("batch_norm", out.dtype, F => {
-            let (mut mean, mut var) = (vec![0.0 as F; channels], vec![0.0 as F; channels]);
-            if let [_, _, _, running_mean, running_var] = &packed[..] {
-                mean.copy_from_slice(running_mean.as_slice());
-                var.copy_from_slice(running_var.as_slice());
-            } else if !is_counting() {
-                kernel::statistics::<F>(x.as_slice(), &mut mean, &mut var);
-            }
+            let statistics = Tensor::write([2, channels], |both: &mut [F]| {
+                let (mean, var) = both.split_at_mut(channels);
+                if let [_, _, _, running_mean, running_var] = &packed[..] {
+                    mean.copy_from_slice(running_mean.as_slice());
+                    var.copy_from_slice(running_var.as_slice());
+                } else {
+                    kernel::statistics::<F>(x.as_slice(), mean, var);
+                }
+            });
+            let (mean, var) = statistics.as_slice::<F>().split_at(channels);
             let rstd: Vec<F> = var.iter().map(|var| 1.0 / (var + self.eps as F).sqrt()).collect();
             let value = Tensor::write(out.dims, |y: &mut [F]| {
-                kernel::batch_norm(x.as_slice(), &mean, &rstd, weight.as_slice(), bias.as_slice(), y)
+                kernel::batch_norm(x.as_slice(), mean, &rstd, weight.as_slice(), bias.as_slice(), y)
             });
-            let mut aux = vec![Tensor::from_slice(&rstd, [channels]), Tensor::from_slice(&mean, [channels])];
+            let mut aux = vec![Tensor::from_slice(&rstd, [channels]), Tensor::from_slice(mean, [channels])];
             if packed.len() == 3 {
                 let unbiased: Vec<F> = var.iter().map(|var| var * (rows as f64 / (rows as f64 - 1.0)) as F).collect();
                 aux.push(Tensor::from_slice(&unbiased, [channels]));

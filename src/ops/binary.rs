@@ -2,7 +2,6 @@
 
 use kernels_cpu::zip::{self, Binary, Compare as Comparison};
 
-use crate::buffer::is_counting;
 #[cfg(feature = "vulkan")]
 use crate::device::Gpu;
 use crate::dtype::DType;
@@ -255,14 +254,10 @@ impl Tensor {
             return self.add(other);
         }
         let other = other.packed();
-        if is_counting() && self.is_contiguous() && self.buffer().is_unshared() {
-            return self;
-        }
-        for_float!("accumulate", self.dtype(), F => if let Some(sum) = self.as_mut_slice::<F>() {
-            zip::add_assign(sum, other.as_slice());
-            return self;
+        let added = for_float!("accumulate", self.dtype(), F => {
+            Tensor::update([&mut self], |[sum]: [&mut [F]; 1]| zip::add_assign(sum, other.as_slice()))
         });
-        self.add(&other)
+        if added { self } else { self.add(&other) }
     }
 }
 

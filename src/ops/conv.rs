@@ -1,14 +1,15 @@
 //! Convolution of channels-last maps.
 
-use kernels_cpu::conv::{self, PackedWeight, Window};
+use kernels_cpu::conv::{self, Window};
 use kernels_cpu::gemm::Finish;
 
-use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
-use crate::plan::{Joined, Packs, Prepared};
+use crate::plan::{Packs, Prepared};
 use crate::tensor::Tensor;
+
+use super::product::Product;
 
 /// y = x * weight + bias for x [n, h, w, in], a weight [out, in / groups, kh, kw] and a bias `[out]`: y [n, oh, ow, out].
 /// Pairs are (along rows, along columns).
@@ -75,16 +76,13 @@ impl Op for Conv2d {
     }
 
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], _: &mut Packs) -> Option<Box<dyn Prepared>> {
-        if x[0].dtype != DType::F32 || constants[0].is_some() {
-            return None;
-        }
-        let bias = match constants.get(2) {
-            Some(bias) => Some((*bias)?.packed()),
-            None => None,
-        };
-        let kernel = self.kernel(x[0], x[1]);
-        let weight = kernel.pack(constants[1]?.packed().as_slice())?;
-        Some(Box::new(PackedConv { kernel, weight, bias }))
+        Product::prepare(x, constants, None, Tensor::packed, |weight| {
+            let kernel = self.kernel(x[0], x[1]);
+            let weight = kernel.pack(weight.packed().as_slice())?;
+            Some(Box::new(move |map: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| {
+                kernel.forward_packed(map.as_slice(), &weight, finish, y);
+            }))
+        })
     }
 
     fn flops(&self, x: &[Meta], out: Meta) -> u64 {
@@ -134,31 +132,6 @@ impl Op for Conv2d {
         }
         let op = Conv2d { stride, padding, dilation, groups };
         Case::new(inputs, move |x| x[0].conv2d(&x[1], x.get(2), op)).equals(move |x| composed(x, op))
-    }
-}
-
-/// A convolution whose weight is packed as the kernel reads it.
-struct PackedConv {
-    kernel: conv::Conv2d,
-    weight: PackedWeight,
-    bias: Option<Tensor>,
-}
-
-impl Prepared for PackedConv {
-    fn joins(&self) -> bool {
-        true
-    }
-
-    fn run(&self, x: &[&Tensor], joined: Joined<'_>, out: Meta) -> Tensor {
-        let (map, residual) = (x[0].packed(), joined.residual.map(Tensor::packed));
-        Tensor::write(out.dims, |y: &mut [f32]| {
-            let finish = Finish {
-                bias: self.bias.as_ref().map(|b| b.as_slice()),
-                residual: residual.as_ref().map(|r| r.as_slice()),
-                act: joined.act,
-            };
-            self.kernel.forward_packed(map.as_slice(), &self.weight, finish, y);
-        })
     }
 }
 

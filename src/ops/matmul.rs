@@ -1,13 +1,11 @@
 //! Matrix products.
 
-use std::sync::Arc;
-
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use kernels_cpu::gemm::{self, Finish, Mat, Packed, Right};
 use kernels_cpu::map::{self, Saved as Needs, Unary};
 #[cfg(feature = "vulkan")]
-use kernels_gpu::ops::Gemm as Product;
+use kernels_gpu::ops::Gemm;
 
 #[cfg(feature = "vulkan")]
 use crate::device::{Gpu, Operand};
@@ -16,8 +14,10 @@ use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::layout::Dims;
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
-use crate::plan::{Joined, Packs, Prepared};
+use crate::plan::{Packs, Prepared};
 use crate::tensor::Tensor;
+
+use super::product::Product;
 
 /// C = A B for matrices [.., m, k] and [.., k, n] in any layout; batch dimensions broadcast.
 pub struct Matmul;
@@ -84,7 +84,7 @@ impl Op for Matmul {
         on.output(out, |c| {
             let (a, b) = (a.view(), b.view());
             let c = Flat::new(c, [a.dims[0], a.dims[1], a.dims[2], b.dims[3]]);
-            on.kernels().gemm(&Product::new(a, b, c.view()))
+            on.kernels().gemm(&Gemm::new(a, b, c.view()))
         })
     }
 
@@ -145,12 +145,14 @@ fn is_half(dtype: DType) -> bool {
 
 /// A weight stored in half as f32, which is what arithmetic is done in; any other as it is.
 pub(super) fn widened(weight: &Tensor) -> Tensor {
-    let packed = || weight.packed();
-    match weight.dtype() {
-        DType::BF16 => Tensor::write(*weight.dims(), |w| packed().as_slice::<bf16>().convert_to_f32_slice(w)),
-        DType::F16 => Tensor::write(*weight.dims(), |w| packed().as_slice::<f16>().convert_to_f32_slice(w)),
-        _ => weight.detach(),
+    if !is_half(weight.dtype()) {
+        return weight.detach();
     }
+    let packed = weight.packed();
+    Tensor::write(*weight.dims(), |w| match packed.dtype() {
+        DType::BF16 => packed.as_slice::<bf16>().convert_to_f32_slice(w),
+        _ => packed.as_slice::<f16>().convert_to_f32_slice(w),
+    })
 }
 
 /// Refuses the gradient of a weight that is stored in half.
@@ -212,7 +214,7 @@ impl Op for Linear {
             let (c, bias) =
                 (Flat::new(c, [1, 1, rows.layout().dims()[2], x[1].dims()[0]]), bias.as_ref().map(Operand::view));
             let act = self.act.filter(|_| apart.is_none());
-            on.kernels().gemm(&Product { bias, act, ..Product::new(rows.view(), weight.view(), c.view()) })
+            on.kernels().gemm(&Gemm { bias, act, ..Gemm::new(rows.view(), weight.view(), c.view()) })
         })?;
         match apart {
             None => Some(product.into()),
@@ -224,16 +226,12 @@ impl Op for Linear {
     }
 
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], packs: &mut Packs) -> Option<Box<dyn Prepared>> {
-        if x[0].dtype != DType::F32 || constants[0].is_some() {
-            return None;
-        }
-        let weight = constants[1]?;
-        let bias = match constants.get(2) {
-            Some(bias) => Some(widened((*bias)?).packed()),
-            None => None,
-        };
-        let weight = packs.get(weight, || Packed::new(matrix::<f32>(&widened(weight), 0).t()));
-        Some(Box::new(PackedLinear { weight, bias, act: self.act }))
+        Product::prepare(x, constants, self.act, rows_of, |weight| {
+            let weight = packs.get(weight, || Packed::new(matrix::<f32>(&widened(weight), 0).t()));
+            Some(Box::new(move |rows: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| {
+                gemm::multiply(matrix(rows, 0), Right::Packed(&weight), y, weight.size()[1].max(1), finish, true);
+            }))
+        })
     }
 
     fn flops(&self, x: &[Meta], out: Meta) -> u64 {
@@ -290,38 +288,6 @@ impl Op for Linear {
             let z = flat.matmul(&x[1].transpose(0, 1)).reshape(front.followed_by(&[output]));
             let z = if let Some(bias) = x.get(2) { z.add(bias) } else { z };
             if let Some(act) = act { apply(super::unary::Map(act), &[&z]) } else { z }
-        })
-    }
-}
-
-/// A linear op whose weight is packed as the kernel reads it.
-struct PackedLinear {
-    weight: Arc<Packed>,
-    bias: Option<Tensor>,
-    act: Option<Unary>,
-}
-
-impl Prepared for PackedLinear {
-    fn joins(&self) -> bool {
-        self.act.is_none()
-    }
-
-    fn run(&self, x: &[&Tensor], joined: Joined<'_>, out: Meta) -> Tensor {
-        let (rows, residual) = (rows_of(x[0]), joined.residual.map(Tensor::packed));
-        Tensor::write(out.dims, |y: &mut [f32]| {
-            let finish = Finish {
-                bias: self.bias.as_ref().map(|b| b.as_slice()),
-                residual: residual.as_ref().map(|r| r.as_slice()),
-                act: joined.act.or(self.act),
-            };
-            gemm::multiply(
-                matrix(&rows, 0),
-                Right::Packed(&self.weight),
-                y,
-                self.weight.size()[1].max(1),
-                finish,
-                true,
-            );
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod loss;
 pub mod matmul;
 pub mod norm;
 pub mod pool;
+mod product;
 pub mod reduce;
 pub mod resize;
 pub mod shape;

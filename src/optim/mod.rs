@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 pub use schedule::{Schedule, Shape};
 
-use crate::buffer::is_counting;
 use crate::error::{Error, Result};
 use crate::for_float;
 use crate::nn::Module;
@@ -163,22 +162,18 @@ fn update(
     gradient: &Tensor,
     [m, v]: &mut [Tensor; 2],
 ) {
-    if is_counting() {
-        return;
-    }
-    const UNSHARED: &str = "parameters and moments are unshared (checked before the step)";
-    for_float!("optimiser", p.dtype(), F => {
-        let (p, g) = (p.as_mut_slice::<F>().expect(UNSHARED), gradient.as_slice::<F>());
-        let m = m.as_mut_slice::<F>().expect(UNSHARED);
+    let written = for_float!("optimiser", p.dtype(), F => Tensor::update([p, m, v], |[p, m, v]: [&mut [F]; 3]| {
+        let g = gradient.as_slice();
         match c.rule {
             Rule::Sgd => kernel::sgd(p, g, m, lr, c.beta1, weight_decay),
             Rule::Adam | Rule::Adamw => {
                 let decoupled = c.rule == Rule::Adamw;
                 let adam = kernel::Adam { lr, beta1: c.beta1, beta2: c.beta2, eps: c.eps, weight_decay, decoupled, step };
-                kernel::adam(p, g, m, v.as_mut_slice::<F>().expect(UNSHARED), adam);
+                kernel::adam(p, g, m, v, adam);
             }
         }
-    });
+    }));
+    assert!(written, "parameters and moments are unshared (checked before the step)");
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod beside;
 mod convert;
+mod memory;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::tensor::Tensor;
 use crate::text::{Tokenizer, Tokens};
 pub use beside::preprocessing;
 pub use convert::{Conversion, Target};
+pub use memory::{Asked, Batches, Kept, longest, pictures};
 
 /// A network with its tokenizer and preprocessing.
 pub struct Pipeline {
@@ -304,7 +306,8 @@ impl Pipeline {
     }
 }
 
-const TEXTS_AT_ONCE: usize = 64;
+/// Texts in a batch.
+pub const TEXTS_AT_ONCE: usize = 64;
 
 /// The rows of an f32 tensor [n, ..].
 pub fn rows(x: &Tensor) -> Vec<Vec<f32>> {

@@ -3,7 +3,7 @@
 use super::colour::{self, Colour, INK, MUTED};
 use super::drawing::{self, Anchor, Drawing, Mark};
 use crate::error::{Error, Result};
-use crate::image::Picture;
+use crate::image::{Filter, Picture, resize};
 
 /// Scores of the patches of one picture.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,6 +83,40 @@ pub struct HeatMap<'a> {
     pub smooth: bool,
 }
 
+/// A radiograph at its own resolution, up to [`FILM`] pixels, and what of it a model saw.
+#[derive(Clone, Debug)]
+pub struct Film {
+    /// To paint on.
+    pub picture: Picture,
+    /// `[x, y, width, height]` in the picture's pixels, as [`HeatMap::seen`].
+    pub seen: [f64; 4],
+    /// The picture's pixels for one of the source, across and down.
+    scale: [f64; 2],
+}
+
+impl Film {
+    /// Most pixels of one.
+    pub const LARGEST: u64 = (FILM * FILM) as u64;
+
+    /// Of a source and the part of it that the model saw, in its own pixels.
+    pub fn new(source: &Picture, seen: [f64; 4]) -> Self {
+        let longer = source.width.max(source.height);
+        let side = |x: usize| if longer > FILM { (x * FILM / longer).max(1) } else { x };
+        let picture = resize(source, side(source.width), side(source.height), Filter::Bilinear).into_owned();
+        let scale = [picture.width as f64 / source.width as f64, picture.height as f64 / source.height as f64];
+        let film = Self { picture, seen, scale };
+        Self { seen: film.place(seen), ..film }
+    }
+
+    /// Where a box of the source lies.
+    pub fn place(&self, [x, y, width, height]: [f64; 4]) -> [f64; 4] {
+        let [across, down] = self.scale;
+        [x * across, y * down, width * across, height * down]
+    }
+}
+
+/// Longest side of a film, in pixels.
+const FILM: usize = 1024;
 /// Longer side, in pixels, that smaller pictures are enlarged to.
 const SHOWN: usize = 448;
 /// Most that a heat map covers of the radiograph.
@@ -310,6 +344,15 @@ mod tests {
         ] {
             assert_eq!(at(&painted, x, y), expected, "{x} {y}");
         }
+    }
+
+    #[test]
+    fn a_film_keeps_its_resolution_up_to_a_limit() {
+        let small = Film::new(&grey(448, 500, 100), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!((small.picture.width, small.picture.height, small.seen), (448, 500, [1.0, 2.0, 3.0, 4.0]));
+        let large = Film::new(&grey(4096, 1024, 100), [0.0, -8.0, 1024.0, 1024.0]);
+        assert_eq!((large.picture.width, large.picture.height, large.seen), (1024, 256, [0.0, -2.0, 256.0, 256.0]));
+        assert_eq!(large.place([4.0, 8.0, 40.0, 80.0]), [1.0, 2.0, 10.0, 20.0]);
     }
 
     #[test]

@@ -402,10 +402,10 @@ pub(super) fn gallery(page: &mut Page, examples: &[Example]) -> Result<()> {
     for example in examples {
         let scale = heat::shared_scale(example.maps.iter().map(|m| &m.1));
         let boxed = if example.boxes.is_empty() { "" } else { ", box drawn" };
-        let mut shown = vec![shown(example, None, 1.0, "x-ray", &format!("X-ray: {}{boxed}.", example.caption))?];
+        let mut shown = vec![shown(map(example, None), 1.0, "x-ray", &format!("X-ray: {}{boxed}.", example.caption))?];
         for (name, grid) in &example.maps {
             let alt = format!("Heat map of {name} over the same x-ray{boxed}.");
-            shown.push(self::shown(example, Some(grid), scale, name, &alt)?);
+            shown.push(self::shown(map(example, Some(grid)), scale, name, &alt)?);
         }
         page.gallery(&shown, (!example.maps.is_empty()).then_some(scale), &example.caption);
     }
@@ -428,20 +428,18 @@ pub(super) fn heat_maps(page: &mut Page, examples: &[Example]) -> Result<()> {
 /// Plain pictures, four to a row.
 pub(super) fn pictures(page: &mut Page, examples: &[Example], caption: &str) -> Result<()> {
     let shown: Vec<Shown> = (examples.iter())
-        .map(|e| shown(e, None, 1.0, &e.caption, &format!("X-ray: {}.", e.caption)))
+        .map(|e| shown(map(e, None), 1.0, &e.caption, &format!("X-ray: {}.", e.caption)))
         .collect::<Result<_>>()?;
     page.gallery(&shown, None, caption);
     Ok(())
 }
 
-pub(super) fn shown(
-    example: &Example,
-    grid: Option<&heat::Grid>,
-    scale: f32,
-    caption: &str,
-    alt: &str,
-) -> Result<Shown> {
-    let map = HeatMap { picture: &example.picture, seen: None, grid, boxes: &example.boxes, smooth: true };
+/// What the model saw, with a heat map on it.
+pub(super) fn map<'a>(example: &'a Example, grid: Option<&'a heat::Grid>) -> HeatMap<'a> {
+    HeatMap { picture: &example.picture, seen: None, grid, boxes: &example.boxes, smooth: true }
+}
+
+pub(super) fn shown(map: HeatMap, scale: f32, caption: &str, alt: &str) -> Result<Shown> {
     Ok(Shown { caption: caption.into(), alt: alt.into(), bytes: drawing::jpeg(&map.paint(scale)?)? })
 }
 

@@ -2,7 +2,7 @@
 
 use super::demo::{self, DemoReport, SeedResult};
 use super::eval::{self, EvalReport};
-use super::heat::{self, Grid, HeatMap};
+use super::heat::{self, Film, Grid, HeatMap};
 use super::page::tests::check;
 use super::results::*;
 use super::run::{self, Checkpoint, Judged, RunReport};
@@ -259,6 +259,7 @@ fn xray_report() -> XrayReport {
         provenance: provenance("tier report model --prompts prompts.csv chest.png -o out.html"),
         image: "chest.png".into(),
         source: (2544, 3056),
+        film: Film::new(&chest(640, spot, 1), [64.0, 64.0, 512.0, 512.0]),
         picture: chest(224, spot, 1),
         model: [("Weights", "model/model.safetensors (11.2 M parameters, f32)"), ("Tokenizer", "model/tokenizer.json")]
             .map(|(k, v)| (k.into(), v.into()))

@@ -2,11 +2,11 @@
 
 use super::axis::Axis;
 use super::colour::SERIES;
-use super::heat::{self, Grid};
+use super::heat::{self, Film, Grid, HeatMap};
 use super::page::{Cell, Page, Table};
 use super::parts;
 use super::plot::{BarChart, Bars};
-use super::results::{Estimate, Example, Provenance};
+use super::results::{Estimate, Provenance};
 use crate::error::Result;
 use crate::image::Picture;
 
@@ -19,6 +19,8 @@ pub struct XrayReport {
     pub image: String,
     /// Width and height of the file's picture.
     pub source: (usize, usize),
+    /// The x-ray, and what of it the model saw.
+    pub film: Film,
     /// What the model saw: resized and cropped.
     pub picture: Picture,
     /// What was loaded: pairs of name and value (weights, layout, tokenizer, parameters).
@@ -89,17 +91,18 @@ pub fn html(report: &XrayReport) -> Result<String> {
 
     page.section("Heat maps");
     page.paragraph(
-        "The x-ray as the model saw it, and each patch's similarity to the label's prompts: orange above zero, blue below, untouched \
-         at zero. All maps share one scale.",
+        "The x-ray as the model saw it, and on the whole x-ray each patch's similarity to the label's prompts: orange above zero, blue \
+         below, untouched at zero; what the model did not see is darkened. All maps share one scale.",
     );
-    let seen = Example { caption: report.image.clone(), picture: report.picture.clone(), boxes: vec![], maps: vec![] };
+    let seen = HeatMap { picture: &report.picture, seen: None, grid: None, boxes: &[], smooth: true };
     let grids = || report.labels.iter().filter_map(|l| l.grid.as_ref());
     let scale = heat::shared_scale(grids());
-    let mut shown = vec![parts::shown(&seen, None, 1.0, "as the model saw it", "The x-ray as the model saw it.")?];
+    let mut shown = vec![parts::shown(seen, 1.0, "as the model saw it", "The x-ray as the model saw it.")?];
     for label in &report.labels {
         if let Some(grid) = &label.grid {
             let alt = format!("Heat map of {} over the x-ray.", label.label);
-            shown.push(parts::shown(&seen, Some(grid), scale, &label.label, &alt)?);
+            let map = HeatMap { picture: &report.film.picture, seen: Some(report.film.seen), grid: Some(grid), ..seen };
+            shown.push(parts::shown(map, scale, &label.label, &alt)?);
         }
     }
     page.gallery(&shown, grids().next().map(|_| scale), "");

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::buffer::is_counting;
 use crate::nn::Module;
 use crate::tensor::Tensor;
 
@@ -25,14 +24,13 @@ impl Average {
     /// Moves towards the parameters after that many optimiser steps: 1 - `decay` of the way, further at first, so that the drawn start is
     /// forgotten.
     pub fn follow(&mut self, model: &mut dyn Module, decay: f64, steps: u64) {
-        if is_counting() {
-            return;
-        }
         let decay = decay.min((1.0 + steps as f64) / (10.0 + steps as f64)) as f32;
         model.visit("", &mut |name, p| {
             if let Some(average) = self.0.get_mut(name) {
-                let average = average.as_mut_slice::<f32>().expect("an average is f32 and shared with nobody");
-                average.iter_mut().zip(p.as_slice::<f32>()).for_each(|(a, &p)| *a += (1.0 - decay) * (p - *a));
+                let moved = Tensor::update([average], |[average]: [&mut [f32]; 1]| {
+                    average.iter_mut().zip(p.as_slice::<f32>()).for_each(|(a, &p)| *a += (1.0 - decay) * (p - *a));
+                });
+                assert!(moved, "an average is shared with nobody");
             }
         });
     }

@@ -358,7 +358,7 @@ fn with_nearest(message: &str) -> String {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     match quoted.split_first() {
         Some((unknown, expected)) if message.contains("unknown field") || message.contains("unknown variant") => {
-            match crate::data::nearest(unknown, expected.iter().copied()) {
+            match crate::spelling::nearest(unknown, expected.iter().copied()) {
                 Some(best) => format!("{message}; did you mean {best}?"),
                 None => message,
             }

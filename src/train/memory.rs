@@ -6,64 +6,21 @@ use serde::Serialize;
 
 use super::average::Average;
 use super::setup::network;
-use super::step::{self, Pairs, Step};
+use super::step::{self, Examples, Pairs};
 use super::tables::Tables;
 use super::{Config, Objective};
 use crate::buffer::counted;
 use crate::data::Row;
 use crate::dtype::DType;
-use crate::error::{Error, Result};
-use crate::image;
+use crate::error::Result;
+use crate::memory::{Estimate, mib};
 use crate::nn::Module;
 use crate::optim::Optimiser;
-use crate::pipeline::{Network, tensors};
+use crate::pipeline::{self, Network, tensors};
 use crate::process;
 use crate::tape::Grads;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
-
-/// What a run takes at most, in bytes, part by part.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Estimate {
-    /// What the process has before there is a network: the program, tables, tokenizer.
-    pub process: u64,
-    /// Tensors of the steps and of validation, with those that the pool keeps for the next step: parameters, gradients, moments,
-    /// average, activations.
-    pub tensors: u64,
-    /// Batches that are loaded ahead.
-    pub loader: u64,
-    /// Pictures that are being decoded, and that are kept for the next epoch.
-    pub pictures: u64,
-    /// What stands beside the tensors for a while: a checkpoint as it is written, or the charts of the report.
-    pub aside: u64,
-}
-
-impl Estimate {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.process + self.tensors + self.loader + self.pictures + self.aside
-    }
-
-    /// In words.
-    pub fn describe(&self) -> String {
-        format!(
-            "memory: {} at most, of which tensors {}, what is written {}, batches loaded ahead {}, pictures {}, \
-             program and tables {}",
-            mib(self.total()),
-            mib(self.tensors),
-            mib(self.aside),
-            mib(self.loader),
-            mib(self.pictures),
-            mib(self.process)
-        )
-    }
-}
-
-/// Bytes for people.
-pub(super) fn mib(bytes: u64) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    if mib < 10_240.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
-}
 
 /// What drawing the charts of the report takes.
 const CHARTS: u64 = 52 << 20;
@@ -113,13 +70,13 @@ pub(super) fn estimate(
         let files: BTreeSet<&str> = rows.iter().map(|row| row.image.as_str()).collect();
         (files.len() as u64 * size).min((config.image.cache_mib as u64) << 20)
     };
-    let (decoding, long) = pictures(&tables.train, p.resize)?;
+    let (decoding, long) = pipeline::pictures(tables.train.iter().map(Row::path), p.resize);
     let seen = (p.channels * p.crop * p.crop) as u64;
     let resized = (p.channels * p.resize * long) as u64;
     let pictures = kept(&tables.train, resized) + kept(&tables.val, seen) + workers.max(1) as u64 * decoding;
     let process = process::resident().unwrap_or(64 << 20);
     let aside = (checkpoint as u64).max(CHARTS);
-    Ok(Estimate { process, tensors: tensors as u64, loader, pictures, aside })
+    Ok(Estimate { process, weights: 0, tensors: tensors as u64, loader, pictures, aside })
 }
 
 /// Refuses a run that this machine cannot hold.
@@ -127,24 +84,18 @@ pub(super) fn estimate(
 /// # Errors
 /// With the numbers, and what takes less.
 pub(super) fn check(config: &Config, estimate: &Estimate) -> Result<()> {
-    let Some(limit) = process::limit().filter(|_| config.train.check_memory) else { return Ok(()) };
-    if estimate.total() <= limit.bytes {
+    let t = &config.train;
+    if !t.check_memory {
         return Ok(());
     }
-    let t = &config.train;
     let part = if t.micro_batch == 0 { t.batch } else { t.micro_batch };
-    Err(Error::new(format!(
-        "this run would take {}, but {} {} (tensors {}, batches loaded ahead {}, pictures {}). Compute fewer pairs at once with \
-         train.micro_batch (now {part} of {}; the same gradient), or lower train.batch and raise train.accumulate; fewer --workers, a smaller \
-         image.cache_mib, model or picture take less too. train.check_memory = false would start all the same",
-        mib(estimate.total()),
-        limit.by,
-        mib(limit.bytes),
-        mib(estimate.tensors),
-        mib(estimate.loader),
-        mib(estimate.pictures),
+    let remedy = format!(
+        "Compute fewer pairs at once with train.micro_batch (now {part} of {}; the same gradient), or lower train.batch and raise \
+         train.accumulate; fewer --workers, a smaller image.cache_mib, model or picture take less too. train.check_memory = false would \
+         start all the same",
         t.batch
-    )))
+    );
+    estimate.fits("this run", &remedy)
 }
 
 /// Gives the size of a checkpoint, and the most that the pool holds, in bytes.
@@ -152,7 +103,7 @@ fn tensor_memory(config: &Config, tables: &Tables, tokenizer: Option<&Tokenizer>
     let t = &config.train;
     let texts = |rows: &[Row], n: usize| -> Result<Option<[Tensor; 2]>> {
         let Some(tokenizer) = tokenizer else { return Ok(None) };
-        let dims = [n, longest(tokenizer, rows)?];
+        let dims = [n, pipeline::longest(tokenizer, rows.iter().map(|row| row.text.as_str()))?.ids.dims()[1]];
         Ok(Some([Tensor::zeros(dims, DType::I64), Tensor::full(dims, 1.0, DType::U8)]))
     };
     let batches = tables.train.len() / t.batch;
@@ -187,7 +138,8 @@ impl Rehearsal {
         for _ in 0..self.steps.min(2) {
             let mut grads = Grads::default();
             for _ in 0..self.accumulate.min(2) {
-                grads.merge(once(config, network, self.texts[0].as_ref(), t.batch)?.grads);
+                let examples = examples(config, network, self.texts[0].as_ref());
+                grads.merge(examples.step(network, &config.tier, t.micro_batch)?.grads);
             }
             if self.accumulate > 1 {
                 grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));
@@ -208,21 +160,17 @@ impl Rehearsal {
     }
 }
 
-/// Loss and gradient of a batch, as [`super::run`] computes them.
-fn once(config: &Config, network: &mut Network, texts: Option<&[Tensor; 2]>, n: usize) -> Result<Step> {
-    match (network, texts) {
-        (Network::Dual(model), Some([ids, mask])) => {
-            let views = (0..config.train.views).map(|_| pixels(config, n)).collect();
-            let pairs = Pairs { views, ids: ids.clone(), mask: mask.clone(), groups: Tensor::zeros([n], DType::I64) };
-            Ok(step::step(model, &pairs, &config.tier, config.train.micro_batch))
-        }
-        (Network::Classifier(model), _) => {
-            let dims = [n, model.config().labels.len()];
-            let [targets, known] = [DType::F32, DType::U8].map(|dtype| Tensor::zeros(dims, dtype));
-            Ok(step::supervised(model, &pixels(config, n), &targets, &known))
-        }
-        _ => Err(Error::new("an encoder alone is not trained")),
+/// A batch to train on.
+fn examples(config: &Config, network: &Network, texts: Option<&[Tensor; 2]>) -> Examples {
+    let n = config.train.batch;
+    if let (Network::Dual(_), Some([ids, mask])) = (network, texts) {
+        let views = (0..config.train.views).map(|_| pixels(config, n)).collect();
+        let groups = Tensor::zeros([n], DType::I64);
+        return Examples::Paired(Pairs { views, ids: ids.clone(), mask: mask.clone(), groups });
     }
+    let labels = if let Network::Classifier(model) = network { model.config().labels.len() } else { 0 };
+    let [targets, known] = [DType::F32, DType::U8].map(|dtype| Tensor::zeros([n, labels], dtype));
+    Examples::Labelled { pixels: pixels(config, n), targets, known }
 }
 
 /// A batch of validation.
@@ -241,31 +189,6 @@ fn judge(config: &Config, network: &Network, texts: Option<&[Tensor; 2]>, n: usi
 fn pixels(config: &Config, n: usize) -> Tensor {
     let p = config.preprocess();
     Tensor::zeros([n, p.channels, p.crop, p.crop], DType::F32)
-}
-
-/// Tokens of the longest text, as well as can be told from the texts with most letters.
-fn longest(tokenizer: &Tokenizer, rows: &[Row]) -> Result<usize> {
-    const LOOKED_AT: usize = 256;
-    let mut texts: Vec<&str> = rows.iter().map(|row| row.text.trim()).collect();
-    texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-    texts.dedup();
-    texts.truncate(LOOKED_AT);
-    Ok(if texts.is_empty() { 0 } else { tokenizer.encode(&texts)?.ids.dims()[1] })
-}
-
-/// Bytes that decoding the largest picture takes, and the longer side of one whose shorter side is `resize`; of a few pictures.
-fn pictures(rows: &[Row], resize: usize) -> Result<(u64, usize)> {
-    const LOOKED_AT: usize = 16;
-    /// The file, its 16-bit samples, the picture of up to three channels.
-    const BYTES: u64 = 8;
-    let (mut decoding, mut long) = (0, resize);
-    for row in rows.iter().step_by(rows.len().div_ceil(LOOKED_AT).max(1)) {
-        // A picture that cannot be read is told of when its batch comes.
-        let Ok((width, height)) = image::size(row.path()) else { continue };
-        decoding = decoding.max(BYTES * width as u64 * height as u64);
-        long = long.max((resize * width.max(height)).div_ceil(width.min(height).max(1)));
-    }
-    Ok((decoding, long))
 }
 
 #[cfg(test)]
@@ -336,14 +259,13 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_unless_it_is_told_otherwise() {
         let mut config = Config::default();
-        let parts = Estimate { process: 1, tensors: 1 << 60, loader: 2, pictures: 3, aside: 4 };
-        assert_eq!(
-            (parts.total(), mib(3 << 20), mib(40 << 30).as_str()),
-            ((1 << 60) + 10, "3 MiB".to_owned(), "40.0 GiB")
-        );
+        let parts = Estimate { tensors: 1 << 60, ..Estimate::default() };
         if process::limit().is_some() {
             let error = check(&config, &parts).unwrap_err().to_string();
-            assert!(error.contains("would take 1073741824.0 GiB") && error.contains("(now 32 of 32"), "{error}");
+            assert!(
+                error.contains("this run would take 1073741824.0 GiB") && error.contains("(now 32 of 32"),
+                "{error}"
+            );
             config.train.micro_batch = 8;
             assert!(check(&config, &parts).unwrap_err().to_string().contains("(now 8 of 32"));
             check(&config, &Estimate { tensors: 1, ..parts.clone() }).unwrap();

@@ -13,5 +13,5 @@ mod validate;
 
 pub use checkpoint::{Kept, State};
 pub use config::{Config, DataConfig, ImageConfig, Objective, Targets, TokenizerConfig, TrainConfig};
-pub use memory::{Estimate, Peak};
+pub use memory::Peak;
 pub use run::{Outcome, Record, Watch, resume, start};

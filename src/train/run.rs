@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::average::Average;
 use super::checkpoint::{self, Kept, State};
 use super::finite::{self, Trouble};
-use super::memory::{self, Estimate, Peak};
+use super::memory::{self, Peak};
 use super::setup::{Source, adopt, network, tokenizer};
-use super::step::{self, Parts};
+use super::step::{self, Examples, Parts};
 use super::tables::Tables;
 use super::validate::{Validation, Validator};
 use super::{Config, Objective};
@@ -23,6 +23,7 @@ use crate::eval::scores::ScoreOptions;
 use crate::files;
 use crate::finite::watch;
 use crate::formats::{Weights, safetensors};
+use crate::memory::Estimate;
 use crate::nn::Module;
 use crate::optim::{self, Optimiser};
 use crate::pipeline::{Network, Origin, Pipeline};
@@ -370,28 +371,9 @@ impl<'a> Run<'a> {
                 return Err(trouble("the pixels are").error("they came so from preprocessing", &odd).at(at));
             }
         }
+        let examples = examples(&self.pipeline, &self.tables, &rows, numbers, views)?;
         let network = &mut self.pipeline.network;
-        let pairs = match (&*network, &self.pipeline.tokenizer) {
-            (Network::Dual(_), Some(tokenizer)) => Some(pairs(tokenizer, &self.tables, &rows, numbers, views.clone())?),
-            _ => None,
-        };
-        let [targets, known] = match &*network {
-            Network::Classifier(_) => {
-                self.tables.targets(&rows).map(|two| two.map(Some)).expect("a supervised run has labels")
-            }
-            _ => [None, None],
-        };
-        let once = |network: &mut Network| -> Result<step::Step> {
-            match (network, &pairs, &targets, &known) {
-                (Network::Dual(model), Some(pairs), ..) => {
-                    Ok(step::step(model, pairs, &self.config.tier, self.config.train.micro_batch))
-                }
-                (Network::Classifier(model), _, Some(targets), Some(known)) => {
-                    Ok(step::supervised(model, &views[0], targets, known))
-                }
-                _ => Err(Error::new("an encoder alone is not trained")),
-            }
-        };
+        let once = |network: &mut Network| examples.step(network, &self.config.tier, self.config.train.micro_batch);
         let one = once(network)?;
         if check {
             let norm = optim::norm(&one.grads);
@@ -403,7 +385,10 @@ impl<'a> Run<'a> {
             // Once more, watched: what it changes is not kept, as training stops.
             let (again, origin) = watch(|| once(network));
             let began = finite::began(network, origin.as_ref(), Some(&again?.grads));
-            let samples = pairs.as_ref().map(|pairs| finite::embedded(network, pairs)).unwrap_or_default();
+            let samples = match &examples {
+                Examples::Paired(pairs) => finite::embedded(network, pairs),
+                Examples::Labelled { .. } => Vec::new(),
+            };
             return Err(trouble(what).error(&began, &samples).at(at));
         }
         Ok((one, None))
@@ -572,6 +557,21 @@ impl<'a> Run<'a> {
         self.log.sync_data().at(self.folder.log())?;
         checkpoint::save(&self.folder.last(), &mut self.pipeline.network, &self.optimiser, self.average.as_ref(), state)
     }
+}
+
+/// What a batch of rows teaches.
+fn examples(
+    pipeline: &Pipeline,
+    tables: &Tables,
+    rows: &[&Row],
+    numbers: &[usize],
+    mut views: Vec<Tensor>,
+) -> Result<Examples> {
+    if let (Network::Dual(_), Some(tokenizer)) = (&pipeline.network, &pipeline.tokenizer) {
+        return Ok(Examples::Paired(pairs(tokenizer, tables, rows, numbers, views)?));
+    }
+    let [targets, known] = tables.targets(rows).expect("a supervised run has labels");
+    Ok(Examples::Labelled { pixels: views.swap_remove(0), targets, known })
 }
 
 /// Texts and pictures of some rows, ready for the model.

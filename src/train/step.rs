@@ -1,8 +1,9 @@
 //! Loss and gradients of one batch: at once, or in parts with the same result.
 
+use crate::error::{Error, Result};
 use crate::loss::{self, TierOptions};
 use crate::models::dual_encoder::Embeddings;
-use crate::models::{Classifier, DualEncoder};
+use crate::models::{Classifier, DualEncoder, Network};
 use crate::nn::Noted;
 use crate::op::apply;
 use crate::ops::loss::BceWithLogits;
@@ -48,6 +49,37 @@ impl Parts {
             clip: self.clip + other.clip,
             patch_entropy: self.patch_entropy + other.patch_entropy,
             token_entropy: self.token_entropy + other.token_entropy,
+        }
+    }
+}
+
+/// What a model learns from in one batch.
+pub enum Examples {
+    /// Images and their texts.
+    Paired(Pairs),
+    /// Images with labels.
+    Labelled {
+        /// [n, c, h, w]
+        pixels: Tensor,
+        /// 0 or 1, [n, labels].
+        targets: Tensor,
+        /// Which targets are known, u8 [n, labels].
+        known: Tensor,
+    },
+}
+
+impl Examples {
+    /// Loss and gradients: see [`step`] and [`supervised`].
+    ///
+    /// # Errors
+    /// If the network is not one that learns from such examples.
+    pub fn step(&self, network: &mut Network, options: &TierOptions, micro_batch: usize) -> Result<Step> {
+        match (network, self) {
+            (Network::Dual(model), Self::Paired(pairs)) => Ok(step(model, pairs, options, micro_batch)),
+            (Network::Classifier(model), Self::Labelled { pixels, targets, known }) => {
+                Ok(supervised(model, pixels, targets, known))
+            }
+            _ => Err(Error::new("a network that does not learn from such examples")),
         }
     }
 }

@@ -1,0 +1,206 @@
+//! How much memory a model's answers take: counted before they are computed.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::{Pipeline, TEXTS_AT_ONCE};
+use crate::buffer::counted;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::image::{self, Preprocess};
+use crate::layout::Dims;
+use crate::memory::Estimate;
+use crate::models::{Planned, Said};
+use crate::nn::Module;
+use crate::process;
+use crate::tensor::Tensor;
+use crate::text::{Tokenizer, Tokens};
+
+/// What a model is asked.
+#[derive(Default)]
+pub struct Asked {
+    /// Pixels.
+    pub images: Option<Batches>,
+    /// Token ids.
+    pub texts: Option<Batches>,
+    /// Different ids among those; of a table of embeddings no more rows than so many are read.
+    pub ids: usize,
+    /// What is kept of the answers until all are there.
+    pub kept: Kept,
+    /// Bytes of batches that are loaded ahead and of pictures that are decoded meanwhile.
+    pub loading: [u64; 2],
+    /// Bytes of anything else.
+    pub aside: u64,
+}
+
+/// Inputs of one kind.
+#[derive(Clone, Copy)]
+pub struct Batches {
+    /// The dims of a whole batch, rows first.
+    pub dims: Dims,
+    /// All rows.
+    pub rows: usize,
+}
+
+/// What is kept of answers.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing once they are told.
+    #[default]
+    Nothing,
+    /// Whole embeddings, and a number for each of the parts.
+    Whole,
+    /// All of them, one below the other, and as the bytes of a file.
+    All,
+}
+
+impl Kept {
+    fn bytes(self, said: &Said) -> usize {
+        let (output, embeddings) = said;
+        let bytes = |x: &Tensor| x.meta().bytes();
+        match (self, embeddings) {
+            (Self::Nothing, _) | (Self::Whole, None) => 0,
+            // Beside those that are gathered, all joined and normalised.
+            (Self::Whole, Some(e)) => 3 * bytes(&e.whole) + bytes(&e.parts) / e.parts.dim(-1).max(1),
+            (Self::All, e) => {
+                3 * (output.iter().chain(e.iter().flat_map(|e| [&e.whole, &e.parts])).map(bytes).sum::<usize>())
+            }
+        }
+    }
+}
+
+impl Asked {
+    /// Adds pictures of files, `at_once` in a batch, which so many workers load.
+    pub fn files<P: AsRef<Path>>(
+        mut self,
+        preprocess: &Preprocess,
+        files: impl ExactSizeIterator<Item = P>,
+        at_once: usize,
+        workers: usize,
+    ) -> Self {
+        let p = preprocess;
+        let rows = files.len();
+        if rows > 0 {
+            let (n, workers) = (at_once.min(rows), workers.min(rows));
+            self.images = Some(Batches { dims: Dims::new(&[n, p.channels, p.crop, p.crop]), rows });
+            // As many batches as are begun ahead, and the values from which one is made.
+            let batches = rows.div_ceil(n).min(workers + 1) + 1;
+            let decoding = workers.max(1) as u64 * pictures(files, p.resize).0;
+            self.loading = [(4 * batches * n * p.numel()) as u64, decoding];
+        }
+        self
+    }
+
+    /// Adds pixels [n, c, h, w], `at_once` in a batch.
+    pub fn pixels(mut self, dims: Dims, at_once: usize) -> Self {
+        let rows = dims[0] + self.images.map_or(0, |files| files.rows);
+        self.images = Some(Batches { dims: dims.with(0, at_once.min(rows)), rows });
+        self
+    }
+
+    /// Adds token ids [n, T], `at_once` in a batch.
+    pub fn tokens(mut self, ids: &Tensor, at_once: usize) -> Self {
+        let rows = ids.dims()[0];
+        self.ids = ids.to_vec::<i64>().into_iter().collect::<BTreeSet<_>>().len();
+        self.texts = Some(Batches { dims: ids.dims().with(0, at_once.min(rows)), rows });
+        self
+    }
+
+    /// Adds texts, [`TEXTS_AT_ONCE`] in a batch.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn texts(mut self, tokenizer: &Tokenizer, texts: &[&str]) -> Result<Self> {
+        if texts.is_empty() {
+            return Ok(self);
+        }
+        let tokens = longest(tokenizer, texts.iter().copied())?;
+        let (rows, seen) = (texts.len(), tokens.ids.dims()[0]);
+        self = self.tokens(&tokens.ids, TEXTS_AT_ONCE);
+        // Those that were not looked at have other ids.
+        self.ids *= rows.div_ceil(seen);
+        self.texts = Some(Batches { dims: tokens.ids.dims().with(0, TEXTS_AT_ONCE.min(rows)), rows });
+        Ok(self)
+    }
+}
+
+impl Pipeline {
+    /// What answers to this take, in bytes.
+    pub fn memory(&mut self, asked: &Asked) -> Estimate {
+        let planned = Planned::new(&self.network);
+        let mut kept = 0;
+        let ((), memory) = kernels_cpu::par::enter(|| {
+            counted(|| {
+                let mut ask = |batches: Option<Batches>, answer: &dyn Fn(Dims) -> Option<Said>| {
+                    let Some(Batches { dims, rows }) = batches else { return };
+                    // The second whole batch is computed otherwise than the first, and all after it are as the third.
+                    for batch in 0..(rows / dims[0].max(1)).min(3) {
+                        let bytes = answer(dims).map_or(0, |said| asked.kept.bytes(&said));
+                        if batch == 0 {
+                            kept += (bytes as f64 * rows as f64 / dims[0].max(1) as f64) as u64;
+                        }
+                    }
+                };
+                ask(asked.images, &|dims| planned.say_images(&Tensor::zeros(dims, DType::F32)));
+                ask(asked.texts, &|dims| {
+                    planned.say_texts(&Tensor::zeros(dims, DType::I64), &Tensor::full(dims, 1.0, DType::U8))
+                });
+            })
+        });
+        let [loader, pictures] = asked.loading;
+        let process = process::resident().unwrap_or(64 << 20) + PROGRAM;
+        let (weights, aside) = (self.weights_read(asked), kept + asked.aside);
+        Estimate { process, weights, tensors: memory.held as u64, loader, pictures, aside }
+    }
+
+    /// Bytes of mapped weights that come to memory.
+    fn weights_read(&mut self, asked: &Asked) -> u64 {
+        /// As much of a file comes to memory where one byte of it is wanted.
+        const AROUND: usize = 64 << 10;
+        let mut bytes = 0;
+        self.network.visit_all("", &mut |name, weight| {
+            let of = |start: &[&str]| start.iter().any(|start| name.starts_with(start));
+            let unused = asked.images.is_none() && of(&["vision_model.", "visual_projection"])
+                || asked.texts.is_none() && of(&["text_model.", "text_projection"]);
+            let table = ["token_embedding.weight", "word_embeddings.weight"].iter().any(|end| name.ends_with(end));
+            if weight.buffer().is_mapped() && !unused {
+                let all = weight.meta().bytes();
+                bytes += if table { all.min(asked.ids * AROUND) } else { all };
+            }
+        });
+        bytes as u64
+    }
+}
+
+/// Of the program's own file and its threads, what comes to memory while a model computes.
+const PROGRAM: u64 = 4 << 20;
+
+/// The longest of some texts, as well as can be told from those with most letters.
+///
+/// # Errors
+/// As [`Tokenizer::encode`].
+pub fn longest<'t>(tokenizer: &Tokenizer, texts: impl Iterator<Item = &'t str>) -> Result<Tokens> {
+    const LOOKED_AT: usize = 256;
+    let mut texts: Vec<&str> = texts.map(str::trim).collect();
+    texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
+    texts.dedup();
+    texts.truncate(LOOKED_AT);
+    tokenizer.encode(&texts)
+}
+
+/// Bytes that decoding the largest picture takes, and the longer side of one whose shorter side is `resize`; of a few of the files.
+pub fn pictures<P: AsRef<Path>>(files: impl ExactSizeIterator<Item = P>, resize: usize) -> (u64, usize) {
+    const LOOKED_AT: usize = 16;
+    /// The file, its 16-bit samples, the picture of up to three channels.
+    const BYTES: u64 = 8;
+    let (mut decoding, mut long) = (0, resize);
+    let step = files.len().div_ceil(LOOKED_AT).max(1);
+    for file in files.step_by(step) {
+        // A picture that cannot be read is told of when its batch comes; a pipe can be read once only.
+        let size = || file.as_ref().is_file().then(|| image::size(file.as_ref()).ok()).flatten();
+        let Some((width, height)) = size() else { continue };
+        decoding = decoding.max(BYTES * width as u64 * height as u64);
+        long = long.max((resize * width.max(height)).div_ceil(width.min(height).max(1)));
+    }
+    (decoding, long)
+}
