@@ -61,7 +61,7 @@ pub struct Args {
     /// Bootstrap draws.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     draws: u64,
-    /// Seed of the draws, and of the validation rows where the table names none.
+    /// Seed of the draws, and of the validation rows where the table names none: give that of the run, which else has trained on some of them.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Folder to write metrics.json, scores.csv and report.html into.
