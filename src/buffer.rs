@@ -12,8 +12,8 @@ use crate::plan::trace;
 use pool::{Counted, Heap};
 
 pub use file::FileBytes;
-pub(crate) use pool::is_counting;
 pub use pool::{Memory, counted, memory, watched};
+pub(crate) use pool::{count_beside, is_counting};
 
 /// Alignment of heap bytes: a cache line, and the widest SIMD register.
 pub const ALIGNMENT: usize = 64;
