@@ -121,6 +121,8 @@ pub struct Memory {
     pub peak: usize,
     /// Most that was held at once: in use, or kept for the next tensor of that size.
     pub held: usize,
+    /// Where it is only counted, what is no tensor and stays: packed weights of plans.
+    pub beside: usize,
 }
 
 /// Freed blocks kept for the next allocation of their class. What is in use and what is kept together exceed the most that
@@ -164,7 +166,7 @@ pub fn watched<R>(f: impl FnOnce() -> R) -> (R, [usize; 2]) {
 
 impl<B> Pool<B> {
     const fn new() -> Self {
-        Self { free: BTreeMap::new(), kept: 0, memory: Memory { now: 0, peak: 0, held: 0 } }
+        Self { free: BTreeMap::new(), kept: 0, memory: Memory { now: 0, peak: 0, held: 0, beside: 0 } }
     }
 
     /// A kept block; `None`: the caller makes a new one.
@@ -241,6 +243,11 @@ pub fn counted<R>(f: impl FnOnce() -> R) -> (R, Memory) {
 /// Whether this thread counts memory, and computes nothing.
 pub(crate) fn is_counting() -> bool {
     COUNT.with_borrow(Option::is_some)
+}
+
+/// Counts bytes that are no tensor's, where this thread counts; tells whether it does.
+pub(crate) fn count_beside(bytes: usize) -> bool {
+    COUNT.with_borrow_mut(|count| count.as_mut().map(|count| count.pool.memory.beside += bytes).is_some())
 }
 
 /// Bytes that are counted, and made, all zero, where somebody looks at them after all.

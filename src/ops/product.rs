@@ -4,7 +4,7 @@ use kernels_cpu::gemm::Finish;
 use kernels_cpu::map::Unary;
 
 use super::matmul::widened;
-use crate::buffer::is_counting;
+use crate::buffer::count_beside;
 use crate::dtype::DType;
 use crate::op::Meta;
 use crate::plan::{Joined, Prepared};
@@ -39,10 +39,9 @@ impl Product {
             Some(bias) => Some(widened((*bias)?).packed()),
             None => None,
         };
-        let multiply = if is_counting() {
-            // Nothing is multiplied, but what is packed takes its memory.
-            let packed = Tensor::zeros(*weight.dims(), DType::F32);
-            Box::new(move |_: &Tensor, _: Finish<'_, f32>, _: &mut [f32]| drop(packed.detach()))
+        let multiply = if count_beside(weight.numel() * size_of::<f32>()) {
+            // Nothing will be multiplied.
+            Box::new(|_: &Tensor, _: Finish<'_, f32>, _: &mut [f32]| ())
         } else {
             pack(weight)?
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::{Pipeline, TEXTS_AT_ONCE};
-use crate::buffer::counted;
+use crate::buffer::{Memory, counted};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::image::{self, Preprocess};
@@ -129,7 +129,7 @@ impl Pipeline {
     pub fn memory(&mut self, asked: &Asked) -> Estimate {
         let planned = Planned::new(&self.network);
         let mut kept = 0;
-        let ((), memory) = kernels_cpu::par::enter(|| {
+        let ((), Memory { held, beside, .. }) = kernels_cpu::par::enter(|| {
             counted(|| {
                 let mut ask = |batches: Option<Batches>, answer: &dyn Fn(Dims) -> Option<Said>| {
                     let Some(Batches { dims, rows }) = batches else { return };
@@ -150,7 +150,7 @@ impl Pipeline {
         let [loader, pictures] = asked.loading;
         let process = process::resident().unwrap_or(64 << 20) + PROGRAM;
         let (weights, aside) = (self.weights_read(asked), kept + asked.aside);
-        Estimate { process, weights, tensors: memory.held as u64, loader, pictures, aside }
+        Estimate { process, weights, tensors: (held + beside) as u64, loader, pictures, aside }
     }
 
     /// Bytes of mapped weights that come to memory.
