@@ -121,6 +121,10 @@ pub const SINGLE: Tolerance = Tolerance {
           fifth more for the square root of each further term of a sum",
 };
 
+/// Of the f32 path on a device, as [`SINGLE`].
+pub const ON_DEVICE: Tolerance =
+    Tolerance { most: 2.0 * SINGLE.most, why: "a device's quotients and roots may be off by some roundings more" };
+
 /// Of a fused op in f64 against its composition.
 pub const COMPOSED: Tolerance = Tolerance { most: 1e-8, why: "in f64 the same sums in another order" };
 
@@ -210,11 +214,11 @@ impl Case {
     /// Checks the f32 path, value and gradient, on a device.
     ///
     /// # Panics
-    /// As [`Self::check_single`], with twice its tolerance: a device's quotients and roots may be off by some roundings more.
+    /// As [`Self::check_single`], by [`ON_DEVICE`].
     #[cfg(all(test, feature = "vulkan"))]
     pub(crate) fn check_on(&self, gpu: &Gpu, rng: &mut Rng) {
         let weights = Tensor::randn(*(self.run)(&self.inputs).dims(), DType::F64, rng);
-        self.single_on(Some(gpu), &weights).iter().for_each(|p| p.assert(2.0 * SINGLE.most));
+        self.single_on(Some(gpu), &weights).iter().for_each(|p| p.assert(ON_DEVICE.most));
     }
 
     /// The largest relative error of the gradient against central differences; 0 without a derivative.
@@ -228,8 +232,13 @@ impl Case {
     /// How far the f32 path, value and gradient, is from f64 on the tier that the calling thread's kernels run on, to be compared with
     /// [`SINGLE`]; infinite where it is not comparable.
     pub fn single_deviation(&self, rng: &mut Rng) -> f64 {
+        self.deviation_on(None, rng)
+    }
+
+    /// As [`Self::single_deviation`], of inputs that live on a device, to be compared with [`ON_DEVICE`].
+    pub fn deviation_on(&self, gpu: Option<&Gpu>, rng: &mut Rng) -> f64 {
         let weights = Tensor::randn(*(self.run)(&self.inputs).dims(), DType::F64, rng);
-        self.single(&weights).iter().fold(0.0, |m, p| m.max(deviation(&p.ours, &p.expected) / p.growth))
+        self.single_on(gpu, &weights).iter().fold(0.0, |m, p| m.max(deviation(&p.ours, &p.expected) / p.growth))
     }
 
     /// How far the op, value and gradient in f64, is from its slower way; 0 where it has none.

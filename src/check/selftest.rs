@@ -11,8 +11,9 @@ use serde::Serialize;
 use super::golden::{self, Golden, Model};
 use super::kernels::{KERNELS, Kernel};
 use super::machine::{Machine, day};
+use crate::device::Gpu;
 use crate::dtype::DType;
-use crate::gradcheck::{COMPOSED, GRADIENT, Gen, SINGLE, Tolerance};
+use crate::gradcheck::{COMPOSED, GRADIENT, Gen, ON_DEVICE, SINGLE, Tolerance};
 use crate::ops::{Entry, REGISTRY};
 use crate::rng::Rng;
 
@@ -24,12 +25,14 @@ pub struct Settings<'a> {
     pub golden: Golden,
     /// Threads of the test of speed.
     pub threads: usize,
+    /// A device that is tested too, or why there is none.
+    pub gpu: Result<Gpu, String>,
 }
 
 impl Settings<'static> {
-    /// Everything, by the numbers that are built in.
+    /// Everything on the CPU, by the numbers that are built in.
     pub fn new(threads: usize) -> Self {
-        Self { ops: REGISTRY, golden: Golden::embedded(), threads }
+        Self { ops: REGISTRY, golden: Golden::embedded(), threads, gpu: Err("not asked for".to_owned()) }
     }
 }
 
@@ -103,6 +106,7 @@ pub fn tolerances() -> Vec<Allowed> {
         of(Part::Gradients, "f64", GRADIENT),
         of(Part::Fused, "f64", COMPOSED),
         of(Part::Kernels, "f32", SINGLE),
+        of(Part::Kernels, VULKAN, ON_DEVICE),
         of(Part::Golden, "f64", golden::DOUBLE),
         of(Part::Golden, "f32", golden::SINGLE),
         of(Part::Threads, "f32", same),
@@ -124,8 +128,8 @@ pub struct Record {
     pub tier: &'static str,
     /// Its threads.
     pub threads: usize,
-    /// Of the GPU.
-    pub gpu: &'static str,
+    /// The device that was tested, or why none was.
+    pub gpu: String,
     /// What errors are allowed, and why.
     pub tolerances: Vec<Allowed>,
     /// Every check.
@@ -142,7 +146,7 @@ pub fn selftest(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Record {
     let mut findings = Vec::new();
     let tiers: Vec<Isa> = Isa::available().collect();
     say(&format!("{} ops: kernels of {} tiers, gradients", settings.ops.len(), tiers.len()));
-    settings.ops.iter().for_each(|op| check_op(op, &tiers, &mut findings));
+    settings.ops.iter().for_each(|op| check_op(op, &tiers, settings.gpu.as_ref().ok(), &mut findings));
     KERNELS.iter().for_each(|kernel| check_kernel(kernel, &tiers, &mut findings));
     say("golden models");
     Model::ALL.into_iter().for_each(|model| check_model(model, &settings.golden, &tiers, &mut findings));
@@ -157,7 +161,7 @@ pub fn selftest(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Record {
         machine: Machine::this(),
         tier: Isa::current().name(),
         threads: settings.threads,
-        gpu: "not built",
+        gpu: settings.gpu.as_ref().map_or_else(Clone::clone, Gpu::describe),
         tolerances: tolerances(),
         passed: findings.iter().all(|finding| finding.passed),
         findings,
@@ -180,7 +184,10 @@ fn at_most(part: Part, name: &str, on: &str, most: f64, measure: impl FnOnce() -
 /// Sizes that cases are drawn with: below, at and beyond vectors and their tails.
 const SIZES: [usize; 4] = [3, 7, 12, 23];
 
-fn check_op(op: &Entry, tiers: &[Isa], findings: &mut Vec<Finding>) {
+/// Where a device's checks are.
+const VULKAN: &str = "vulkan";
+
+fn check_op(op: &Entry, tiers: &[Isa], gpu: Option<&Gpu>, findings: &mut Vec<Finding>) {
     // The same cases wherever they run.
     let cases = |sizes: &'static [usize]| {
         sizes.iter().enumerate().map(|(seed, &size)| {
@@ -206,6 +213,11 @@ fn check_op(op: &Entry, tiers: &[Isa], findings: &mut Vec<Finding>) {
         findings.push(at_most(Part::Kernels, op.name, isa.name(), SINGLE.most, || {
             let of = |(case, mut rng): (crate::gradcheck::Case, Rng)| pool.install(|| case.single_deviation(&mut rng));
             (cases(&SIZES).map(of).fold(0.0, f64::max), None)
+        }));
+    }
+    if gpu.is_some() {
+        findings.push(at_most(Part::Kernels, op.name, VULKAN, ON_DEVICE.most, || {
+            (cases(&SIZES).map(|(case, mut rng)| case.deviation_on(gpu, &mut rng)).fold(0.0, f64::max), None)
         }));
     }
 }
@@ -320,7 +332,7 @@ mod tests {
 
     fn findings(cases: fn(&mut Gen) -> Case) -> Vec<Finding> {
         let mut findings = Vec::new();
-        check_op(&Entry { name: "triple", cases }, &Isa::available().collect::<Vec<_>>(), &mut findings);
+        check_op(&Entry { name: "triple", cases }, &Isa::available().collect::<Vec<_>>(), None, &mut findings);
         findings
     }
 
@@ -356,7 +368,7 @@ mod tests {
     #[test]
     fn every_tolerance_has_its_reason() {
         let mut findings = Vec::new();
-        check_op(&REGISTRY[0], &[Isa::Scalar], &mut findings);
+        check_op(&REGISTRY[0], &[Isa::Scalar], None, &mut findings);
         check_kernel(&KERNELS[0], &[Isa::Scalar], &mut findings);
         check_model(Model::Vit, &Golden::embedded(), &[Isa::Scalar], &mut findings);
         check_threads(Model::Vit, &mut findings);

@@ -301,6 +301,7 @@ impl Command {
                 | Self::Report(_)
                 | Self::Embed(_)
                 | Self::Bench(_)
+                | Self::Selftest(_)
                 | Self::Verify(_)
         )
     }

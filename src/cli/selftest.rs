@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use super::Global;
 use crate::check::golden::Golden;
 use crate::check::selftest::{Allowed, Finding, Limit, Part, Record, Settings, selftest};
+use crate::device::Gpu;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Checks this machine: every op's kernels on every instruction set against their definitions, gradients against differences, two small
+/// Checks this machine: every op's kernels on every instruction set, and on the GPU, against their definitions, gradients against differences, two small
 /// models against built-in numbers, the same bits with any number of threads, speed. Ends with 0 only if everything passed.
 #[derive(clap::Args)]
 pub struct Args {
@@ -25,6 +26,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(path) = &args.golden {
         settings.golden = Golden::open(path)?;
     }
+    settings.gpu = match global.gpu()? {
+        Some(gpu) => Ok(gpu),
+        // Not asked for, a GPU is tested all the same; a software device is not.
+        None => Gpu::open("").map_err(|(_, why)| why.to_string()),
+    };
     let record = selftest(&settings, &|begins| global.say(begins));
     let json = |value: serde_json::Result<String>| value.map_err(|e| Error::new(e.to_string()));
     if global.json {
