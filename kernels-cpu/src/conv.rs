@@ -19,8 +19,11 @@ use crate::simd::dispatch;
 use crate::zip::add_assign;
 use gather::{DepthwiseWeight, Gather, Target};
 
-/// From so many weights on, their gradient is not summed up in parts: zeroing and adding those would take longer than the products.
+/// The gradient of more weights than these is not summed up in parts: zeroing and adding those would take longer than the products.
 const MANY_WEIGHTS: usize = 1 << 17;
+/// Else positions are shared out into so many parts: fixed, so that bits do not depend on threads, and few enough that the parts' gradients
+/// stay small beside the maps.
+const PARTS: usize = 16;
 
 /// A window that slides over the rows and columns of a map; each pair is (along rows, along columns).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,9 +294,7 @@ impl Conv2d {
         let (c, o) = (self.input / self.groups, self.output / self.groups);
         let taps = self.window.kernel[0] * self.window.kernel[1];
         let (items, block) = (windows.items(), windows.block(taps * c));
-        // A fixed number of parts, few enough that their gradients stay small beside the maps.
-        let parts = ((1 << 22) / weights.max(1)).clamp(4, 16);
-        let part = items.div_ceil(parts).next_multiple_of(block).max(1);
+        let part = items.div_ceil(PARTS).next_multiple_of(block).max(1);
         let sums: Vec<Vec<F>> =
             par::map_chunks(items, part, taps * c * self.output / 16 + taps * self.input, |range| {
                 let mut sum = vec![F::ZERO; weights];
@@ -479,6 +480,21 @@ mod tests {
             let dot = |a: &[f32], b: &[f32]| wide(a).iter().zip(wide(b)).map(|(a, b)| a * b).sum::<f64>();
             let (of_y, of_x, of_w) = (dot(&one.0, &dy), dot(&x, &one.1), dot(&w, &one.2));
             assert!((of_x - of_y).abs() < 1e-2 && (of_w - of_y).abs() < 1e-2, "{of_y} {of_x} {of_w}");
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_many_weights_is_one_sum_over_positions() {
+        for (output, in_parts) in [(MANY_WEIGHTS / 256, true), (MANY_WEIGHTS / 256 + 1, false)] {
+            let conv = Conv2d { n: 1, size: [17, 17], input: 256, output, groups: 1, window: Window::square(1, 1, 0) };
+            let [nx, nw, ny] = conv.lengths();
+            let (x, dy, mut dw) = (values(nx, 1), values(ny, 2), vec![0.0; nw]);
+            conv.backward_weight(&x, &dy, &mut dw);
+            // A kernel of one tap has the order of the sums.
+            assert_eq!(
+                (dw == conv.weight_by_parts(&x, &dy), dw == conv.weight_by_rows(&x, &dy)),
+                (in_parts, !in_parts)
+            );
         }
     }
 

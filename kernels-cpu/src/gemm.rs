@@ -500,6 +500,21 @@ mod tests {
         }
     }
 
+    /// A slab of B that is more than is packed at a time.
+    #[test]
+    fn a_wide_product_has_the_bits_of_its_columns() {
+        let (m, k, n, part) = (2, 600, 4000, 500);
+        let (a, b) = (values(m * k, 1), values(k * n, 2));
+        let (a, mut whole) = (Mat::new(&a, m, k), vec![f32::NAN; m * n]);
+        gemm(a, Mat::new(&b, k, n), false, &mut whole, n, None);
+        for start in (0..n).step_by(part) {
+            let columns = Mat { offset: start, cols: part, ..Mat::new(&b, k, n) };
+            let mut c = vec![f32::NAN; m * part];
+            gemm(a, columns, false, &mut c, part, None);
+            assert!((0..m).all(|i| c[i * part..][..part] == whole[i * n + start..][..part]), "columns from {start}");
+        }
+    }
+
     #[test]
     fn batches_are_products_one_by_one() {
         for (batch, m, k, n) in [(0, 2, 2, 2), (1, 3, 4, 5), (2, 3, 4, 5), (5, 17, 30, 33), (3, 2, 0, 2), (2, 0, 3, 4)]

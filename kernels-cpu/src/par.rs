@@ -224,6 +224,11 @@ mod tests {
     }
 
     #[test]
+    fn one_thread_gets_all_items_at_once() {
+        Pool::new(1).install(|| for_each(1000, SERIAL_BELOW, |range| assert_eq!(range, 0..1000)));
+    }
+
+    #[test]
     fn every_item_once_for_any_thread_count() {
         for threads in [1, 2, 3, 7] {
             Pool::new(threads).install(|| {

@@ -147,6 +147,10 @@ mod tests {
         let (_, [mean, var]) = x.batch_norm_train(&ones, &ones, 1e-5);
         assert_eq!(mean.to_vec::<f64>(), [4.0, 12.0]);
         assert_eq!(var.to_vec::<f64>(), [13.0, 12.0]);
+        // One channel alone.
+        let one = ones.narrow(0, 0, 1);
+        let (_, [mean, var]) = x.narrow(1, 0, 1).batch_norm_train(&one, &one, 1e-5);
+        assert_eq!((mean.to_vec::<f64>(), var.to_vec::<f64>()), (vec![4.0], vec![13.0]));
     }
 }
 

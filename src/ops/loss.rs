@@ -255,7 +255,7 @@ pub struct Tier {
 
 impl Tier {
     /// Of one pair's similarities [T, P] and mask `[T]`: both sums of entropies. Where `slopes` is given, their gradients times these are
-    /// written into `ds`.
+    /// written into `ds`, which else is empty.
     fn pair<F: Float>(&self, s: &[F], mask: &[u8], slopes: Option<[F; 2]>, ds: &mut [F]) -> [f64; 2] {
         let (patches, eps, scale) = (s.len() / mask.len(), F::from_f64(self.eps), F::from_f64(1.0 / self.temperature));
         let tokens: Vec<&[F]> =
@@ -271,12 +271,10 @@ impl Tier {
             entropies(&mut over_patches, patches, eps, slope(0)),
             entropies(&mut over_tokens, tokens.len(), eps, slope(1)),
         ];
-        if slopes.is_some() {
-            let counted = ds.chunks_exact_mut(patches).zip(mask).filter(|(_, m)| **m != 0);
-            for (k, (ds, _)) in counted.enumerate() {
-                let row = &over_patches[k * patches..][..patches];
-                ds.iter_mut().zip(row).enumerate().for_each(|(j, (d, &s))| *d = s + over_tokens[j * tokens.len() + k]);
-            }
+        let counted = ds.chunks_exact_mut(patches).zip(mask).filter(|(_, m)| **m != 0);
+        for (k, (ds, _)) in counted.enumerate() {
+            let row = &over_patches[k * patches..][..patches];
+            ds.iter_mut().zip(row).enumerate().for_each(|(j, (d, &s))| *d = s + over_tokens[j * tokens.len() + k]);
         }
         sums
     }

@@ -339,3 +339,17 @@ impl Tensor {
 }
 
 crate::check_ops!(Sum, Extreme, Argmax, LogSumExp, Var);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    #[test]
+    fn neighbouring_dimensions_are_summed_as_one() {
+        let x = Tensor::randn([3, 7, 50, 5], DType::F32, &mut Rng::new(1, 0));
+        let merged = |dims: [usize; 3]| x.reshape(dims).sum(&[1], false).to_vec::<f32>();
+        assert_eq!(x.sum(&[2, 1], false).to_vec::<f32>(), merged([3, 350, 5]));
+        assert_eq!(x.sum(&[1, 2, 3], false).to_vec::<f32>(), merged([3, 1750, 1]));
+    }
+}

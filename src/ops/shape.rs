@@ -392,7 +392,7 @@ fn pick(x: &Tensor, dim: usize, ids: &[usize]) -> Tensor {
         })
         .collect();
     if parts.is_empty() {
-        x.sum(&[dim], true).pad(dim, 0, 0).narrow(dim, 0, 0)
+        Tensor::zeros(x.dims().with(dim, 0), x.dtype())
     } else {
         Tensor::concat(&parts.iter().collect::<Vec<_>>(), dim as isize)
     }

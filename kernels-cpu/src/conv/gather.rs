@@ -335,3 +335,17 @@ impl<F: Float> SimdOp for DepthwiseWeight<'_, F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_256_kib_of_windows_where_those_are_neither_few_nor_many() {
+        let offsets = [vec![0], vec![0]];
+        let x = Gather::<f32> { source: &[], n: 0, size: [0; 2], channels: 1, grid: [0; 2], step: [1; 2], offsets };
+        for (depth, windows) in [(0, 2048), (1, 2048), (64, 1024), (9 * 16, 455), (9 * 64, 256)] {
+            assert_eq!(x.block(depth), windows, "windows of {depth}");
+        }
+    }
+}

@@ -402,4 +402,22 @@ mod tests {
             assert_eq!(crowds_cache_sets(stride, rows), crowded, "{rows} rows {stride} apart");
         }
     }
+
+    /// On a thread of its own, whose buffers no other product has used.
+    #[cfg(feature = "std")]
+    #[test]
+    fn a_pack_buffer_has_room_for_one_slab_and_is_kept() {
+        let (m, k, n) = (20, 2 * KC + 10, 3);
+        let product = move || {
+            let (a, b, mut c) = (vec![1f32; k * m], vec![1f32; k * n], vec![0f32; m * n]);
+            super::super::gemm_serial(Mat::new(&a, k, m).t(), Mat::new(&b, k, n), false, &mut c, n, None);
+            let rows = m.next_multiple_of(tile::size(Isa::current()).0);
+            let kept = scratch::take(0, 1);
+            assert_eq!(kept.len(), (rows * slab_of(k) + 16).div_ceil(16));
+            let place = kept.as_ptr();
+            scratch::give(0, kept);
+            assert_eq!(scratch::take(0, 1).as_ptr(), place);
+        };
+        std::thread::spawn(product).join().unwrap();
+    }
 }

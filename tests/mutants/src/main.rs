@@ -26,21 +26,28 @@ struct Target {
     /// Folders and files that mutants are made of.
     sources: &'static [&'static str],
     count: usize,
+    /// Functions whose every mutant joins the sample.
+    whole: &'static [&'static str],
     build: &'static [&'static str],
     tests: &'static [&'static str],
-    cases: &'static str,
+    /// Whether a file's own tests begin with its name, and come first: most mutants fall there.
+    own: bool,
+    /// How much the tests draw: a variable of the environment and its value.
+    draws: (&'static str, &'static str),
 }
 
-const TARGETS: [Target; 2] = [
+const TARGETS: [Target; 3] = [
     Target {
         name: "kernels",
         krate: "tiergrad-kernels-cpu",
         root: "kernels-cpu/src/lib.rs",
         sources: &["kernels-cpu/src"],
         count: 200,
+        whole: &[],
         build: &["--lib"],
         tests: &[],
-        cases: "48",
+        own: true,
+        draws: ("PROPTEST_CASES", "48"),
     },
     Target {
         name: "ops",
@@ -48,9 +55,23 @@ const TARGETS: [Target; 2] = [
         root: "src/lib.rs",
         sources: &["src/ops", "src/tape.rs"],
         count: 90,
+        whole: &[],
         build: &["--lib", "--no-default-features"],
         tests: &["ops::", "tape::", "plan::", "gradcheck::"],
-        cases: "24",
+        own: true,
+        draws: ("PROPTEST_CASES", "24"),
+    },
+    Target {
+        name: "graph",
+        krate: "tiergrad-fuzz-targets",
+        root: "src/lib.rs",
+        sources: &["src/ops", "src/tape.rs", "src/plan", "src/plan.rs"],
+        count: 100,
+        whole: &["Builder::join", "sum_to"],
+        build: &["--test", "corpus"],
+        tests: &["random_graphs"],
+        own: false,
+        draws: ("TIER_FUZZ_GRAPHS", "2000"),
     },
 ];
 
@@ -69,7 +90,8 @@ struct Options {
 }
 
 fn options() -> Result<Options> {
-    let usage = "mutants kernels|ops [--seed 1] [--count N] [--work target/mutants] [--log FILE] [--again] [--list]";
+    let usage =
+        "mutants kernels|ops|graph [--seed 1] [--count N] [--work target/mutants] [--log FILE] [--again] [--list]";
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().ok_or(usage)?;
     let target = TARGETS.iter().find(|t| t.name == name).ok_or(usage)?;
@@ -134,7 +156,9 @@ fn sample(o: &Options) -> Result<Vec<(String, Mutant)>> {
     eprintln!("{} possible mutants", all.len());
     let mut keyed: Vec<(String, Mutant)> = keys(&all).into_iter().zip(all).collect();
     keyed.sort_by_key(|(key, _)| hash(o.seed, key));
-    keyed.truncate(o.count);
+    let mut rest = keyed.split_off(o.count.min(keyed.len()));
+    rest.retain(|(_, m)| o.target.whole.contains(&m.function.as_str()));
+    keyed.extend(rest);
     Ok(keyed)
 }
 
@@ -230,7 +254,7 @@ fn judge(o: &Options, tests: &Path, filters: &[&str], id: usize, limit: u64) -> 
     command.args(["-c", "ulimit -t $0; exec \"$@\"", &limit.to_string()]).arg(tests).args(filters);
     let folder = Path::new(o.target.root).ancestors().nth(2).ok_or("no folder")?;
     command.current_dir(o.work.join(o.target.name).join(folder));
-    command.env("MUTANT", id.to_string()).env("PROPTEST_CASES", o.target.cases).env("PROPTEST_MAX_SHRINK_ITERS", "0");
+    command.env("MUTANT", id.to_string()).env(o.target.draws.0, o.target.draws.1).env("PROPTEST_MAX_SHRINK_ITERS", "0");
     command.env("CARGO_MANIFEST_DIR", ".").env("RUST_BACKTRACE", "0");
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let (send, lines) = mpsc::channel();
@@ -286,9 +310,9 @@ fn read_log(path: &Path) -> Result<BTreeMap<String, String>> {
     Ok(verdicts)
 }
 
-/// Mutants that no test can tell from the original, by key with single spaces, and why.
-fn explained() -> Result<BTreeMap<String, String>> {
-    let text = fs::read_to_string("tests/mutants/explained.txt")?;
+/// Mutants that these tests cannot tell from the original, by key with single spaces, and why.
+fn explained(target: &str) -> Result<BTreeMap<String, String>> {
+    let text = fs::read_to_string(format!("tests/mutants/explained/{target}.txt"))?;
     let pair = |line: &str| line.rsplit_once(" | ").map(|(key, why)| (squeezed(key), why.to_owned()));
     Ok(text.lines().filter(|line| !line.starts_with('#')).filter_map(pair).collect())
 }
@@ -299,7 +323,7 @@ fn squeezed(key: &str) -> String {
 
 fn main() -> Result<()> {
     let o = options()?;
-    let explained = explained()?;
+    let explained = explained(o.target.name)?;
     let mutants = sample(&o)?;
     if o.list {
         for (key, m) in &mutants {
@@ -337,10 +361,13 @@ fn main() -> Result<()> {
     eprintln!("without a mutant: {:.1} s; at most {limit} s of the processor each", began.elapsed().as_secs_f64());
     for &i in pending.iter().filter(|&i| !unviable.contains(&(i + 1))) {
         let began = Instant::now();
-        // Its own tests first: most fall there.
-        let (mut verdict, mut by) = judge(&o, &tests, &[&room(&mutants[i].1.file)], i + 1, limit)?;
-        if verdict == "survived" {
-            (verdict, by) = judge(&o, &tests, o.target.tests, i + 1, limit)?;
+        let own = room(&mutants[i].1.file);
+        let rounds = [&[own.as_str()], o.target.tests];
+        let (mut verdict, mut by) = ("survived", String::new());
+        for filters in &rounds[usize::from(!o.target.own)..] {
+            if verdict == "survived" {
+                (verdict, by) = judge(&o, &tests, filters, i + 1, limit)?;
+            }
         }
         record(i, verdict, &by, began)?;
     }
