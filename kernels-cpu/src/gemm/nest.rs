@@ -416,7 +416,8 @@ mod tests {
             assert_eq!(kept.len(), (rows * slab_of(k) + 16).div_ceil(16));
             let place = kept.as_ptr();
             scratch::give(0, kept);
-            assert_eq!(scratch::take(0, 1).as_ptr(), place);
+            let again = scratch::take(0, 1);
+            assert_eq!(again.as_ptr(), place);
         };
         std::thread::spawn(product).join().unwrap();
     }
