@@ -322,10 +322,7 @@ fn a_selftest_says_what_was_checked_and_fails_where_a_number_is_wrong() {
     let output = tier(&["selftest", "-q", "--golden", text(&wrong), "-o", text(&record)]);
     let table = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{table}");
-    assert!(
-        table.contains("layer_norm") && table.contains("GPU: ") && table.contains("FAIL resnet + bert"),
-        "{table}"
-    );
+    assert!(table.contains("layer_norm") && table.contains("GPU: ") && table.contains("FAIL resnet + bert"), "{table}");
     let tiers = kernels_cpu::Isa::available().count();
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(complaint.contains(&format!("{} of", tiers + 1)), "{complaint}");
