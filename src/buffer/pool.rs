@@ -144,6 +144,15 @@ pub fn memory() -> Memory {
     pool().memory
 }
 
+/// Gives the system back what is kept for the next tensors, and measures from here on: before work that the last says nothing about.
+pub fn release() {
+    let mut pool = pool();
+    pool.free.clear();
+    pool.kept = 0;
+    let now = pool.memory.now;
+    pool.memory = Memory { now, peak: now, held: now, ..pool.memory };
+}
+
 thread_local! {
     /// Bytes that this thread took, less those that it gave back, and the most that this ever was.
     static TAKEN: Cell<[isize; 2]> = const { Cell::new([0; 2]) };

@@ -199,6 +199,8 @@ fn fitting(
     out: &Path,
     watch: &dyn Watch,
 ) -> Result<Estimate> {
+    // A run before in this process may have left blocks that the estimate does not know.
+    crate::buffer::release();
     let estimate = memory::estimate(config, tables, tokenizer, workers)?;
     watch.say(&estimate.describe());
     memory::check(config, &estimate).at(out)?;

@@ -17,7 +17,7 @@ pub struct Softmax<'a> {
     pub mask: Option<(&'a Memory, usize)>,
     /// Number of queries t: row r is of query r % t, which sees places up to r % t + n - t.
     pub causal: Option<usize>,
-    /// Gets ln sum e^x of each row: [rows] numbers.
+    /// Gets ln sum e^x of each row: `[rows]` numbers.
     pub lse: Option<&'a Memory>,
 }
 
