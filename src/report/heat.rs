@@ -83,7 +83,7 @@ pub struct HeatMap<'a> {
     pub smooth: bool,
 }
 
-/// A radiograph at its own resolution, up to [`FILM`] pixels, and what of it a model saw.
+/// A radiograph at its own resolution, up to 1024 pixels, and what of it a model saw.
 #[derive(Clone, Debug)]
 pub struct Film {
     /// To paint on.
