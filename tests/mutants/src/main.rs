@@ -237,7 +237,8 @@ fn plant(o: &Options, mutants: &[(String, Mutant)], known: &BTreeMap<String, Str
 /// The program of the tests, with what was planted.
 fn build(o: &Options) -> Result<PathBuf> {
     let messages = cargo(o, &["test", "--no-run"])?;
-    Ok(messages.iter().rev().find_map(|m| m["executable"].as_str()).ok_or("the tests were not built")?.into())
+    let tests = messages.iter().filter(|m| m["profile"]["test"] == true).find_map(|m| m["executable"].as_str());
+    Ok(tests.ok_or("the tests were not built")?.into())
 }
 
 fn path_text(path: &Path) -> Result<String> {
