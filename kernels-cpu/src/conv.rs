@@ -1,18 +1,19 @@
-//! Convolution of channels-last maps, forward and both gradients, as matrix products over windows that are gathered block
-//! by block (implicit im2col): only one block of windows per thread exists at a time.
+//! Convolution of channels-last maps, forward and both gradients, as matrix products over windows: read where they lie, or gathered block by
+//! block (implicit im2col). Windows of 3 x 3 over many channels take fewer multiplications, by Winograd's transforms.
 //!
 //! The gradient of the input is a convolution too. Of a strided one, the elements whose coordinates leave the same rest
 //! are reached by the same kernel elements, so each such phase is a convolution of stride 1 over the output's gradient.
-//! Every output element is thus one sum over K, and its bits depend on K and the tier alone. The gradient of the weight
+//! The bits of an output element depend on the sizes of a map and the tier alone. The gradient of the weight
 //! sums over positions, in fixed parts that are added in order, or at once where there are many weights.
 
 mod gather;
+mod winograd;
 
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::float::Float;
+use crate::float::{Float, as_f32, as_f32_mut};
 use crate::gemm::{Finish, Mat, Packed, Right, gemm, gemm_serial};
 use crate::par::{self, Shared};
 use crate::simd::dispatch;
@@ -77,8 +78,14 @@ pub struct Conv2d {
     pub window: Window,
 }
 
-/// A weight packed by [`Conv2d::pack`], one operand for each group.
-pub struct PackedWeight(Vec<Packed>);
+/// A weight packed by [`Conv2d::pack`].
+pub struct PackedWeight(Order);
+
+enum Order {
+    /// An operand for each group.
+    Windows(Vec<Packed>),
+    Winograd(winograd::Weight),
+}
 
 /// The definition, for tests: y [n, oh, ow, output].
 pub fn conv2d_def<F: Float>(conv: &Conv2d, x: &[F], weight: &[F], bias: Option<&[F]>) -> Vec<F> {
@@ -164,6 +171,10 @@ impl Conv2d {
             return windows.multiply_depthwise(&self.by_tap(weight, &self.taps()), bias, y, target);
         }
         let (packed, finish) = (self.reordered(weight), Finish { bias, ..Finish::default() });
+        if let (true, Some(x), Some(ordered)) = (winograd::serves(self), as_f32(x), as_f32(&packed)) {
+            let (finish, y) = (finish.single().expect("same type as the map"), as_f32_mut(y).expect("same type"));
+            return winograd::Weight::new(self, ordered).multiply(self, x, finish, y);
+        }
         windows.multiply(
             self.groups,
             &|group| Right::Loose(self.matrix(&packed, group)),
@@ -185,7 +196,11 @@ impl Conv2d {
             return None;
         }
         let ordered = self.reordered(weight);
-        Some(PackedWeight((0..self.groups).map(|group| Packed::new(self.matrix(&ordered, group))).collect()))
+        if winograd::serves(self) {
+            return Some(PackedWeight(Order::Winograd(winograd::Weight::new(self, &ordered))));
+        }
+        let packed = (0..self.groups).map(|group| Packed::new(self.matrix(&ordered, group)));
+        Some(PackedWeight(Order::Windows(packed.collect())))
     }
 
     /// y = act(x * weight + bias + residual) for a packed weight: the bits are those of [`Conv2d::forward`] and what follows.
@@ -195,14 +210,20 @@ impl Conv2d {
     pub fn forward_packed(&self, x: &[f32], weight: &PackedWeight, finish: Finish<'_, f32>, y: &mut [f32]) {
         let [x_len, _, y_len] = self.lengths();
         assert!(
-            [x_len, y_len, self.groups] == [x.len(), y.len(), weight.0.len()]
+            [x_len, y_len] == [x.len(), y.len()]
                 && finish.bias.is_none_or(|b| b.len() == self.output)
                 && finish.residual.is_none_or(|r| r.len() == y_len),
             "conv2d: lengths for {self:?}"
         );
-        let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
-        let matrix = |group: usize| Right::Packed(&weight.0[group]);
-        self.windows(x).multiply(self.groups, &matrix, self.output, finish, y, target);
+        match &weight.0 {
+            Order::Winograd(weight) => weight.multiply(self, x, finish, y),
+            Order::Windows(weight) => {
+                assert_eq!(weight.len(), self.groups, "conv2d: groups of the weight for {self:?}");
+                let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
+                let matrix = |group: usize| Right::Packed(&weight[group]);
+                self.windows(x).multiply(self.groups, &matrix, self.output, finish, y, target);
+            }
+        }
     }
 
     fn taps(&self) -> [Vec<usize>; 2] {
@@ -388,174 +409,4 @@ fn phases(window: &Window, axis: usize, size: usize) -> Vec<Phase> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::map::Unary;
-    use crate::rng::Rng;
-    use proptest::prelude::*;
-
-    fn values(n: usize, seed: u64) -> Vec<f32> {
-        let mut rng = Rng::new(seed, 3);
-        (0..n).map(|_| rng.normal() as f32).collect()
-    }
-
-    fn wide(x: &[f32]) -> Vec<f64> {
-        x.iter().map(|&x| f64::from(x)).collect()
-    }
-
-    prop_compose! {
-        fn conv()(n in 0usize..3, size in any::<[u8; 2]>(), kernel in any::<[u8; 2]>(), stride in any::<[u8; 2]>(), padding in any::<[u8; 2]>(),
-                  dilation in any::<[u8; 2]>(), c in prop_oneof![0usize..4, 14usize..20], o in 0usize..4, groups in 1usize..4, depthwise in any::<bool>()) -> Conv2d {
-            let pick = |pair: [u8; 2], low: usize, n: usize| pair.map(|x| low + usize::from(x) % n);
-            let window = Window { kernel: pick(kernel, 1, 4), stride: pick(stride, 1, 3), padding: pick(padding, 0, 3), dilation: pick(dilation, 1, 3) };
-            let reach = |k: usize| ((window.kernel[k] - 1) * window.dilation[k] + 1).saturating_sub(2 * window.padding[k]);
-            let size = [reach(0) + usize::from(size[0]) % 6, reach(1) + usize::from(size[1]) % 6];
-            let [c, o] = if depthwise { [1, 1] } else { [c, o] };
-            Conv2d { n, size, input: c * groups, output: o * groups, groups, window }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn forward_is_the_definition_and_both_gradients_are_its_adjoints(conv in conv(), biased in any::<bool>(), seed in any::<u64>()) {
-            let [nx, nw, ny] = conv.lengths();
-            let (x, w, dy, b) = (values(nx, seed), values(nw, seed ^ 1), values(ny, seed ^ 2), values(conv.output, seed ^ 3));
-            let b64 = wide(&b);
-            let expected = conv2d_def(&conv, &wide(&x), &wide(&w), biased.then_some(&b64[..]));
-            let mut y = vec![f32::NAN; ny];
-            conv.forward(&x, &w, biased.then_some(&b[..]), &mut y);
-            for (y, e) in y.iter().zip(&expected) { prop_assert!((f64::from(*y) - e).abs() < 1e-4, "{y} instead of {e}"); }
-            if let Some(packed) = conv.pack(&w) {
-                let (residual, mut parts) = (values(ny, seed ^ 4), vec![0.0; ny]);
-                let sums: Vec<f32> = y.iter().zip(&residual).map(|(y, r)| y + r).collect();
-                crate::map::map(Unary::Relu, &sums, &mut parts);
-                let mut whole = vec![f32::NAN; ny];
-                let finish = Finish { bias: biased.then_some(&b[..]), residual: Some(&residual), act: Some(Unary::Relu) };
-                conv.forward_packed(&x, &packed, finish, &mut whole);
-                prop_assert_eq!(whole, parts);
-            }
-            // The output is linear in x and in w: gradients are what the definition gives for unit vectors.
-            let (mut dx, mut dw) = (vec![f32::NAN; nx], vec![f32::NAN; nw]);
-            conv.backward_input(&dy, &w, &mut dx);
-            conv.backward_weight(&x, &dy, &mut dw);
-            let dot = |y: Vec<f64>| y.iter().zip(&dy).map(|(y, &d)| y * f64::from(d)).sum::<f64>();
-            let unit = |n: usize, at: usize| (0..n).map(|i| f64::from(u8::from(i == at))).collect::<Vec<f64>>();
-            for at in (0..nx).step_by(nx / 7 + 1) {
-                let e = dot(conv2d_def(&conv, &unit(nx, at), &wide(&w), None));
-                prop_assert!((f64::from(dx[at]) - e).abs() < 1e-4, "dx {} instead of {e}", dx[at]);
-            }
-            for at in (0..nw).step_by(nw / 7 + 1) {
-                let e = dot(conv2d_def(&conv, &wide(&x), &unit(nw, at), None));
-                prop_assert!((f64::from(dw[at]) - e).abs() < 1e-3, "dw {} instead of {e}", dw[at]);
-            }
-            prop_assert!(dx.iter().chain(&dw).all(|v| v.is_finite()));
-            if !conv.is_depthwise() {
-                for (a, b) in conv.weight_by_rows(&x, &dy).iter().zip(conv.weight_by_parts(&x, &dy)) { prop_assert!((a - b).abs() < 1e-4 * (1.0 + b.abs()), "dw {a} by rows, {b} by parts"); }
-            }
-        }
-    }
-
-    #[test]
-    fn many_blocks_give_the_definition_and_the_same_bits_for_any_thread_count() {
-        for (groups, input, output) in [(1, 8, 12), (2, 6, 4), (16, 16, 16), (1, 20, 12), (2, 40, 68)] {
-            let window = Window { dilation: [1, 2], ..Window::square(3, 2, 1) };
-            let conv = Conv2d { n: 3, size: [61, 43], input, output, groups, window };
-            let [nx, nw, ny] = conv.lengths();
-            let (x, w, dy) = (values(nx, 1), values(nw, 2), values(ny, 3));
-            let run = |threads: usize| {
-                par::Pool::new(threads).install(|| {
-                    let (mut y, mut dx, mut dw) = (vec![0.0; ny], vec![0.0; nx], vec![0.0; nw]);
-                    conv.forward(&x, &w, None, &mut y);
-                    conv.backward_input(&dy, &w, &mut dx);
-                    conv.backward_weight(&x, &dy, &mut dw);
-                    let by_rows = if conv.is_depthwise() { Vec::new() } else { conv.weight_by_rows(&x, &dy) };
-                    (y, dx, dw, by_rows)
-                })
-            };
-            let one = run(1);
-            assert!([2, 3, 7].iter().all(|&threads| run(threads) == one), "{groups} groups");
-            let expected = conv2d_def(&conv, &wide(&x), &wide(&w), None);
-            assert!(one.0.iter().zip(&expected).all(|(y, e)| (f64::from(*y) - e).abs() < 1e-4), "{groups} groups");
-            // y is linear in x and in w, so all three products are the same number.
-            let dot = |a: &[f32], b: &[f32]| wide(a).iter().zip(wide(b)).map(|(a, b)| a * b).sum::<f64>();
-            let (of_y, of_x, of_w) = (dot(&one.0, &dy), dot(&x, &one.1), dot(&w, &one.2));
-            assert!((of_x - of_y).abs() < 1e-2 && (of_w - of_y).abs() < 1e-2, "{of_y} {of_x} {of_w}");
-        }
-    }
-
-    #[test]
-    fn the_gradient_of_many_weights_is_one_sum_over_positions() {
-        for (output, in_parts) in [(MANY_WEIGHTS / 256, true), (MANY_WEIGHTS / 256 + 1, false)] {
-            let conv = Conv2d { n: 1, size: [17, 17], input: 256, output, groups: 1, window: Window::square(1, 1, 0) };
-            let [nx, nw, ny] = conv.lengths();
-            let (x, dy, mut dw) = (values(nx, 1), values(ny, 2), vec![0.0; nw]);
-            conv.backward_weight(&x, &dy, &mut dw);
-            // A kernel of one tap has the order of the sums.
-            assert_eq!(
-                (dw == conv.weight_by_parts(&x, &dy), dw == conv.weight_by_rows(&x, &dy)),
-                (in_parts, !in_parts)
-            );
-        }
-    }
-
-    #[test]
-    fn a_window_that_does_not_fit_is_none() {
-        assert_eq!(Window::square(3, 2, 1).output([128, 7]), Some([64, 4]));
-        assert_eq!(Window::square(3, 1, 0).output([2, 9]), None);
-        assert_eq!(Window::square(0, 1, 0).output([2, 9]), None);
-        assert_eq!(Window::square(1, 0, 0).output([2, 9]), None);
-        assert_eq!(Window { dilation: [0, 1], ..Window::square(1, 1, 0) }.output([2, 9]), None);
-    }
-
-    /// As drawn above, but on every tier.
-    #[cfg(feature = "rayon")]
-    #[test]
-    fn every_tier_gives_the_definition_and_its_adjoints() {
-        use crate::testing::on_every_tier;
-        let window = Window { dilation: [1, 2], ..Window::square(3, 2, 1) };
-        for (groups, input, output, window) in [
-            (1, 20, 40, Window::square(3, 1, 1)),
-            (2, 34, 6, window),
-            (1, 3, 33, window),
-            (5, 5, 5, window),
-            (1, 17, 9, Window::square(1, 1, 0)),
-            (3, 3, 6, Window::square(2, 1, 0)),
-            (1, 3, 4, Window::square(3, 3, 0)),
-        ] {
-            let conv = Conv2d { n: 2, size: [9, 11], input, output, groups, window };
-            let [nx, nw, ny] = conv.lengths();
-            let (x, w, dy, b) = (values(nx, 4), values(nw, 5), values(ny, 6), values(output, 7));
-            let expected = conv2d_def(&conv, &wide(&x), &wide(&w), Some(&wide(&b)));
-            let (mut dx64, mut dw64) = (vec![f64::NAN; nx], vec![f64::NAN; nw]);
-            conv.backward_input(&wide(&dy), &wide(&w), &mut dx64);
-            conv.backward_weight(&wide(&x), &wide(&dy), &mut dw64);
-            on_every_tier(|isa| {
-                let close = |a: &[f32], b: &[f64]| a.iter().zip(b).all(|(a, b)| (f64::from(*a) - b).abs() < 2e-4);
-                let (mut y, mut dx, mut dw) = (vec![f32::NAN; ny], vec![f32::NAN; nx], vec![f32::NAN; nw]);
-                conv.forward(&x, &w, Some(&b), &mut y);
-                conv.backward_input(&dy, &w, &mut dx);
-                conv.backward_weight(&x, &dy, &mut dw);
-                assert!(close(&y, &expected) && close(&dx, &dx64) && close(&dw, &dw64), "{isa}: {conv:?}");
-                if let Some(packed) = conv.pack(&w) {
-                    let mut whole = vec![f32::NAN; ny];
-                    let finish = Finish { bias: Some(&b[..]), residual: Some(&dy), act: Some(Unary::Gelu) };
-                    conv.forward_packed(&x, &packed, finish, &mut whole);
-                    let sums: Vec<f32> = y.iter().zip(&dy).map(|(y, d)| y + d).collect();
-                    let mut parts = vec![0.0; ny];
-                    crate::map::map(Unary::Gelu, &sums, &mut parts);
-                    assert_eq!(whole, parts, "{isa}: {conv:?}");
-                }
-            });
-        }
-    }
-
-    #[test]
-    fn groups_must_divide_both_kinds_of_channels() {
-        for (input, output, groups, fits) in
-            [(4, 6, 2, true), (3, 4, 2, false), (4, 3, 2, false), (4, 4, 0, false), (0, 0, 0, false)]
-        {
-            let conv = Conv2d { n: 1, size: [3, 3], input, output, groups, window: Window::square(1, 1, 0) };
-            assert_eq!(std::panic::catch_unwind(|| conv.grid()).is_ok(), fits, "{conv:?}");
-        }
-    }
-}
+mod tests;

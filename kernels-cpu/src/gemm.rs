@@ -6,6 +6,7 @@
 
 mod nest;
 mod pack;
+pub(crate) mod scratch;
 mod tile;
 
 use crate::float::{Float, as_f32, as_f32_mut, as_f64, as_f64_mut};
@@ -14,6 +15,7 @@ use crate::map::{self, Unary};
 use crate::par;
 
 pub use nest::Packed;
+pub(crate) use pack::numbers;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.
 #[derive(Clone, Copy, Debug)]

@@ -17,19 +17,21 @@ struct Max<'a, F> {
     grid: [usize; 2],
     rows: Range<usize>,
     y: &'a mut [F],
-    index: &'a mut [i32],
+    /// Where they were found, if that is asked for.
+    index: Option<&'a mut [i32]>,
 }
 
 impl<F: Float> SimdOp for Max<'_, F> {
     type Output = ();
     #[inline(always)]
-    fn eval<S: Simd>(self, _: S) {
+    fn eval<S: Simd>(mut self, _: S) {
         let ([h, w], c) = (self.size, self.c);
         let positions = self.rows.flat_map(|row| (0..self.grid[1]).map(move |j| (row, j)));
-        for ((row, j), (y, index)) in positions.zip(self.y.chunks_exact_mut(c).zip(self.index.chunks_exact_mut(c))) {
+        for (k, ((row, j), y)) in positions.zip(self.y.chunks_exact_mut(c)).enumerate() {
             let (n, i) = (row / self.grid[0], row % self.grid[0]);
+            let mut index = self.index.as_mut().map(|index| &mut index[k * c..(k + 1) * c]);
             y.fill(F::NEG_INFINITY);
-            index.fill(-1);
+            index.iter_mut().for_each(|index| index.fill(-1));
             for a in 0..self.window.kernel[0] {
                 let row = self.window.place(0, i, a);
                 if row < 0 || row >= h as isize {
@@ -42,11 +44,18 @@ impl<F: Float> SimdOp for Max<'_, F> {
                     }
                     let at = row as usize * w + col as usize;
                     let x = &self.x[(n * h * w + at) * c..][..c];
-                    for ((y, index), &x) in y.iter_mut().zip(index.iter_mut()).zip(x) {
-                        // The first element wins over nothing at all, the first of equals stays, NaN wins over numbers.
-                        let wins = x > *y || *index < 0 || (x.is_nan() && !y.is_nan());
-                        *y = if wins { x } else { *y };
-                        *index = if wins { at as i32 } else { *index };
+                    // The first of equals stays, NaN wins over numbers.
+                    let wins = |x: F, y: F| x > y || (x.is_nan() && !y.is_nan());
+                    match &mut index {
+                        Some(index) => {
+                            for ((y, index), &x) in y.iter_mut().zip(index.iter_mut()).zip(x) {
+                                // The first element wins over nothing at all.
+                                let wins = wins(x, *y) || *index < 0;
+                                *y = if wins { x } else { *y };
+                                *index = if wins { at as i32 } else { *index };
+                            }
+                        }
+                        None => y.iter_mut().zip(x).for_each(|(y, &x)| *y = if wins(x, *y) { x } else { *y }),
                     }
                 }
             }
@@ -54,29 +63,35 @@ impl<F: Float> SimdOp for Max<'_, F> {
     }
 }
 
-/// Largest element of each window of x [n, h, w, c], and where it is: row * w + column, -1 (and -infinity) for a window
+/// Largest element of each window of x [n, h, w, c], and, where asked for, where it is: row * w + column, -1 (and -infinity) for a window
 /// that lies in padding alone. Ties go to the first; NaN if there is one.
 ///
 /// # Panics
 /// If the window does not fit or lengths differ.
-pub fn max_pool2d<F: Float>(x: &[F], [n, h, w, c]: [usize; 4], window: &Window, y: &mut [F], index: &mut [i32]) {
+pub fn max_pool2d<F: Float>(
+    x: &[F],
+    [n, h, w, c]: [usize; 4],
+    window: &Window,
+    y: &mut [F],
+    index: Option<&mut [i32]>,
+) {
     let grid = window.output([h, w]).unwrap_or_else(|| panic!("max_pool2d: {window:?} does not fit [{h}, {w}]"));
     let row = grid[1] * c;
     assert!(
         x.len() == n * h * w * c
             && y.len() == n * grid[0] * row
-            && index.len() == y.len()
+            && index.as_ref().is_none_or(|index| index.len() == y.len())
             && h * w <= i32::MAX as usize,
         "max_pool2d: lengths"
     );
     if y.is_empty() {
         return;
     }
-    let (y, index) = (Shared::new(y), Shared::new(index));
+    let (y, index) = (Shared::new(y), index.map(Shared::new));
     par::for_each(n * grid[0], row * window.kernel[0] * window.kernel[1] * 2, |rows| {
         let place = rows.start * row..rows.end * row;
         // SAFETY: rows of the output, each handed out once.
-        let (y, index) = unsafe { (y.slice(place.clone()), index.slice(place)) };
+        let (y, index) = unsafe { (y.slice(place.clone()), index.as_ref().map(|index| index.slice(place))) };
         dispatch(Max { x, size: [h, w], c, window: *window, grid, rows, y, index });
     });
 }
@@ -139,8 +154,10 @@ mod tests {
     fn ties_go_to_the_first_nan_wins_and_padding_never_does() {
         let pool = |x: &[f32], window: Window, size: [usize; 2]| {
             let [oh, ow] = window.output(size).unwrap();
-            let (mut y, mut index) = (vec![0.0; oh * ow], vec![7; oh * ow]);
-            max_pool2d(x, [1, size[0], size[1], 1], &window, &mut y, &mut index);
+            let (mut y, mut index, mut alone) = (vec![0.0; oh * ow], vec![7; oh * ow], vec![0.0; oh * ow]);
+            max_pool2d(x, [1, size[0], size[1], 1], &window, &mut y, Some(&mut index));
+            max_pool2d(x, [1, size[0], size[1], 1], &window, &mut alone, None);
+            assert!(alone.iter().zip(&y).all(|(a, y)| a.to_bits() == y.to_bits()));
             (y, index)
         };
         assert_eq!(pool(&[2.0, 2.0, 1.0, 2.0], Window::square(2, 1, 0), [2, 2]), (vec![2.0], vec![0]));
@@ -184,7 +201,10 @@ mod tests {
                 let x = normals(&mut rng, n * h * w * c);
                 let dy = normals(&mut rng, n * oh * ow * c);
                 let (mut y, mut index, mut dx) = (vec![7.0; dy.len()], vec![7; dy.len()], vec![7.0; x.len()]);
-                max_pool2d(&x, [n, h, w, c], &window, &mut y, &mut index);
+                max_pool2d(&x, [n, h, w, c], &window, &mut y, Some(&mut index));
+                let mut alone = vec![7.0; y.len()];
+                max_pool2d(&x, [n, h, w, c], &window, &mut alone, None);
+                assert_eq!(alone, y, "{isa} {window:?}");
                 max_pool2d_backward(&dy, &index, [n, h, w, c], &mut dx);
                 let mut slope = vec![0.0; x.len()];
                 for at in 0..y.len() {

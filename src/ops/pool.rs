@@ -4,9 +4,11 @@ use kernels_cpu::pool::{self, adaptive_average, average};
 use kernels_cpu::resize::Table;
 
 use super::resize::{composed, resample};
+use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
+use crate::plan::{Joined, Packs, Prepared};
 use crate::tensor::Tensor;
 
 pub use kernels_cpu::conv::Window;
@@ -38,9 +40,13 @@ impl Op for MaxPool2d {
         let (x, dims) = (x[0].packed(), sizes(x[0].meta(), "max_pool2d"));
         let mut index = vec![0i32; out.dims.numel()];
         let value = for_float!("max_pool2d", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
-            pool::max_pool2d(x.as_slice(), dims, &self.0, y, &mut index)
+            pool::max_pool2d(x.as_slice(), dims, &self.0, y, Some(&mut index))
         }));
         Output { value, aux: vec![Tensor::from_slice(&index, out.dims)] }
+    }
+
+    fn prepare(&self, x: &[Meta], _: &[Option<&Tensor>], _: &mut Packs) -> Option<Box<dyn Prepared>> {
+        (x[0].dtype == DType::F32).then(|| Box::new(Largest(self.0)) as Box<dyn Prepared>)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -82,6 +88,20 @@ impl Op for MaxPool2d {
             let seen = taps.map(|(a, b)| along(&along(&padded, 0, a), 1, b));
             seen.reduce(|best, next| best.maximum(&next)).expect("a window has elements").affine(1.0, -1000.0)
         })
+    }
+}
+
+/// Largest elements without their places, which only a derivative needs.
+struct Largest(Window);
+
+impl Prepared for Largest {
+    fn joins(&self) -> bool {
+        false
+    }
+
+    fn run(&self, x: &[&Tensor], _: Joined<'_>, out: Meta) -> Tensor {
+        let (x, dims) = (x[0].packed(), sizes(x[0].meta(), "max_pool2d"));
+        Tensor::write(out.dims, |y: &mut [f32]| pool::max_pool2d(x.as_slice(), dims, &self.0, y, None))
     }
 }
 

@@ -6,11 +6,12 @@ use core::ops::Range;
 
 use super::pack::{self, Line};
 use super::tile::{self, Columns, Target};
-use super::{Finish, Left, Mat, Out, Right};
+use super::{Finish, Left, Mat, Out, Right, scratch};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, again, eval_on};
+use scratch::Use;
 
 /// Longest slab of k: a panel of B over it comes from the second-level cache, which the tile's products hide, and C is passed over
 /// seldom. Fixed, as a size probed from the machine's caches would change bits between machines.
@@ -25,8 +26,12 @@ const FEW_ROWS: usize = 128;
 const FAR_APART: usize = 1024;
 /// Numbers that stay in a second-level cache beside what passes through.
 const NEAR: usize = 1 << 16;
+/// Numbers of A that stay in a second-level cache beside a panel of B, job after job.
+const NEAR_A: usize = 1 << 18;
 /// Rows of A that so many panels of B meet are packed, however they lie.
 const MANY_PANELS: usize = 16;
+/// Most numbers of rows that are packed for several jobs.
+const PACKED_A: usize = 1 << 20;
 
 /// Slabs of about equal length, which depends on K alone.
 fn slab_of(k: usize) -> usize {
@@ -81,6 +86,28 @@ fn pack_panels(isa: Isa, b: Mat<'_, f32>, ks: Range<usize>, skip: usize, lines: 
     });
 }
 
+/// Numbers that a packed tile of rows takes: whole lines, and one that the last vector may write to.
+fn packed_tile(height: usize, depth: usize) -> usize {
+    (height * depth + 16).next_multiple_of(16)
+}
+
+/// Columns `ks` of `a`, as [slab][tile of rows][depth][height], each tile in a place of [`packed_tile`].
+fn pack_rows(isa: Isa, a: Mat<'_, f32>, ks: Range<usize>, lines: &mut [Line], threads: bool) {
+    let (mr, _) = tile::size(isa);
+    let (slab, tiles) = (slab_of(a.cols), a.rows.div_ceil(mr));
+    let place = Shared::new(pack::numbers(lines));
+    spread(threads, ks.len().div_ceil(slab) * tiles, mr * slab, &|range| {
+        for item in range {
+            let (i, t) = (item / tiles, item % tiles);
+            let depth = slab.min(ks.len() - i * slab);
+            let rows = [t * mr, mr.min(a.rows - t * mr)];
+            // SAFETY: one tile's rows, handed out once; tiles of all slabs have room.
+            let out = unsafe { place.at(i * tiles * packed_tile(mr, slab) + t * packed_tile(mr, depth)) };
+            eval_on(isa, PackPanel { x: a, rows, width: mr, columns: [ks.start + i * slab, depth], out });
+        }
+    });
+}
+
 fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     if threads { par::for_each(items, cost, f) } else { f(0..items) }
 }
@@ -92,9 +119,14 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
     let slab = slab_of(k);
 
-    // Enough jobs that a disturbed thread does not hold up the rest. The larger operand is split, so that none of it is read twice; a job
-    // of rows is at least two tiles high.
-    let wanted = if threads && par::threads() > 1 { 4 * par::threads() } else { 1 };
+    // Enough jobs that a disturbed thread does not hold up the rest, but where every job reads more rows of A than stay near, one for each
+    // thread. The larger operand is split, so that none of it is read twice; a job of rows is at least two tiles high.
+    let long = n > m && m * k > NEAR_A && matches!(a, Left::Mat(_));
+    let wanted = match if threads { par::threads() } else { 1 } {
+        1 => 1,
+        threads if long => threads,
+        threads => 4 * threads,
+    };
     let high = row_tiles.div_ceil(ROW_TILES);
     let (row_jobs, col_jobs) = if n > m {
         let col_jobs = wanted.min(panels);
@@ -106,12 +138,22 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let (tiles_per_job, panels_per_job) = (row_tiles.div_ceil(row_jobs), panels.div_ceil(col_jobs));
     let (row_jobs, col_jobs) = (row_tiles.div_ceil(tiles_per_job), panels.div_ceil(panels_per_job));
 
-    // Rows that many panels read, and those that would crowd each other out of the cache, are packed.
-    let pack_a = matches!(a, Left::Mat(a) if a.col_stride != 1
-        || crowds_cache_sets(a.row_stride, mr)
-        || panels_per_job >= MANY_PANELS);
+    // Rows that many panels read, and those that would crowd each other out of the cache, are packed: once for all jobs that have them in
+    // common, unless they are so many that they would only pass through the caches.
+    let pack_a = match a {
+        Left::Mat(a) if a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || panels_per_job >= MANY_PANELS => {
+            Some(a)
+        }
+        _ => None,
+    };
+    let together = col_jobs > 1 && row_tiles * mr * k <= PACKED_A;
     let c = Shared::new(out.c);
     let run = |packed_b: &[Line], direct_b: usize, ks: Range<usize>| {
+        let packed_a = pack_a.filter(|_| together).map(|a| {
+            let mut lines = scratch::take(Use::CommonRows, ks.len().div_ceil(slab) * row_tiles * packed_tile(mr, slab));
+            pack_rows(isa, a, ks.clone(), &mut lines, threads);
+            lines
+        });
         // About 16 multiply-adds take the time of one elementary operation.
         let cost = tiles_per_job * mr * panels_per_job * nr * ks.len() / 16;
         spread(threads, row_jobs * col_jobs, cost, &|range| {
@@ -126,7 +168,8 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
                     panels,
                     packed_b,
                     direct_b,
-                    pack_a,
+                    pack_a: pack_a.is_some(),
+                    packed_a: packed_a.as_deref(),
                     start: ks.start,
                     end: ks.end,
                     slab,
@@ -138,6 +181,9 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
                 eval_on(isa, job);
             }
         });
+        if let Some(lines) = packed_a {
+            scratch::give(Use::CommonRows, lines);
+        }
     };
     let loose = match b {
         Right::Packed(b) => {
@@ -151,7 +197,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let direct_b = if m <= FEW_ROWS && near { n / nr } else { 0 };
     let packed_panels = panels - direct_b;
     let group = (PACKED_B / (slab * panels * nr)).clamp(1, k.div_ceil(slab)) * slab;
-    let mut packed_b = scratch::take(1, packed_panels * nr * group.min(k) + 16);
+    let mut packed_b = scratch::take(Use::Panels, packed_panels * nr * group.min(k) + 16);
     for start in (0..k).step_by(group) {
         let ks = start..(start + group).min(k);
         if packed_panels > 0 {
@@ -159,7 +205,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
         }
         run(&packed_b, direct_b, ks);
     }
-    scratch::give(1, packed_b);
+    scratch::give(Use::Panels, packed_b);
 }
 
 /// Whether rows this far apart would push each other out of the first-level cache (64 sets of lines of 16 numbers).
@@ -196,6 +242,8 @@ struct Job<'a> {
     /// Panels of a loose B, from the first on, that are read where they lie.
     direct_b: usize,
     pack_a: bool,
+    /// All rows over all slabs, where they are packed for all jobs.
+    packed_a: Option<&'a [Line]>,
     start: usize,
     end: usize,
     slab: usize,
@@ -213,14 +261,27 @@ impl SimdOp for Job<'_> {
         match self.a {
             Left::Mat(a) if self.pack_a => {
                 let depth = self.slab.min(self.end - self.start);
-                let mut lines = scratch::take(0, self.rows.len().next_multiple_of(mr) * depth + 16);
-                let place = pack::numbers(&mut lines).as_mut_ptr();
+                let size = self.packed_a.map_or(self.rows.len().next_multiple_of(mr) * depth + 16, |_| 0);
+                let mut lines = scratch::take(Use::Rows, size);
+                let own = pack::numbers(&mut lines).as_mut_ptr();
+                let (common, tiles) = (self.packed_a.map(|lines| lines.as_ptr().cast::<f32>()), a.rows.div_ceil(mr));
                 self.slabs(s, |start, depth| {
-                    // SAFETY: rows and columns of A, into a buffer of their size and a vector.
-                    unsafe { pack::panels(s, a, [self.rows.start, self.rows.len()], mr, [start, depth], place) };
-                    move |i: usize| tile::Packed { start: place.wrapping_add(i * depth), width: mr }
+                    let (first, apart) = match common {
+                        Some(common) => {
+                            let before = (start - self.start) / self.slab * tiles * packed_tile(mr, self.slab);
+                            let apart = packed_tile(mr, depth);
+                            (common.wrapping_add(before + self.rows.start / mr * apart), apart)
+                        }
+                        None => {
+                            let rows = [self.rows.start, self.rows.len()];
+                            // SAFETY: rows and columns of A, into a buffer of their size and a vector.
+                            unsafe { pack::panels(s, a, rows, mr, [start, depth], own) };
+                            (own.cast_const(), mr * depth)
+                        }
+                    };
+                    move |i: usize| tile::Packed { start: first.wrapping_add(i / mr * apart), width: mr }
                 });
-                scratch::give(0, lines);
+                scratch::give(Use::Rows, lines);
             }
             Left::Mat(a) => self.slabs(s, |start, _| {
                 move |i: usize| tile::Strided {
@@ -335,44 +396,6 @@ impl SimdOp for Activate {
     }
 }
 
-/// Pack buffers, kept per thread between calls. Taken out while in use, so that a thread that steals another product's
-/// work while it waits has buffers of its own.
-mod scratch {
-    use super::*;
-
-    #[cfg(feature = "std")]
-    std::thread_local! {
-        static KEPT: core::cell::RefCell<[Vec<Line>; 2]> = const { core::cell::RefCell::new([Vec::new(), Vec::new()]) };
-    }
-
-    /// Room for `len` numbers.
-    pub(super) fn take(which: usize, len: usize) -> Vec<Line> {
-        #[cfg(feature = "std")]
-        let mut buffer = KEPT.with(|kept| core::mem::take(&mut kept.borrow_mut()[which]));
-        #[cfg(not(feature = "std"))]
-        let mut buffer = {
-            let _ = which;
-            Vec::new()
-        };
-        if buffer.len() * 16 < len {
-            buffer = vec![Line::ZERO; len.div_ceil(16)];
-        }
-        buffer
-    }
-
-    pub(super) fn give(which: usize, buffer: Vec<Line>) {
-        #[cfg(feature = "std")]
-        KEPT.with(|kept| {
-            let slot = &mut kept.borrow_mut()[which];
-            if slot.len() < buffer.len() {
-                *slot = buffer;
-            }
-        });
-        #[cfg(not(feature = "std"))]
-        let _ = (which, buffer);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,11 +435,11 @@ mod tests {
             let (a, b, mut c) = (vec![1f32; k * m], vec![1f32; k * n], vec![0f32; m * n]);
             super::super::gemm_serial(Mat::new(&a, k, m).t(), Mat::new(&b, k, n), false, &mut c, n, None);
             let rows = m.next_multiple_of(tile::size(Isa::current()).0);
-            let kept = scratch::take(0, 1);
+            let kept = scratch::take(Use::Rows, 1);
             assert_eq!(kept.len(), (rows * slab_of(k) + 16).div_ceil(16));
             let place = kept.as_ptr();
-            scratch::give(0, kept);
-            let again = scratch::take(0, 1);
+            scratch::give(Use::Rows, kept);
+            let again = scratch::take(Use::Rows, 1);
             assert_eq!(again.as_ptr(), place);
         };
         std::thread::spawn(product).join().unwrap();

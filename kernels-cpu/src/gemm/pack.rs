@@ -6,14 +6,14 @@ use crate::simd::Simd;
 /// A 64-byte line of packed numbers: vectors of packed B never straddle two lines.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Line(#[allow(dead_code)] [f32; 16]);
+pub(crate) struct Line(#[allow(dead_code)] [f32; 16]);
 
 impl Line {
     pub(super) const ZERO: Self = Self([0.0; 16]);
 }
 
 /// The numbers of lines.
-pub(super) fn numbers(lines: &mut [Line]) -> &mut [f32] {
+pub(crate) fn numbers(lines: &mut [Line]) -> &mut [f32] {
     // SAFETY: a line is sixteen numbers and nothing else.
     unsafe { core::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
 }

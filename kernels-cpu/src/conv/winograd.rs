@@ -1,0 +1,449 @@
+//! Convolution by windows of 3 x 3 in 2.25 times fewer multiplications: F(2 x 2, 3 x 3) of Winograd, as Lavin and Gray (2016, section 4.1)
+//! have it.
+//!
+//! A tile of 2 x 2 outputs is Aᵀ [(G g Gᵀ) ∘ (Bᵀ d B)] A for its 4 x 4 inputs d and a kernel g. Summed over channels, each of the 16 products
+//! of elements is a matrix product [tiles, channels] x [channels, outputs]. All factors are 0, 1 and 1/2, so little is lost to rounding.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::Conv2d;
+use crate::gemm::scratch::{self, Use};
+use crate::gemm::{Finish, Mat, Packed, Right, multiply, numbers};
+use crate::map::{self, Unary};
+use crate::par::{self, Shared};
+use crate::simd::{Simd, SimdOp, dispatch};
+
+/// Channels come in whole vectors of every tier.
+const VECTOR: usize = 16;
+/// With fewer channels, transforms take longer than the multiplications that they save.
+const FEWEST: usize = 32;
+/// Outputs whose products a job keeps at a time.
+const GROUP: usize = 64;
+/// Numbers of a job's transformed inputs and products, which stay in a second-level cache of 2 MiB beside the weight.
+const NEAR: usize = 1 << 18;
+/// Tiles of a block come in so many: whole register tiles. Fewer than two such would pass over the weight too often.
+const ROWS: usize = 28;
+
+/// A weight as the products read it: of every group of outputs, the matrix [channels, outputs] of each of the 16 elements.
+pub(super) struct Weight(Vec<Vec<Packed>>);
+
+/// Whether a convolution is computed so. It depends on the sizes of one map alone, so that bits do not depend on how many there are. With few
+/// tiles the products would wait for a weight that is 16/9 of its size.
+pub(super) fn serves(conv: &Conv2d) -> bool {
+    let plain = conv.groups == 1 && conv.window.kernel == [3, 3] && conv.window.stride == [1, 1];
+    let wide = |channels: usize| channels >= FEWEST && channels.is_multiple_of(VECTOR);
+    let tiles = || conv.grid().iter().map(|side| side.div_ceil(2)).product::<usize>();
+    plain && conv.window.dilation == [1, 1] && wide(conv.input) && wide(conv.output) && tiles() >= ROWS
+}
+
+impl Weight {
+    /// G g Gᵀ of a weight [output][tap][channel].
+    pub(super) fn new(conv: &Conv2d, ordered: &[f32]) -> Self {
+        let c = conv.input;
+        let mut elements = vec![0.0; 16 * GROUP * c];
+        let groups = ordered.chunks(GROUP * 9 * c).map(|group| {
+            let width = group.len() / (9 * c);
+            let place = Shared::new(&mut elements);
+            par::for_each(width, 16 * c, |outputs| {
+                for o in outputs {
+                    dispatch(Kernel { g: &group[o * 9 * c..][..9 * c], c, out: place, at: o * c, apart: GROUP * c });
+                }
+            });
+            let matrix = |i: usize| Mat::new(&elements[i * GROUP * c..][..width * c], width, c).t();
+            (0..16).map(|i| Packed::new(matrix(i))).collect()
+        });
+        Self(groups.collect())
+    }
+
+    /// y = act(x * weight + bias + residual).
+    pub(super) fn multiply(&self, conv: &Conv2d, x: &[f32], finish: Finish<'_, f32>, y: &mut [f32]) {
+        let grid = conv.grid();
+        let tiles = Tiles { conv, x, grid, rows: grid[0].div_ceil(2), cols: grid[1].div_ceil(2) };
+        let count = conv.n * tiles.rows * tiles.cols;
+        if count == 0 {
+            return;
+        }
+        // Equal blocks of tiles for all threads; where those are too few, groups of outputs are shared out too, whose inputs are transformed by
+        // each. A single thread takes whole register tiles.
+        let (threads, most) = (par::threads(), (NEAR / (16 * (conv.input + GROUP))).max(2 * ROWS));
+        let blocks = count.div_ceil(most).next_multiple_of(threads.min(count / ROWS).max(1));
+        let block = count.div_ceil(blocks);
+        let block = if threads == 1 { block.next_multiple_of(ROWS) } else { block };
+        let blocks = count.div_ceil(block);
+        let parts = threads.div_ceil(blocks).min(self.0.len());
+        let part = self.0.len().div_ceil(parts);
+        let parts = self.0.len().div_ceil(part);
+        let out = Shared::new(y);
+        par::for_each(blocks * parts, block * conv.input * conv.output / parts, |jobs| {
+            for job in jobs {
+                let (first, group) = (job / parts * block, job % parts * part);
+                tiles.job(
+                    first..count.min(first + block),
+                    &self.0[group..self.0.len().min(group + part)],
+                    group,
+                    finish,
+                    out,
+                );
+            }
+        });
+    }
+}
+
+struct Tiles<'a> {
+    conv: &'a Conv2d,
+    x: &'a [f32],
+    grid: [usize; 2],
+    /// Of tiles in a map.
+    rows: usize,
+    cols: usize,
+}
+
+impl Tiles<'_> {
+    /// Some tiles of some groups of outputs, of which `first_group` is the first.
+    fn job(
+        &self,
+        tiles: core::ops::Range<usize>,
+        weights: &[Vec<Packed>],
+        first_group: usize,
+        finish: Finish<'_, f32>,
+        y: Shared<f32>,
+    ) {
+        let (c, count) = (self.conv.input, tiles.len());
+        // Neither rows nor elements lie a power of two apart, which would crowd a few sets of the cache.
+        let (row, wide) = (c + VECTOR, GROUP + VECTOR);
+        let (apart, apart_out) = (count * row + VECTOR, count * wide + VECTOR);
+        let (mut inputs, mut products) =
+            (scratch::take(Use::Operand, 16 * apart), scratch::take(Use::Result, 16 * apart_out));
+        let (inputs_of, products_of) = (numbers(&mut inputs), numbers(&mut products));
+        dispatch(Inputs { tiles: self, range: tiles.clone(), out: inputs_of, row, apart });
+        for (i, weight) in weights.iter().enumerate() {
+            for (element, weight) in weight.iter().enumerate() {
+                let a = Mat {
+                    data: inputs_of,
+                    offset: element * apart,
+                    rows: count,
+                    cols: c,
+                    row_stride: row as isize,
+                    col_stride: 1,
+                };
+                let out = &mut products_of[element * apart_out..];
+                multiply(a, Right::Packed(weight), out, wide, Finish::default(), false);
+            }
+            let (first, outputs) = ((first_group + i) * GROUP, weight[0].size()[1]);
+            let range = tiles.clone();
+            dispatch(Outputs {
+                tiles: self,
+                range,
+                products: products_of,
+                row: wide,
+                apart: apart_out,
+                first,
+                outputs,
+                finish,
+                y,
+            });
+        }
+        scratch::give(Use::Operand, inputs);
+        scratch::give(Use::Result, products);
+    }
+
+    /// Map, row and column of a tile's first output.
+    #[inline(always)]
+    fn position(&self, tile: usize) -> [usize; 3] {
+        let [map, at] = [tile / (self.rows * self.cols), tile % (self.rows * self.cols)];
+        [map, 2 * (at / self.cols), 2 * (at % self.cols)]
+    }
+}
+
+/// G g for three vectors.
+#[inline(always)]
+fn kernel<S: Simd>(s: S, [a, b, c]: [S::F; 3]) -> [S::F; 4] {
+    let (half, ends) = (s.splat(0.5), s.add(a, c));
+    [a, s.mul(s.add(ends, b), half), s.mul(s.sub(ends, b), half), c]
+}
+
+/// Bᵀ d for four vectors.
+#[inline(always)]
+fn input<S: Simd>(s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 4] {
+    [s.sub(a, c), s.add(b, c), s.sub(c, b), s.sub(b, d)]
+}
+
+/// Aᵀ m for four vectors.
+#[inline(always)]
+fn output<S: Simd>(s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 2] {
+    [s.add(s.add(a, b), c), s.sub(s.sub(b, c), d)]
+}
+
+/// f along columns, then along rows.
+#[inline(always)]
+fn twice<F: Copy, const N: usize, const M: usize>(x: [[F; N]; N], f: impl Fn([F; N]) -> [F; M]) -> [[F; M]; M] {
+    let columns: [[F; M]; N] = core::array::from_fn(|j| f(core::array::from_fn(|i| x[i][j])));
+    core::array::from_fn(|i| f(core::array::from_fn(|j| columns[j][i])))
+}
+
+/// An output's kernel g [tap][channel]; element i of its transform goes to `at + i * apart`.
+struct Kernel<'a> {
+    g: &'a [f32],
+    c: usize,
+    out: Shared<f32>,
+    at: usize,
+    apart: usize,
+}
+
+impl SimdOp for Kernel<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        for k in (0..self.c).step_by(S::LANES) {
+            let taps: [[S::F; 3]; 3] =
+                core::array::from_fn(|i| core::array::from_fn(|j| s.load(&self.g[(3 * i + j) * self.c + k..])));
+            for (i, x) in twice(taps, |x| kernel(s, x)).into_iter().flatten().enumerate() {
+                // SAFETY: an output's own places.
+                s.store(x, unsafe {
+                    self.out.slice(self.at + i * self.apart + k..self.at + i * self.apart + k + S::LANES)
+                });
+            }
+        }
+    }
+}
+
+/// Bᵀ d B of tiles: element i of tile t at `i * apart + t * row`.
+struct Inputs<'a> {
+    tiles: &'a Tiles<'a>,
+    range: core::ops::Range<usize>,
+    out: &'a mut [f32],
+    row: usize,
+    apart: usize,
+}
+
+impl SimdOp for Inputs<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let Tiles { conv, x, .. } = self.tiles;
+        let (c, [h, w], padding) = (conv.input, conv.size, conv.window.padding);
+        assert!(
+            c.is_multiple_of(VECTOR)
+                && self.out.len() >= 15 * self.apart + self.range.len() * self.row
+                && self.row >= c
+        );
+        assert!(x.len() >= conv.n * h * w * c);
+        let zeros = [0.0; VECTOR];
+        for (t, tile) in self.range.enumerate() {
+            let [map, row, col] = self.tiles.position(tile);
+            // Where pixels start, and how far a vector further is: nowhere outside of the map.
+            let mut places = [[(zeros.as_ptr(), 0); 4]; 4];
+            for (i, places) in places.iter_mut().enumerate() {
+                let Some(y) = (row + i).checked_sub(padding[0]).filter(|&y| y < h) else { continue };
+                for (j, place) in places.iter_mut().enumerate() {
+                    if let Some(x_at) = (col + j).checked_sub(padding[1]).filter(|&x| x < w) {
+                        *place = (x[((map * h + y) * w + x_at) * c..].as_ptr(), usize::MAX);
+                    }
+                }
+            }
+            for k in (0..c).step_by(S::LANES) {
+                // SAFETY: a pixel has all channels, zeros are as many as in a vector; places of the output were checked above.
+                unsafe {
+                    let d: [[S::F; 4]; 4] = core::array::from_fn(|i| {
+                        core::array::from_fn(|j| {
+                            let (start, inside) = places[i][j];
+                            s.load_ptr(start.add(k & inside))
+                        })
+                    });
+                    let out = self.out.as_mut_ptr().add(t * self.row + k);
+                    for (i, x) in twice(d, |x| input(s, x)).into_iter().flatten().enumerate() {
+                        s.store_ptr(x, out.add(i * self.apart));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Aᵀ m A of tiles, finished, for outputs from `first` on.
+struct Outputs<'a> {
+    tiles: &'a Tiles<'a>,
+    range: core::ops::Range<usize>,
+    products: &'a [f32],
+    row: usize,
+    apart: usize,
+    first: usize,
+    outputs: usize,
+    finish: Finish<'a, f32>,
+    y: Shared<f32>,
+}
+
+impl SimdOp for Outputs<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let Tiles { conv, grid, .. } = self.tiles;
+        let (o, outputs, finish) = (conv.output, self.outputs, self.finish);
+        assert!(outputs.is_multiple_of(VECTOR) && self.first + outputs <= o && outputs <= self.row);
+        assert!(self.products.len() >= 15 * self.apart + self.range.len() * self.row);
+        let bias = finish.bias.map(|bias| &bias[self.first..self.first + outputs]);
+        let relu = finish.act == Some(Unary::Relu);
+        for (t, tile) in self.range.enumerate() {
+            let [map, row, col] = self.tiles.position(tile);
+            let (rows, cols) = (2.min(grid[0] - row), 2.min(grid[1] - col));
+            let place = |i: usize, j: usize| ((map * grid[0] + row + i) * grid[1] + col + j) * o + self.first;
+            for k in (0..outputs).step_by(S::LANES) {
+                let m: [[S::F; 4]; 4] = core::array::from_fn(|i| {
+                    core::array::from_fn(|j| {
+                        let at = (4 * i + j) * self.apart + t * self.row + k;
+                        // SAFETY: places of the products were checked above.
+                        unsafe { s.load_ptr(self.products.as_ptr().add(at)) }
+                    })
+                });
+                let bias = bias.map(|bias| s.load(&bias[k..]));
+                for (i, line) in twice(m, |x| output(s, x)).into_iter().enumerate().take(rows) {
+                    for (j, mut x) in line.into_iter().enumerate().take(cols) {
+                        let at = place(i, j) + k;
+                        if let Some(bias) = bias {
+                            x = s.add(x, bias);
+                        }
+                        if let Some(residual) = finish.residual {
+                            x = s.add(x, s.load(&residual[at..]));
+                        }
+                        if relu {
+                            x = map::vector(s, Unary::Relu, x);
+                        }
+                        // SAFETY: outputs of this job's tiles and group alone.
+                        s.store(x, unsafe { self.y.slice(at..at + S::LANES) });
+                    }
+                }
+            }
+            if let Some(act) = finish.act.filter(|_| !relu) {
+                for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+                    // SAFETY: as above.
+                    map::activate(s, act, unsafe { self.y.slice(place(i, j)..place(i, j) + outputs) });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "rayon"))]
+mod tests {
+    use super::super::{Window, conv2d_def};
+    use super::*;
+    use crate::rng::Rng;
+    use crate::testing::{narrow, normals, on_every_tier, wide};
+    use proptest::prelude::*;
+
+    /// Also for maps of few tiles.
+    fn forward(conv: &Conv2d, x: &[f32], weight: &[f32], finish: Finish<'_, f32>) -> Vec<f32> {
+        let [rows, cols] = conv.grid();
+        let mut y = vec![f32::NAN; conv.n * rows * cols * conv.output];
+        Weight::new(conv, &conv.reordered(weight)).multiply(conv, x, finish, &mut y);
+        y
+    }
+
+    fn drawn(conv: &Conv2d, seed: u64) -> [Vec<f32>; 4] {
+        let (mut rng, [rows, cols]) = (Rng::new(seed, 3), conv.grid());
+        let (c, o) = (conv.input, conv.output);
+        [conv.n * conv.size[0] * conv.size[1] * c, o * c * 9, o, conv.n * rows * cols * o]
+            .map(|n| narrow(&normals(&mut rng, n)))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn every_tier_is_the_definition(n in 0usize..3, size in [1usize..8, 1usize..8], padding in [0usize..3, 0usize..3],
+                                        c in 2usize..4, o in 2usize..6, biased in any::<bool>(), seed in any::<u64>()) {
+            let size = [0, 1].map(|k| size[k].max(3usize.saturating_sub(2 * padding[k])));
+            let window = Window { padding, ..Window::square(3, 1, 0) };
+            let conv = Conv2d { n, size, input: 16 * c, output: 16 * o, groups: 1, window };
+            let [x, w, b, residual] = drawn(&conv, seed);
+            let bias = biased.then_some(&b[..]);
+            let expected = conv2d_def(&conv, &wide(&x), &wide(&w), bias.map(wide).as_deref());
+            on_every_tier(|isa| {
+                let y = forward(&conv, &x, &w, Finish { bias, ..Finish::default() });
+                assert!(y.iter().zip(&expected).all(|(y, e)| (f64::from(*y) - e).abs() < 1e-4), "{isa}: {conv:?}");
+                for act in [None, Some(Unary::Relu), Some(Unary::Gelu)] {
+                    let mut parts: Vec<f32> = y.iter().zip(&residual).map(|(y, r)| y + r).collect();
+                    if let Some(act) = act { map::map_in_place(act, &mut parts); }
+                    assert_eq!(forward(&conv, &x, &w, Finish { bias, residual: Some(&residual), act }), parts, "{isa}: {conv:?}");
+                }
+            });
+        }
+    }
+
+    /// Bits depend neither on threads, nor on what other maps there are, nor on whether the weight was packed before.
+    #[test]
+    fn many_blocks_have_the_bits_of_one_map() {
+        let conv = Conv2d { n: 5, size: [23, 31], input: 96, output: 144, groups: 1, window: Window::square(3, 1, 1) };
+        let [x, w, b, residual] = drawn(&conv, 1);
+        let run = |conv: &Conv2d, x: &[f32], threads: usize| {
+            par::Pool::new(threads).install(|| {
+                let [rows, cols] = conv.grid();
+                let mut y = vec![f32::NAN; conv.n * rows * cols * conv.output];
+                conv.forward(x, &w, Some(&b), &mut y);
+                y
+            })
+        };
+        let all = run(&conv, &x, 1);
+        assert!(all == forward(&conv, &x, &w, Finish { bias: Some(&b), ..Finish::default() }), "another way was taken");
+        assert!([2, 3, 7].iter().all(|&threads| run(&conv, &x, threads) == all));
+        let one = Conv2d { n: 1, ..conv };
+        for (x, y) in x.chunks(x.len() / 5).zip(all.chunks(all.len() / 5)) {
+            assert!(run(&one, x, 2) == y);
+        }
+        let (finish, mut whole) =
+            (Finish { bias: Some(&b), residual: Some(&residual), act: None }, vec![0.0; all.len()]);
+        conv.forward_packed(&x, &conv.pack(&w).expect("a weight with groups that mix"), finish, &mut whole);
+        assert!(whole.iter().zip(all.iter().zip(&residual)).all(|(whole, (y, r))| *whole == y + r));
+    }
+
+    #[test]
+    fn only_many_tiles_and_channels_are_served() {
+        let conv = |side: usize, input: usize, output: usize, window| Conv2d {
+            n: 1,
+            size: [side; 2],
+            input,
+            output,
+            groups: 1,
+            window,
+        };
+        let plain = Window::square(3, 1, 1);
+        for (conv, served) in [
+            (conv(14, 64, 32, plain), true),
+            (conv(7, 64, 32, plain), false),
+            (conv(14, 64, 16, plain), false),
+            (conv(14, 40, 32, plain), false),
+            (conv(14, 64, 64, Window::square(3, 2, 1)), false),
+            (conv(14, 64, 64, Window::square(5, 1, 2)), false),
+            (conv(14, 64, 64, Window { dilation: [1, 2], ..plain }), false),
+            (Conv2d { groups: 2, ..conv(14, 64, 64, plain) }, false),
+        ] {
+            assert_eq!(serves(&conv), served, "{conv:?}");
+        }
+    }
+
+    /// The error stays within twice that of the sum over all taps, as the sum over channels alone is shorter.
+    #[test]
+    fn little_is_lost_to_rounding() {
+        for (input, output, side) in [(32, 64, 28), (64, 64, 28), (256, 64, 14), (512, 32, 7)] {
+            let conv = Conv2d { n: 1, size: [side; 2], input, output, groups: 1, window: Window::square(3, 1, 1) };
+            let [x, w, ..] = drawn(&conv, 2);
+            let expected = conv2d_def(&conv, &wide(&x), &wide(&w), None);
+            let y = forward(&conv, &x, &w, Finish::default());
+            let mut direct = vec![0.0; y.len()];
+            let ordered = conv.reordered(&w);
+            let target = super::super::Target { size: conv.grid(), step: [1, 1], start: [0, 0] };
+            let matrix = |_: usize| Right::Loose(conv.matrix(&ordered, 0));
+            conv.windows(&x).multiply(1, &matrix, output, Finish::default(), &mut direct, target);
+            let error = |y: &[f32]| {
+                let squares = y.iter().zip(&expected).map(|(y, e)| (f64::from(*y) - e).powi(2));
+                (squares.clone().sum::<f64>().sqrt(), squares.fold(0.0, f64::max).sqrt())
+            };
+            let (ours, theirs) = (error(&y), error(&direct));
+            std::println!("{input} channels, {side} x {side}: error {ours:?}, of the direct sum {theirs:?}");
+            assert!(
+                ours.0 < 2.0 * theirs.0 && ours.1 < 2.0 * theirs.1,
+                "{input} channels: {ours:?} against {theirs:?}"
+            );
+        }
+    }
+}
