@@ -32,7 +32,11 @@ struct Shared {
 enum Bytes {
     Heap(Heap),
     Counted(Counted),
-    File { file: Arc<FileBytes>, start: usize, len: usize },
+    File {
+        file: Arc<FileBytes>,
+        start: usize,
+        len: usize,
+    },
     #[cfg_attr(not(feature = "vulkan"), allow(dead_code))]
     Device(Mirrored),
 }
