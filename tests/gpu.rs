@@ -1,0 +1,93 @@
+//! A model on a device against the CPU. Without Vulkan it is skipped, said aloud; TIER_GPU_REQUIRED makes that a failure.
+
+use tiergrad::device::Gpu;
+use tiergrad::gradcheck::deviation;
+use tiergrad::models::clip_text::TextConfig;
+use tiergrad::models::dual_encoder::Embeddings;
+use tiergrad::models::vit::VitConfig;
+use tiergrad::models::{DualEncoder, DualEncoderConfig, Network, Planned};
+use tiergrad::nn::Module;
+use tiergrad::rng::Rng;
+use tiergrad::{DType, Tensor, backward_with};
+
+fn gpu() -> Option<Gpu> {
+    let named = std::env::var("TIER_DEVICE").unwrap_or_default();
+    match Gpu::open(named.strip_prefix("vulkan:").unwrap_or("0")) {
+        Ok(gpu) => Some(gpu),
+        Err((_, error)) => {
+            eprintln!("SKIPPED: {error}");
+            assert!(std::env::var_os("TIER_GPU_REQUIRED").is_none(), "a device is required: {error}");
+            None
+        }
+    }
+}
+
+fn config() -> DualEncoderConfig {
+    let vision = VitConfig {
+        image_size: 32,
+        patch_size: 8,
+        width: 48,
+        depth: 2,
+        heads: 3,
+        channels: 3,
+        class_token: true,
+        ..VitConfig::default()
+    };
+    let text = TextConfig { vocabulary: 50, max_length: 12, width: 32, depth: 2, heads: 2, ..TextConfig::default() };
+    DualEncoderConfig { vision: vision.into(), text: text.into(), joint: 24, ..DualEncoderConfig::default() }
+}
+
+fn inputs() -> (Tensor, [Tensor; 2]) {
+    let mut rng = Rng::new(7, 0);
+    let pixels = Tensor::randn([3, 3, 32, 32], DType::F32, &mut rng);
+    let ids: Vec<i64> = (0..36).map(|_| rng.below(50) as i64).collect();
+    let mask: Vec<u8> = (0..36).map(|k| u8::from(k % 12 < 4 + k / 12 * 3)).collect();
+    (pixels, [Tensor::from_slice(&ids, [3, 12]), Tensor::from_slice(&mask, [3, 12])])
+}
+
+#[test]
+fn a_dual_encoder_infers_there_as_here_and_nothing_falls_back() {
+    let Some(gpu) = gpu() else { return };
+    let here = Network::Dual(DualEncoder::init(&config(), 1, DType::F32).unwrap());
+    let mut there = Network::Dual(DualEncoder::init(&config(), 1, DType::F32).unwrap());
+    there.visit_all("", &mut |_, p| *p = p.to_device(&gpu));
+    let (pixels, [ids, mask]) = inputs();
+    let (expected, planned) = (Planned::new(&here), Planned::new(&there));
+    // Eager, then as a plan is made, then by the plan.
+    for round in 0..3 {
+        let pairs = [
+            (planned.encode_image(&pixels), expected.encode_image(&pixels)),
+            (planned.encode_text(&ids, &mask), expected.encode_text(&ids, &mask)),
+        ];
+        for (Embeddings { whole, parts }, e) in pairs {
+            assert!(whole.device().is_some() && parts.device().is_some());
+            for (got, expected) in [(whole, e.whole), (parts, e.parts)] {
+                let off = deviation(&got, &expected);
+                assert!(off < 1e-5, "round {round}: {off:e} apart");
+            }
+        }
+    }
+    assert_eq!(gpu.fallbacks(), []);
+}
+
+#[test]
+fn gradients_there_are_those_here() {
+    let Some(gpu) = gpu() else { return };
+    let (pixels, [ids, mask]) = inputs();
+    let gradients = |gpu: Option<&Gpu>| {
+        let mut model = DualEncoder::init(&config(), 1, DType::F32).unwrap();
+        model.visit("", &mut |_, p| *p = p.placed(gpu).trainable());
+        let (images, texts) = (model.encode_image(&pixels), model.encode_text(&ids, &mask));
+        let outputs = [images.whole, images.parts, texts.whole, texts.parts];
+        let outputs = outputs.map(|y| (y.clone(), Tensor::full(*y.dims(), 0.1, DType::F32)));
+        let mut grads = backward_with(outputs.into());
+        let mut all = Vec::new();
+        model.visit("", &mut |name, p| all.extend(grads.take(p).map(|g| (name.to_owned(), g))));
+        all
+    };
+    for ((name, got), (_, expected)) in gradients(Some(&gpu)).iter().zip(gradients(None)) {
+        let off = deviation(got, &expected);
+        assert!(off < 2e-5, "{name}: {off:e} apart");
+    }
+    println!("on the CPU: {:?}", gpu.fallbacks());
+}
