@@ -27,8 +27,7 @@ fn threads_and_workers_do_not_change_a_bit_of_a_run() {
 fn threads_and_workers_do_not_change_a_bit_of_results() {
     let folder = tempfile::tempdir().unwrap();
     let table = |name: &str| text(&phantoms().join(name)).to_owned();
-    let [pairs, labels, prompts, boxes] =
-        ["pairs.csv", "labels.csv", "prompts.csv", "boxes.json"].map(|name| table(name));
+    let [pairs, labels, prompts, boxes] = ["pairs.csv", "labels.csv", "prompts.csv", "boxes.json"].map(table);
     // Batches of which the first is computed as it comes and the others by a plan.
     let images = images();
     let images: Vec<&str> = images.iter().map(String::as_str).collect();
