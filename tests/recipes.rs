@@ -124,3 +124,28 @@ fn labels_that_are_not_known_teach_nothing() {
         assert!(blank[part][0] != untaught[part][0]);
     }
 }
+
+#[test]
+fn an_evaluation_on_drawn_validation_rows_takes_those_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = std::fs::read_to_string(phantoms().join("pairs.csv")).unwrap().replace(",val,", ",train,");
+    let pairs = phantoms().join("pairs-without-val.csv");
+    std::fs::write(&pairs, table).unwrap();
+    let out = folder.path().join("run");
+    trained(&out, &["seed=3", "train.epochs=1", &format!("data.pairs={:?}", text(&pairs))]);
+    let split = std::fs::read_to_string(out.join("splits.csv")).unwrap();
+    let drawn: Vec<&str> = split.lines().filter_map(|line| line.strip_suffix(",val")).collect();
+    assert!(drawn.len() > 2, "{split}");
+
+    let scored = |more: &[&str]| {
+        let (model, at) = (out.join("model"), folder.path().join("eval"));
+        let [labels, prompts] = ["labels.csv", "prompts.csv"].map(|name| phantoms().join(name));
+        let tables = ["--pairs", text(&pairs), "--labels", text(&labels), "--prompts", text(&prompts), "--split", "val"];
+        done(&[&["eval", "-q", "--model", text(&model), "--out", text(&at)], &tables[..], more].concat());
+        let scores = std::fs::read_to_string(at.join("scores.csv")).unwrap();
+        scores.lines().skip(1).map(|line| format!("{:?}", line.split(',').next().unwrap())).collect::<Vec<_>>()
+    };
+    assert_eq!(scored(&[]), drawn);
+    assert_eq!(scored(&["--seed", "3"]), drawn);
+    assert_ne!(scored(&["--seed", "4"]), drawn);
+}

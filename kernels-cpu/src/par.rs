@@ -85,6 +85,11 @@ mod pool {
         if rayon::current_thread_index().is_some() { f() } else { default().install(f) }
     }
 
+    /// Leaves `f` to the threads for kernels, one of which runs it when it has nothing else to do.
+    pub fn background(f: impl FnOnce() + Send + 'static) {
+        if rayon::current_thread_index().is_some() { rayon::spawn(f) } else { default().0.spawn(f) }
+    }
+
     /// Splits `range` in halves down to `grain`.
     pub(super) fn split(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
         fn halves(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
@@ -107,13 +112,17 @@ mod pool {
 }
 
 #[cfg(feature = "rayon")]
-pub use pool::{Pool, enter, set_threads, threads};
+pub use pool::{Pool, background, enter, set_threads, threads};
 
 /// Runs `f` where its kernels need not be sent to their threads one by one.
 #[cfg(not(feature = "rayon"))]
 pub fn enter<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
+
+/// There is no thread that could run `f` later: it is dropped, so only what may be left undone can be given.
+#[cfg(not(feature = "rayon"))]
+pub fn background(_f: impl FnOnce() + Send + 'static) {}
 
 /// Threads that a kernel called here would use.
 #[cfg(not(feature = "rayon"))]

@@ -24,6 +24,7 @@ use crate::models::{
 };
 use crate::nn::Source;
 use crate::op::Meta;
+use crate::spelling::nearest;
 use crate::tensor::Tensor;
 
 pub use keys::Keys;
@@ -84,6 +85,27 @@ impl Part {
     fn foreign(&self, name: &str) -> Option<&Tensor> {
         self.weights.get(&format!("{}{name}", self.prefix))
     }
+}
+
+/// How many wrong names a file may have for which a layout is still told.
+const MISSPELT: usize = 3;
+
+/// What to say of a file that would be of a layout if a few of its names were what they are most like.
+fn nearly(metas: &[(&str, Meta)], path: &Path, weights: &Weights) -> Result<Option<String>> {
+    for layout in LAYOUTS {
+        let table = Table::new(&(layout.names)());
+        let Ok(read) = table.read(metas.to_vec()) else { continue };
+        let likely = |name: &String| Some((name.clone(), nearest(name, &table.like(name))?.to_owned()));
+        let meant: Option<Vec<_>> = read.unknown.iter().map(likely).collect();
+        let Some(meant) = meant.filter(|meant| (1..=MISSPELT).contains(&meant.len())) else { continue };
+        let names = metas.iter().map(|(name, _)| *name).filter(|name| !read.unknown.iter().any(|u| u == name));
+        let names = names.map(str::to_owned).chain(meant.iter().map(|(_, near)| near.clone())).collect();
+        if (layout.fits)(&Evidence::new(names, configs_of(path, weights.path()).as_deref())?) {
+            let told: Vec<String> = meant.iter().map(|(name, near)| format!("{name} (nearest: {near})")).collect();
+            return Ok(Some(format!("tensors of no known model, but nearly {}: {}", layout.name, told.join(", "))));
+        }
+    }
+    Ok(None)
 }
 
 impl Checkpoint {
@@ -159,6 +181,9 @@ impl Checkpoint {
                 None => {
                     let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
                     let first: Vec<&str> = metas.iter().take(3).map(|(name, _)| *name).collect();
+                    if let Some(nearly) = nearly(&metas, path, &weights)? {
+                        return Err(Error::new(nearly));
+                    }
                     return Err(Error::new(format!(
                         "tensors of no known model ({}, ...); known are {}. Of a model that is a part of another, save \
                          its own state_dict()",

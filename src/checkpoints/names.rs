@@ -193,7 +193,7 @@ impl Table {
     }
 
     /// What a name might have been meant as: the foreign name of each rule with the numbers and the end of this one.
-    fn like(&self, name: &str) -> Vec<String> {
+    pub(super) fn like(&self, name: &str) -> Vec<String> {
         /// Longer ones are no misspelt ones, and comparing them takes long.
         const LONGEST: usize = 200;
         if name.len() > LONGEST {

@@ -7,6 +7,7 @@ use crate::models::clip_text::TextConfig;
 use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
 use crate::nn::{Activation, ProjectionKind};
+use crate::spelling::nearest;
 
 use super::names::{Read, Table, own_name};
 
@@ -36,7 +37,12 @@ impl Shapes<'_> {
     /// If it is missing or has another number of dimensions.
     pub fn of<const N: usize>(&self, name: &str) -> Result<[usize; N]> {
         let own = || own_name(name, self.read, self.table);
-        let meta = self.read.metas.get(name).ok_or_else(|| Error::new(format!("tensor {} is missing", own())))?;
+        let missing = || {
+            let own = own();
+            let near = nearest(&own, &self.read.unknown).map_or(String::new(), |near| format!(" (nearest: {near})"));
+            Error::new(format!("tensor {own} is missing{near}"))
+        };
+        let meta = self.read.metas.get(name).ok_or_else(missing)?;
         let dims: Dims = meta.dims;
         let wrong = || Error::new(format!("tensor {} has dims {dims:?}; {N} are needed, none of them 0", own()));
         dims[..].try_into().ok().filter(|sizes: &[usize; N]| !sizes.contains(&0)).ok_or_else(wrong)

@@ -259,6 +259,21 @@ fn tensors_that_do_not_fit_are_listed_with_the_nearest_names() {
     .unwrap();
     assert!(moved.contains("visual.ln_post.bias (nearest: visual.lnpost.bias)"), "{moved}");
     assert!(moved.contains("model.safetensors"), "{moved}");
+    // Names that a layout is known by, and that sizes are taken from.
+    for (name, wrong) in [
+        ("visual.class_embedding", "visual.class_embeding"),
+        ("text_projection", "text_projektion"),
+        ("visual.conv1.weight", "visual.conv_1.weight"),
+        ("token_embedding.weight", "token_embeddings.weight"),
+    ] {
+        let told = refused(&|t| {
+            let tensor = t.remove(name).unwrap();
+            t.insert(wrong.to_owned(), tensor);
+        })
+        .unwrap();
+        let either = [format!("{name} is missing (nearest: {wrong})"), format!("{wrong} (nearest: {name})")];
+        assert!(either.iter().any(|said| told.contains(said)), "{told}");
+    }
     let other = refused(&|t| drop(t.insert("visual.ln_post.bias".to_owned(), Tensor::zeros([3], DType::F32)))).unwrap();
     assert!(other.contains("visual.ln_post.bias") && other.contains("[3]"), "{other}");
     // What is known to be harmless passes, with a note; so does the prefix of training on several devices.

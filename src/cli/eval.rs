@@ -14,6 +14,7 @@ use crate::loss::TierOptions;
 use crate::memory::Estimate;
 use crate::pipeline::{Asked, Kept, Network, Pipeline, Unused};
 use crate::report::{self, Provenance, found};
+use crate::train::seed_of;
 
 /// Judges a model (several: their ensemble) on a split: zero-shot scores, retrieval, localisation and sparsity.
 #[derive(clap::Args)]
@@ -61,9 +62,10 @@ pub struct Args {
     /// Bootstrap draws.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     draws: u64,
-    /// Seed of the draws, and of the validation rows where the table names none: give that of the run, which else has trained on some of them.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// Seed of the draws, and of the validation rows where the table names none (default: that of the run that the model is of, so that they are
+    /// the rows it did not train on; 0 for other models).
+    #[arg(long)]
+    seed: Option<u64>,
     /// Folder to write metrics.json, scores.csv and report.html into.
     #[arg(long)]
     out: PathBuf,
@@ -79,7 +81,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if args.sides.is_some() {
         models.push(open(None)?);
     }
-    let pairs = Pairs::open(&args.pairs, args.seed)?;
+    let seed = match (args.seed, models.first()) {
+        (Some(seed), _) => seed,
+        (None, Some(model)) => seed_of(&model.path)?.unwrap_or(0),
+        (None, None) => 0,
+    };
+    let pairs = Pairs::open(&args.pairs, seed)?;
     pairs.notes.iter().for_each(|note| global.say(note));
     let labels = Labels::choose(&pairs, args.labels.as_deref(), args.labels_from.as_deref())?;
     let tables = Tables {
@@ -106,7 +113,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     global.say(estimate.describe());
     estimate.fits("this", LESS)?;
     let how = How {
-        scores: ScoreOptions { draws: args.draws as usize, seed: args.seed, ..ScoreOptions::default() },
+        scores: ScoreOptions { draws: args.draws as usize, seed, ..ScoreOptions::default() },
         softmax: args.softmax,
         tier: TierOptions { temperature: args.temperature, ..TierOptions::default() },
         workers: global.worker_count(),
@@ -130,7 +137,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         provenance: Provenance {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             command: super::command_line(),
-            seed: Some(args.seed),
+            seed: Some(seed),
             more: vec![("Pairs".to_owned(), args.pairs.display().to_string())],
         },
         images: all.rows.len(),

@@ -46,10 +46,10 @@ struct Cli {
 /// Flags of every command.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Global {
-    /// Threads that compute (default: cores).
+    /// Threads that compute and load pictures (default: cores).
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
-    /// Threads that load pictures meanwhile; 0: those that compute do (default: as many as --threads, and none with --threads 1).
+    /// Pictures that are loaded at once ahead of their use, by the same threads; 0: none are (default: as many as --threads, and 0 with --threads 1).
     #[arg(long, global = true, value_name = "N")]
     pub workers: Option<usize>,
     /// Where to compute: cpu, vulkan (the best GPU; the CPU where there is none), vulkan:INDEX or vulkan:UUID; see `tier devices`.
@@ -146,7 +146,7 @@ impl Global {
         }
     }
 
-    /// Threads that load beside those that compute. With one thread that is told to do everything, none.
+    /// Pictures that are loaded at once ahead of their use. With one thread that is told to do everything, none.
     pub fn worker_count(&self) -> usize {
         self.workers.unwrap_or_else(|| Some(self.thread_count()).filter(|&n| n > 1).unwrap_or(0))
     }

@@ -1,11 +1,15 @@
-//! Batches of pixels: drawn, decoded, resized, augmented and normalised by workers ahead of their use, the same for any number of workers.
+//! Batches of pixels: drawn, decoded, resized, augmented and normalised ahead of their use, the same however many workers do it.
+//!
+//! Workers are no threads of their own: a picture is a task of the threads that compute (`kernels_cpu::par`), which take one when they have nothing
+//! else to do. So a process keeps to its number of threads, and whoever waits for a batch helps to make it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
+
+use kernels_cpu::par;
 
 use crate::error::{At, Error, Result};
 use crate::image::{self, Augment, Picture, Preprocess, SixteenBit};
@@ -31,7 +35,7 @@ pub struct LoaderOptions {
     pub preprocess: Preprocess,
     /// How 16-bit levels become 8-bit ones.
     pub sixteen_bit: SixteenBit,
-    /// Threads that work ahead; 0: all work is done where the batch is asked for.
+    /// Pictures that are made at once ahead of their use; 0: all work is done where the batch is asked for.
     pub workers: usize,
     /// Memory for decoded and resized pictures, which later epochs then need not decode again, in MiB.
     pub cache_mib: usize,
@@ -151,30 +155,24 @@ impl Loader {
 
     /// The batches of epoch `epoch` from number `from_batch` on: what a run that is resumed has not seen.
     ///
-    /// Workers run until the iterator is dropped, a few batches ahead at most. After an error there are no more batches.
+    /// Workers make the batch after the one that is in use. After an error there are no more batches.
     pub fn epoch(&self, epoch: u64, from_batch: usize) -> Epoch {
         let shared = &self.shared;
         let mut order: Vec<usize> = (0..shared.paths.len()).collect();
         if shared.options.shuffle {
             stream(shared.options.seed, epoch, ORDER, 0).shuffle(&mut order);
         }
-        let workers = shared.options.workers;
-        let work = Arc::new(Work {
+        let next = order.len().min(from_batch.saturating_mul(shared.options.batch));
+        let state = State { next, wanted: from_batch, making: BTreeMap::new(), workers: 0, busy: 0, stop: false };
+        let work = Work {
             shared: shared.clone(),
             epoch,
             order,
             end: self.batches(),
-            ahead: workers + 1,
-            state: Mutex::new(State { next: from_batch, wanted: from_batch, done: BTreeMap::new(), stop: false }),
+            state: Mutex::new(state),
             changed: Condvar::new(),
-        });
-        let spawn = |i| {
-            let work = work.clone();
-            std::thread::Builder::new().name(format!("loader {i}")).spawn(move || work.run())
         };
-        // Where the system gives no more threads, fewer do; where it gives none, the caller's does the work.
-        let workers = (0..workers).map_while(|i| spawn(i).ok()).collect();
-        Epoch { work, workers }
+        Epoch(Arc::new(work))
     }
 }
 
@@ -211,36 +209,24 @@ impl Shared {
         Ok(notes)
     }
 
-    fn batch(&self, epoch: u64, rows: &[usize]) -> Result<Batch> {
-        let LoaderOptions { preprocess, views, augment, seed, skip_broken, .. } = &self.options;
-        let size = preprocess.numel();
-        let mut planes: Vec<Vec<f32>> = (0..*views).map(|_| Vec::with_capacity(rows.len() * size)).collect();
-        let (mut read, mut notes, mut broken) = (Vec::with_capacity(rows.len()), Vec::new(), Vec::new());
-        for &row in rows {
-            let noted = self.with_picture(row, |picture| {
-                for (view, values) in planes.iter_mut().enumerate() {
-                    values.extend(match augment {
-                        Some(augment) => {
-                            augment.view(picture, preprocess, &mut stream(*seed, epoch, row as u64, view as u64))
-                        }
-                        None => preprocess.normalise(picture),
-                    });
+    /// The views of one image in one epoch, f32 [channels, crop, crop] each, and the notes on its file.
+    fn views(&self, epoch: u64, image: usize) -> Result<Made> {
+        let LoaderOptions { preprocess, views, augment, seed, .. } = &self.options;
+        let mut made = Vec::with_capacity(*views);
+        let notes = self.with_picture(image, |picture| {
+            made.extend((0..*views).map(|view| match augment {
+                Some(augment) => {
+                    augment.view(picture, preprocess, &mut stream(*seed, epoch, image as u64, view as u64))
                 }
-            });
-            match noted {
-                Ok(of_it) => {
-                    read.push(row);
-                    notes.push(of_it);
-                }
-                Err(error) if *skip_broken => broken.push(error.to_string()),
-                Err(error) => return Err(error),
-            }
-        }
-        let dims = [read.len(), preprocess.channels, preprocess.crop, preprocess.crop];
-        let views = planes.iter().map(|values| Tensor::from_slice(values, dims)).collect();
-        Ok(Batch { rows: read, views, notes, broken })
+                None => preprocess.normalise(picture),
+            }));
+        })?;
+        Ok((made, notes))
     }
 }
+
+/// Views of an image, and notes on its file.
+type Made = (Vec<Vec<f32>>, Vec<String>);
 
 /// One epoch's work, shared by its workers and its iterator.
 struct Work {
@@ -249,19 +235,70 @@ struct Work {
     order: Vec<usize>,
     /// Number of batches.
     end: usize,
-    /// Batches that may be begun beyond the one that is wanted next.
-    ahead: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 struct State {
-    /// The batch that is begun next.
+    /// The picture that is begun next, as its place in the order.
     next: usize,
     /// The batch that the iterator gives next.
     wanted: usize,
-    done: BTreeMap<usize, Result<Batch>>,
+    /// Batches that are begun and not given.
+    making: BTreeMap<usize, Making>,
+    /// Tasks that make pictures ahead.
+    workers: usize,
+    /// Pictures that are being made.
+    busy: usize,
     stop: bool,
+}
+
+/// A batch whose pictures come one by one, in any order.
+struct Making {
+    /// Per view, f32 [n, channels, crop, crop].
+    planes: Vec<Vec<f32>>,
+    /// Per picture that is there, the notes on it.
+    notes: Vec<Option<Result<Vec<String>>>>,
+    left: usize,
+}
+
+impl Making {
+    fn new(pictures: usize, views: usize, numel: usize) -> Self {
+        let planes = (0..views).map(|_| vec![0.0; pictures * numel]).collect();
+        Self { planes, notes: (0..pictures).map(|_| None).collect(), left: pictures }
+    }
+
+    fn take(&mut self, place: usize, made: Result<Made>) {
+        self.left -= 1;
+        self.notes[place] = Some(made.map(|(views, notes)| {
+            for (plane, view) in self.planes.iter_mut().zip(&views) {
+                plane[place * view.len()..][..view.len()].copy_from_slice(view);
+            }
+            notes
+        }));
+    }
+
+    /// The batch of `rows`, all of which are there; the first error unless broken files are left out.
+    fn finish(mut self, rows: &[usize], options: &LoaderOptions) -> Result<Batch> {
+        let p = &options.preprocess;
+        let (mut read, mut notes, mut broken) = (Vec::with_capacity(rows.len()), Vec::new(), Vec::new());
+        for (place, (&row, noted)) in rows.iter().zip(self.notes.into_iter().flatten()).enumerate() {
+            match noted {
+                Ok(of_it) => {
+                    let (from, to) = (place * p.numel(), read.len() * p.numel());
+                    self.planes.iter_mut().for_each(|plane| plane.copy_within(from..from + p.numel(), to));
+                    read.push(row);
+                    notes.push(of_it);
+                }
+                Err(error) if options.skip_broken => broken.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        let dims = [read.len(), p.channels, p.crop, p.crop];
+        let pixels = |plane: &Vec<f32>| Tensor::from_slice(&plane[..read.len() * p.numel()], dims);
+        let views = self.planes.iter().map(pixels).collect();
+        Ok(Batch { rows: read, views, notes, broken })
+    }
 }
 
 impl Work {
@@ -270,82 +307,115 @@ impl Work {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A worker: makes the next batch until there are no more or the iterator is gone.
-    fn run(&self) {
-        loop {
-            let wait = |s: &mut State| !s.stop && s.next < self.end && s.next >= s.wanted + self.ahead;
-            let mut state = self.changed.wait_while(self.lock(), wait).unwrap_or_else(PoisonError::into_inner);
-            if state.stop || state.next >= self.end {
-                return;
-            }
-            let number = state.next;
-            state.next += 1;
+    /// The rows of a batch.
+    fn rows(&self, batch: usize) -> &[usize] {
+        let size = self.shared.options.batch;
+        &self.order[batch * size..self.order.len().min((batch + 1) * size)]
+    }
+
+    /// Whether there is a picture left in batches before `end`.
+    fn is_left(&self, state: &State, end: usize) -> bool {
+        let size = self.shared.options.batch;
+        !state.stop && state.next < self.order.len().min(end.min(self.end) * size)
+    }
+
+    /// A worker's task: makes one picture ahead, and asks for another task while there are more.
+    fn work(self: Arc<Self>) {
+        let mut state = self.lock();
+        if self.is_left(&state, state.wanted + AHEAD) {
+            state = self.make(state);
+        }
+        if self.is_left(&state, state.wanted + AHEAD) {
             drop(state);
-            let batch = self.make(number);
-            self.lock().done.insert(number, batch);
-            self.changed.notify_all();
+            par::background(|| self.work());
+        } else {
+            state.workers -= 1;
         }
     }
 
-    fn make(&self, number: usize) -> Result<Batch> {
-        let size = self.shared.options.batch;
-        let rows = &self.order[number * size..self.order.len().min((number + 1) * size)];
-        // A worker that is lost without a word would leave its batch waited for forever.
-        let made = catch_unwind(AssertUnwindSafe(|| self.shared.batch(self.epoch, rows)));
-        made.unwrap_or_else(|_| {
-            let first = rows.first().map_or(PathBuf::new(), |&row| self.shared.paths[row].clone());
-            Err(Error::new("the loader gave up on the batch that begins with this image; please report it")).at(first)
-        })
+    /// Makes the next picture, of which there is one.
+    fn make<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let LoaderOptions { batch: size, views, preprocess, .. } = &self.shared.options;
+        let (batch, place) = (state.next / size, state.next % size);
+        let image = self.order[state.next];
+        state.next += 1;
+        state.busy += 1;
+        drop(state);
+        // A picture that is lost without a word would leave its batch waited for forever.
+        let made = catch_unwind(AssertUnwindSafe(|| self.shared.views(self.epoch, image))).unwrap_or_else(|_| {
+            Err(Error::new("the loader gave up on this image; please report it")).at(self.shared.paths[image].clone())
+        });
+        let mut state = self.lock();
+        state.busy -= 1;
+        let making = state.making.entry(batch);
+        making.or_insert_with(|| Making::new(self.rows(batch).len(), *views, preprocess.numel())).take(place, made);
+        self.changed.notify_all();
+        state
     }
 }
 
-/// The batches of an epoch, in order; see [`Loader::epoch`].
-pub struct Epoch {
-    work: Arc<Work>,
-    workers: Vec<JoinHandle<()>>,
+/// Batches that are made ahead of the one that is in use, where there are workers.
+const AHEAD: usize = 1;
+
+/// Batches of pixels that a loader of so many batches holds beside the one that is in use, at most.
+pub(crate) fn held(batches: usize, workers: usize) -> usize {
+    // One that is made, or made into tensors, and one beside it.
+    batches.min(1 + AHEAD.min(workers))
 }
+
+/// The batches of an epoch, in order; see [`Loader::epoch`].
+pub struct Epoch(Arc<Work>);
 
 impl Iterator for Epoch {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Result<Batch>> {
-        let mut state = self.work.lock();
-        if state.stop || state.wanted >= self.work.end {
+        let work = &self.0;
+        let mut state = work.lock();
+        let number = state.wanted;
+        if state.stop || number >= work.end {
             return None;
         }
-        let number = state.wanted;
         state.wanted += 1;
-        self.work.changed.notify_all();
-        let batch = if self.workers.is_empty() {
-            drop(state);
-            self.work.make(number)
-        } else {
-            let made = |state: &mut State| !state.done.contains_key(&number);
-            let mut state = self.work.changed.wait_while(state, made).unwrap_or_else(PoisonError::into_inner);
-            state.done.remove(&number)?
+        let idle = work.shared.options.workers.saturating_sub(state.workers);
+        state.workers += idle;
+        drop(state);
+        for _ in 0..idle {
+            let work = work.clone();
+            par::background(|| work.work());
+        }
+        let mut state = work.lock();
+        let making = loop {
+            if state.making.get(&number).is_some_and(|making| making.left == 0) {
+                break state.making.remove(&number)?;
+            }
+            state = if work.is_left(&state, number + 1) {
+                work.make(state)
+            } else {
+                work.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+            };
         };
+        drop(state);
+        let batch = making.finish(work.rows(number), &work.shared.options);
         if batch.is_err() {
-            self.work.lock().stop = true;
-            self.work.changed.notify_all();
+            work.lock().stop = true;
         }
         Some(batch)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let state = self.work.lock();
-        let left = if state.stop { 0 } else { self.work.end.saturating_sub(state.wanted) };
+        let state = self.0.lock();
+        let left = if state.stop { 0 } else { self.0.end.saturating_sub(state.wanted) };
         (0, Some(left))
     }
 }
 
 impl Drop for Epoch {
+    /// Waits for the pictures that are being made, so that no file is open afterwards.
     fn drop(&mut self) {
-        self.work.lock().stop = true;
-        self.work.changed.notify_all();
-        for worker in self.workers.drain(..) {
-            // What a worker has to say, it has said in its batch.
-            let _ = worker.join();
-        }
+        let mut state = self.0.lock();
+        state.stop = true;
+        drop(self.0.changed.wait_while(state, |state| state.busy > 0));
     }
 }
 
@@ -495,14 +565,35 @@ mod tests {
     fn dropping_an_epoch_stops_its_workers_and_the_queue_is_bounded() {
         let (_folder, paths) = pictures(8);
         let many: Vec<_> = (0..400).map(|i| paths[i % 8].clone()).collect();
-        let loader = Loader::new(many, LoaderOptions { batch: 1, ..training(3) }).unwrap();
+        let loader = Loader::new(many, LoaderOptions { batch: 4, ..training(3) }).unwrap();
         let mut epoch = loader.epoch(0, 0);
         epoch.next().unwrap().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(30));
-        let (begun, work) = (epoch.work.lock().next, epoch.work.clone());
-        assert!(begun <= 1 + 4, "{begun} batches begun for one that was taken");
+        let begun = epoch.0.lock().next;
+        assert!((4..=8).contains(&begun), "{begun} pictures begun for 4 that were taken");
+        let work = epoch.0.clone();
         drop(epoch);
-        assert_eq!(Arc::strong_count(&work), 1);
+        let begun = work.lock().next;
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        let state = work.lock();
+        assert_eq!((state.busy, state.next), (0, begun));
+    }
+
+    #[test]
+    fn workers_are_the_threads_that_compute() {
+        let (_folder, paths) = pictures(8);
+        let many: Vec<_> = (0..64).map(|i| paths[i % 8].clone()).collect();
+        // One thread that computes: nobody else may make a picture, and waiting for one must not stop it.
+        let pool = par::Pool::new(1);
+        let rows = pool.install(|| {
+            let loader = Loader::new(many, LoaderOptions { batch: 8, drop_last: false, ..training(3) }).unwrap();
+            let mut epoch = loader.epoch(0, 0);
+            let first = epoch.next().unwrap().unwrap().rows.len();
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            assert_eq!(epoch.0.lock().next, 8, "a picture was made while the only thread slept");
+            first + epoch.map(|batch| batch.unwrap().rows.len()).sum::<usize>()
+        });
+        assert_eq!(rows, 64);
     }
 
     #[test]

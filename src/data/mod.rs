@@ -2,7 +2,7 @@
 
 mod boxes;
 mod labels;
-mod loader;
+pub(crate) mod loader;
 mod pairs;
 mod prompts;
 mod table;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{Pipeline, TEXTS_AT_ONCE};
 use crate::buffer::{Memory, counted};
+use crate::data::loader;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::image::{self, Preprocess};
@@ -83,8 +84,7 @@ impl Asked {
         if rows > 0 {
             let (n, workers) = (at_once.min(rows), workers.min(rows));
             self.images = Some(Batches { dims: Dims::new(&[n, p.channels, p.crop, p.crop]), rows });
-            // As many batches as are begun ahead, and the values from which one is made.
-            let batches = rows.div_ceil(n).min(workers + 1) + 1;
+            let batches = loader::held(rows.div_ceil(n), workers);
             let decoding = workers.max(1) as u64 * pictures(files, p.resize).0;
             self.loading = [(4 * batches * n * p.numel()) as u64, decoding];
         }

@@ -10,7 +10,7 @@ use super::step::{self, Examples, Pairs};
 use super::tables::Tables;
 use super::{Config, Objective};
 use crate::buffer::counted;
-use crate::data::Row;
+use crate::data::{Row, loader};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::memory::{Estimate, mib};
@@ -64,8 +64,7 @@ pub(super) fn estimate(
     let p = config.preprocess();
     let views = if config.objective == Objective::Clip { t.views } else { 1 };
     let batch = (4 * t.batch * views * p.numel()) as u64;
-    // As many batches as the loader begins ahead, and the values from which one is made.
-    let loader = batch * (workers as u64 + 2);
+    let loader = batch * loader::held(usize::MAX, workers) as u64;
     let kept = |rows: &[Row], size: u64| {
         let files: BTreeSet<&str> = rows.iter().map(|row| row.image.as_str()).collect();
         (files.len() as u64 * size).min((config.image.cache_mib as u64) << 20)

@@ -4,6 +4,7 @@ mod average;
 mod checkpoint;
 mod config;
 mod finite;
+mod folder;
 mod memory;
 mod run;
 mod setup;
@@ -13,5 +14,6 @@ mod validate;
 
 pub use checkpoint::{Kept, State};
 pub use config::{Config, DataConfig, ImageConfig, Objective, Targets, TokenizerConfig, TrainConfig};
+pub use folder::seed_of;
 pub use memory::Peak;
 pub use run::{Outcome, Record, Watch, resume, start};

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::average::Average;
 use super::checkpoint::{self, Kept, State};
 use super::finite::{self, Trouble};
+use super::folder::Folder;
 use super::memory::{self, Peak};
 use super::setup::{Source, adopt, network, tokenizer};
 use super::step::{self, Examples, Parts};
@@ -83,27 +84,6 @@ pub struct Outcome {
     pub memory: Peak,
 }
 
-/// Files of a run directory.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn config(&self) -> PathBuf {
-        self.0.join("config.toml")
-    }
-    fn log(&self) -> PathBuf {
-        self.0.join("log.jsonl")
-    }
-    fn model(&self) -> PathBuf {
-        self.0.join("model")
-    }
-    fn checkpoints(&self) -> PathBuf {
-        self.0.join("checkpoints")
-    }
-    fn last(&self) -> PathBuf {
-        self.checkpoints().join("last.safetensors")
-    }
-}
-
 /// Starts a run in a new directory.
 ///
 /// # Errors
@@ -139,7 +119,7 @@ pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) 
     std::fs::create_dir_all(folder.checkpoints()).at(folder.checkpoints())?;
     let mut pipeline = pipeline(&config, &folder, network, tokenizer);
     pipeline.save(&folder.model(), None)?;
-    tables.write_splits(&out.join("splits.csv"))?;
+    tables.write_splits(&folder.splits())?;
     files::write_atomic(folder.config(), config.to_toml()?.as_bytes())?;
     Run::new(config, folder, tables, pipeline, estimate, watch)?.go(State::default(), workers)
 }
