@@ -174,3 +174,23 @@ fn killed_and_resumed(more: &[&str], kills: usize) -> tempfile::TempDir {
     assert_eq!(log(&out), log(&whole));
     folder
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn no_thread_beside_those_asked_for_computes_or_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = train(&folder.path().join("run"), &["--threads", "2", "--workers", "5"]);
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_tier")).args(&arguments).spawn().unwrap();
+    let tasks = format!("/proc/{}/task", run.id());
+    let mut seen = std::collections::BTreeSet::new();
+    while run.try_wait().unwrap().is_none() {
+        for task in std::fs::read_dir(&tasks).into_iter().flatten().flatten() {
+            seen.extend(std::fs::read_to_string(task.path().join("comm")).map(|name| name.trim().to_owned()));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(run.wait().unwrap().success());
+    // The first waits for the rest, and one for Ctrl-C.
+    let others: Vec<_> = seen.iter().filter(|name| !["tier", "ctrl-c"].contains(&name.as_str())).collect();
+    assert_eq!(others, ["kernel-0", "kernel-1"]);
+}

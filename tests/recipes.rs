@@ -132,7 +132,10 @@ fn an_evaluation_on_drawn_validation_rows_takes_those_of_the_run() {
     let pairs = phantoms().join("pairs-without-val.csv");
     std::fs::write(&pairs, table).unwrap();
     let out = folder.path().join("run");
-    trained(&out, &["seed=3", "train.epochs=1", &format!("data.pairs={:?}", text(&pairs))]);
+    let mut arguments = [train(&out, &[]), settings(&["seed=3", "train.epochs=1"])].concat();
+    let table = arguments.iter_mut().find(|argument| argument.ends_with("/pairs.csv")).unwrap();
+    *table = text(&pairs).to_owned();
+    run(&arguments);
     let split = std::fs::read_to_string(out.join("splits.csv")).unwrap();
     let drawn: Vec<&str> = split.lines().filter_map(|line| line.strip_suffix(",val")).collect();
     assert!(drawn.len() > 2, "{split}");

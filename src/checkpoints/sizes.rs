@@ -31,17 +31,18 @@ impl Shapes<'_> {
         self.read.metas.range(start.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(start))
     }
 
+    /// For a complaint that the file has no tensor of this name: the name most like it that nothing is known by, if there is one.
+    pub fn near(&self, own: &str) -> String {
+        nearest(own, &self.read.unknown).map_or(String::new(), |near| format!(" (nearest: {near})"))
+    }
+
     /// Sizes of a parameter of `N` dimensions.
     ///
     /// # Errors
     /// If it is missing or has another number of dimensions.
     pub fn of<const N: usize>(&self, name: &str) -> Result<[usize; N]> {
         let own = || own_name(name, self.read, self.table);
-        let missing = || {
-            let own = own();
-            let near = nearest(&own, &self.read.unknown).map_or(String::new(), |near| format!(" (nearest: {near})"));
-            Error::new(format!("tensor {own} is missing{near}"))
-        };
+        let missing = || Error::new(format!("tensor {} is missing{}", own(), self.near(&own())));
         let meta = self.read.metas.get(name).ok_or_else(missing)?;
         let dims: Dims = meta.dims;
         let wrong = || Error::new(format!("tensor {} has dims {dims:?}; {N} are needed, none of them 0", own()));

@@ -129,7 +129,8 @@ fn config(shapes: &Shapes, evidence: &Evidence) -> Result<NetworkConfig> {
         own_images(shapes, &vision, quick)?
     };
     let Some((joint, text_projection)) = shapes.text_projection()? else {
-        return Err(Error::new("there is no projection of texts (text_projection or text.proj)"));
+        let near = ["text_projection", "text.proj.weight", "text.proj.0.weight"].map(|name| shapes.near(name)).concat();
+        return Err(Error::new(format!("text_projection, or text.proj, is missing{near}")));
     };
     keys.agree(&[("embed_dim", joint)])?;
     let (text, global_text): (TextTowerConfig, _) = if evidence.has(BERT_TEXTS) {

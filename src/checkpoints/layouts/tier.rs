@@ -31,7 +31,8 @@ pub(super) const TIER: Layout = Layout {
         let mut text = bert::bert(shapes, &evidence.config)?;
         text.pooler = false;
         let Some((joint, text_projection)) = shapes.text_projection()? else {
-            return Err(Error::new("there is no projection of texts (cls_projection_head)"));
+            let near = shapes.near("cls_projection_head.dense_to_output.weight");
+            return Err(Error::new(format!("cls_projection_head, the projection of texts, is missing{near}")));
         };
         Ok(NetworkConfig::TiergradDualEncoder(DualEncoderConfig {
             vision: shapes.resnet()?.into(),
