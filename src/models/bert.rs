@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use super::check_sizes;
+use crate::error::Result;
 use crate::nn::{Activation, Init, LayerNorm, Linear, Module, Params, Unary};
 use crate::ops::attention::{Attention, attention};
 use crate::tensor::Tensor;
@@ -50,11 +51,13 @@ fn tiny() -> f64 {
 
 impl BertConfig {
     fn check(&self) -> Result<()> {
-        let sizes = [self.vocabulary, self.max_length, self.width, self.heads, self.mlp, self.token_types];
-        if sizes.contains(&0) || !self.width.is_multiple_of(self.heads) {
-            return Err(Error::usage(format!("bert: heads must divide width, sizes must not be 0: {self:?}")));
-        }
-        Ok(())
+        let sizes = [
+            ("vocabulary", self.vocabulary),
+            ("max_length", self.max_length),
+            ("mlp", self.mlp),
+            ("token_types", self.token_types),
+        ];
+        check_sizes("text", &sizes, &[[("heads", self.heads), ("width", self.width)]])
     }
 }
 

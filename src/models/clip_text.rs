@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use super::check_sizes;
+use crate::error::Result;
 use crate::nn::{Activation, Encoder, EncoderConfig, Init, LayerNorm, Module, Params};
 use crate::tensor::Tensor;
 
@@ -95,16 +96,9 @@ pub struct ClipText {
 impl ClipText {
     /// Asks for `embeddings.*`, `encoder.*` and `final_layer_norm.*`.
     pub fn new(params: &Params, config: &TextConfig) -> Result<Self> {
-        let d = config.width;
-        if config.heads == 0
-            || d == 0
-            || !d.is_multiple_of(config.heads)
-            || config.vocabulary == 0
-            || config.max_length == 0
-            || config.mlp == Some(0)
-        {
-            return Err(Error::usage(format!("text: heads must divide width, sizes must not be 0: {config:?}")));
-        }
+        let (d, c) = (config.width, config);
+        let sizes = [("vocabulary", c.vocabulary), ("max_length", c.max_length), ("mlp", c.mlp.unwrap_or(1))];
+        check_sizes("text", &sizes, &[[("heads", c.heads), ("width", d)]])?;
         let embeddings = params.at("embeddings");
         Ok(Self {
             uses_mask: config.text_uses_attention_mask,

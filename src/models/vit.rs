@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::check_sizes;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Conv2d, Encoder, EncoderConfig, GroupNorm, Init, LayerNorm, Module, Params};
 use crate::ops::conv;
@@ -83,14 +84,11 @@ impl VitConfig {
     /// # Errors
     /// If the sizes do not divide.
     pub fn check(&self) -> Result<()> {
-        let divides = |a: usize, b: usize| b > 0 && a > 0 && a.is_multiple_of(b);
-        if !divides(self.image_size, self.patch_size) || !divides(self.width, self.heads) || self.channels == 0 {
-            return Err(Error::usage(format!(
-                "vision: patch_size must divide image_size, heads must divide width: {self:?}"
-            )));
-        }
-        if self.mlp == Some(0) || !(0.0..1.0).contains(&self.eps) {
-            return Err(Error::usage(format!("vision: mlp must not be 0, eps must be small: {self:?}")));
+        let sizes = [("channels", self.channels), ("mlp", self.mlp.unwrap_or(1))];
+        let patches = [("patch_size", self.patch_size), ("image_size", self.image_size)];
+        check_sizes("vision", &sizes, &[patches, [("heads", self.heads), ("width", self.width)]])?;
+        if !(0.0..1.0).contains(&self.eps) {
+            return Err(Error::usage(format!("vision: eps {} is not in 0..1", self.eps)));
         }
         if self.stem.contains(&0) || self.cell().is_none() {
             return Err(Error::usage(format!(

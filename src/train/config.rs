@@ -242,8 +242,16 @@ impl Config {
         if t.batch < 2 && self.objective == Objective::Clip {
             return wrong("train.batch", format!("{} pairs have nothing to contrast with; at least 2", t.batch));
         }
-        if t.batch == 0 || t.epochs == 0 || t.accumulate == 0 || t.views == 0 {
-            return wrong("train", "batch, epochs, accumulate and views must be at least 1".into());
+        for (key, value) in [
+            ("train.batch", t.batch),
+            ("train.epochs", t.epochs),
+            ("train.accumulate", t.accumulate),
+            ("train.views", t.views),
+            ("train.keep", t.keep),
+        ] {
+            if value == 0 {
+                return wrong(key, "0; at least 1".into());
+            }
         }
         if t.micro_batch > t.batch {
             return wrong("train.micro_batch", format!("{} is more than train.batch = {}", t.micro_batch, t.batch));

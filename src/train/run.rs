@@ -419,14 +419,14 @@ impl<'a> Run<'a> {
         let score = record.validation.as_ref().map_or(record.epoch as f64, Validation::score);
         let kept = Kept { epoch: record.epoch, score };
         let place = state.kept.iter().position(|k| score > k.score).unwrap_or(state.kept.len());
-        if place >= self.config.train.keep.max(1) {
+        if place >= self.config.train.keep {
             return Ok(());
         }
         let path = self.folder.checkpoints().join(kept.file());
         let tensors = crate::pipeline::tensors_with(&mut self.pipeline.network, self.average.as_ref().map(|a| &a.0));
         safetensors::save(&path, tensors.iter().map(|(name, t)| (name.clone(), t)), &BTreeMap::new())?;
         state.kept.insert(place, kept);
-        state.kept.truncate(self.config.train.keep.max(1));
+        state.kept.truncate(self.config.train.keep);
         Ok(())
     }
 
