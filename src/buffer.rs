@@ -1,5 +1,6 @@
 //! Bytes behind tensors: 64-byte aligned heap blocks from a pool, a file's, mapped or copied, or a device's; shared by counting.
 
+mod arena;
 mod file;
 mod pool;
 

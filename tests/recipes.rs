@@ -143,7 +143,8 @@ fn an_evaluation_on_drawn_validation_rows_takes_those_of_the_run() {
     let scored = |more: &[&str]| {
         let (model, at) = (out.join("model"), folder.path().join("eval"));
         let [labels, prompts] = ["labels.csv", "prompts.csv"].map(|name| phantoms().join(name));
-        let tables = ["--pairs", text(&pairs), "--labels", text(&labels), "--prompts", text(&prompts), "--split", "val"];
+        let tables =
+            ["--pairs", text(&pairs), "--labels", text(&labels), "--prompts", text(&prompts), "--split", "val"];
         done(&[&["eval", "-q", "--model", text(&model), "--out", text(&at)], &tables[..], more].concat());
         let scores = std::fs::read_to_string(at.join("scores.csv")).unwrap();
         scores.lines().skip(1).map(|line| format!("{:?}", line.split(',').next().unwrap())).collect::<Vec<_>>()

@@ -10,11 +10,13 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use memmap2::MmapMut;
 
 use super::ALIGNMENT;
+use super::arena::{Arena, PAGE, Pages, Place};
 use crate::dtype::Element;
 
 /// A block of the pool, of which `len` bytes are used. Given back when dropped.
 pub(crate) struct Heap {
-    block: Option<Block>,
+    block: Option<Block<Small>>,
+    start: NonNull<u8>,
     pub(super) len: usize,
 }
 
@@ -25,91 +27,97 @@ unsafe impl Sync for Heap {}
 
 impl Heap {
     pub(crate) fn new(len: usize) -> Self {
-        let capacity = size_class(len);
-        // One that was given back, or else a new one.
-        let kept = || pool().take(capacity).unwrap_or_else(|| Block::new(capacity));
-        taken(capacity as isize);
-        Self { block: (capacity > 0).then(kept), len }
+        let size = size_class(len);
+        taken(size as isize);
+        if size == 0 {
+            return Self { block: None, start: NonNull::dangling(), len };
+        }
+        let (block, start) = pool().take(size, Small::new);
+        let start = match &block {
+            Block::Small(small) => small.start,
+            Block::Large(_) => start.expect("a block of the arena has memory"),
+        };
+        Self { block: Some(block), start, len }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        let Some(block) = &self.block else { return &[] };
+        if self.len == 0 {
+            return &[];
+        }
         // SAFETY: the block is allocated, at least `len` long, and initialised (zeroed when first allocated).
-        unsafe { std::slice::from_raw_parts(block.start.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
     pub(crate) fn get_mut<T: Element>(&mut self) -> &mut [T] {
-        let Some(block) = &self.block else { return &mut [] };
+        if self.len == 0 {
+            return &mut [];
+        }
         // SAFETY: as in `bytes`; ALIGNMENT is enough for any Element, and `&mut self` makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(block.start.as_ptr().cast(), self.len / size_of::<T>()) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len / size_of::<T>()) }
     }
 }
 
 impl Drop for Heap {
     fn drop(&mut self) {
         if let Some(block) = self.block.take() {
-            let capacity = block.capacity;
-            taken(-(capacity as isize));
-            pool().give(block, capacity);
+            let size = size_class(self.len);
+            taken(-(size as isize));
+            pool().give(block, size);
         }
     }
+}
+
+/// What the pool gives.
+enum Block<S> {
+    /// Memory of its own.
+    Small(S),
+    /// A part of the arena.
+    Large(Place),
 }
 
 /// Memory of its own, aligned to [`ALIGNMENT`].
-struct Block {
+struct Small {
     start: NonNull<u8>,
-    capacity: usize,
-    /// A large block's. An allocator keeps what it is given back, in pieces between others that are in use; a mapping's pages are the system's
-    /// again at once.
-    mapping: Option<MmapMut>,
+    size: usize,
 }
 
-// SAFETY: a Block owns its memory, which is plain bytes.
-unsafe impl Send for Block {}
+// SAFETY: a Small owns its memory, which is plain bytes.
+unsafe impl Send for Small {}
 
-impl Block {
+impl Small {
     /// Zeroed, so that bytes are initialised from the start.
-    fn new(capacity: usize) -> Self {
-        let layout = Self::layout(capacity);
-        let mut mapping = (capacity > LARGE).then(|| Self::mapped(capacity));
-        let start = match &mut mapping {
-            Some(mapping) => mapping.as_mut_ptr(),
-            // SAFETY: the size is not zero.
-            None => unsafe { alloc::alloc_zeroed(layout) },
-        };
-        Self { start: NonNull::new(start).unwrap_or_else(|| alloc::handle_alloc_error(layout)), capacity, mapping }
+    fn new(size: usize) -> Self {
+        let layout = Self::layout(size);
+        // SAFETY: the size is not zero.
+        let start = unsafe { alloc::alloc_zeroed(layout) };
+        Self { start: NonNull::new(start).unwrap_or_else(|| alloc::handle_alloc_error(layout)), size }
     }
 
-    /// Pages of zeros, which take no memory until they are written to.
-    fn mapped(len: usize) -> MmapMut {
-        MmapMut::map_anon(len).unwrap_or_else(|_| alloc::handle_alloc_error(Self::layout(len)))
-    }
-
-    fn layout(capacity: usize) -> alloc::Layout {
-        alloc::Layout::from_size_align(capacity, ALIGNMENT).expect("a tensor's size fits the address space")
+    fn layout(size: usize) -> alloc::Layout {
+        alloc::Layout::from_size_align(size, ALIGNMENT).expect("a small block fits the address space")
     }
 }
 
-impl Drop for Block {
+impl Drop for Small {
     fn drop(&mut self) {
-        if self.mapping.is_none() {
-            // SAFETY: allocated by `new` with the same layout, and owned.
-            unsafe { alloc::dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
-        }
+        // SAFETY: allocated by `new` with the same layout, and owned.
+        unsafe { alloc::dealloc(self.start.as_ptr(), Self::layout(self.size)) }
     }
 }
 
 /// Beyond so many bytes a block is large.
 const LARGE: usize = 1 << 20;
 
-/// Block sizes: eighths of a power of two, so that at most a fifth is wasted and freed blocks fit again; of large blocks, which come back with
-/// the same sizes step after step, finer ones.
+/// Block sizes: eighths of a power of two, so that at most a fifth is wasted and freed blocks fit again; of large blocks, which need not fit, whole
+/// pages.
 fn size_class(len: usize) -> usize {
+    if len > LARGE {
+        return len.next_multiple_of(PAGE);
+    }
     if len <= ALIGNMENT {
         return if len == 0 { 0 } else { ALIGNMENT };
     }
-    let parts = if len > LARGE { 64 } else { 8 };
-    len.next_multiple_of((len.next_power_of_two() / parts).max(ALIGNMENT))
+    len.next_multiple_of((len.next_power_of_two() / 8).max(ALIGNMENT))
 }
 
 /// Bytes of tensor memory.
@@ -125,17 +133,19 @@ pub struct Memory {
     pub beside: usize,
 }
 
-/// Freed blocks kept for the next allocation of their class. What is in use and what is kept together exceed the most that
-/// was ever in use at once by an eighth at most: enough that a training step finds every block of the step before.
-struct Pool<B> {
-    free: BTreeMap<usize, Vec<B>>,
+/// Freed blocks, kept for the next: small ones for those of their class, large ones in the arena. What is in use and what is kept together exceed
+/// the most that was ever in use at once by an eighth at most.
+struct Pool<S, P> {
+    small: BTreeMap<usize, Vec<S>>,
+    /// Bytes of free small blocks.
     kept: usize,
+    large: Arena<P>,
     memory: Memory,
 }
 
-static POOL: Mutex<Pool<Block>> = Mutex::new(Pool::new());
+static POOL: Mutex<Pool<Small, MmapMut>> = Mutex::new(Pool::new());
 
-fn pool() -> MutexGuard<'static, Pool<Block>> {
+fn pool() -> MutexGuard<'static, Pool<Small, MmapMut>> {
     POOL.lock().unwrap_or_else(|e| e.into_inner())
 }
 
@@ -147,8 +157,9 @@ pub fn memory() -> Memory {
 /// Gives the system back what is kept for the next tensors, and measures from here on: before work that the last says nothing about.
 pub fn release() {
     let mut pool = pool();
-    pool.free.clear();
+    pool.small.clear();
     pool.kept = 0;
+    pool.large.trim(usize::MAX);
     let now = pool.memory.now;
     pool.memory = Memory { now, peak: now, held: now, ..pool.memory };
 }
@@ -173,38 +184,52 @@ pub fn watched<R>(f: impl FnOnce() -> R) -> (R, [usize; 2]) {
     (result, seen.map(|bytes| (bytes - before).max(0) as usize))
 }
 
-impl<B> Pool<B> {
+impl<S, P: Pages> Pool<S, P> {
     const fn new() -> Self {
-        Self { free: BTreeMap::new(), kept: 0, memory: Memory { now: 0, peak: 0, held: 0, beside: 0 } }
+        let memory = Memory { now: 0, peak: 0, held: 0, beside: 0 };
+        Self { small: BTreeMap::new(), kept: 0, large: Arena::new(), memory }
     }
 
-    /// A kept block; `None`: the caller makes a new one.
-    fn take(&mut self, capacity: usize) -> Option<B> {
-        self.memory.now += capacity;
+    /// A block of a size of [`size_class`], and where it begins if it is a large one; `new` makes a small one where none is kept.
+    fn take(&mut self, size: usize, new: impl FnOnce(usize) -> S) -> (Block<S>, Option<NonNull<u8>>) {
+        self.memory.now += size;
         self.memory.peak = self.memory.peak.max(self.memory.now);
-        let block = self.free.get_mut(&capacity).and_then(Vec::pop);
-        if block.is_some() {
-            self.kept -= capacity;
+        let taken = if size > LARGE {
+            let (place, start) = self.large.take(size);
+            (Block::Large(place), start)
         } else {
-            self.shrink();
-        }
-        self.memory.held = self.memory.held.max(self.memory.now + self.kept);
-        block
+            let kept = self.small.get_mut(&size).and_then(Vec::pop);
+            self.kept -= if kept.is_some() { size } else { 0 };
+            (Block::Small(kept.unwrap_or_else(|| new(size))), None)
+        };
+        self.shrink();
+        self.memory.held = self.memory.held.max(self.memory.now + self.kept + self.large.idle());
+        taken
     }
 
-    fn give(&mut self, block: B, capacity: usize) {
-        self.memory.now -= capacity;
-        self.kept += capacity;
-        self.free.entry(capacity).or_default().push(block);
+    fn give(&mut self, block: Block<S>, size: usize) {
+        self.memory.now -= size;
+        match block {
+            Block::Large(place) => self.large.give(place, size),
+            Block::Small(small) => {
+                self.kept += size;
+                self.small.entry(size).or_default().push(small);
+            }
+        }
         self.shrink();
     }
 
-    /// Frees kept blocks, largest first, until use and kept together are within an eighth above the peak.
+    /// Frees what is kept, largest first, until use and kept together are within an eighth above the peak.
     fn shrink(&mut self) {
         let Memory { now, peak, .. } = self.memory;
-        while now + self.kept > peak + peak / 8 {
-            let Some(mut largest) = self.free.last_entry() else { return };
-            let capacity = *largest.key();
+        let most = peak + peak / 8;
+        let excess = (now + self.kept + self.large.idle()).saturating_sub(most);
+        if excess > 0 {
+            self.large.trim(excess);
+        }
+        while now + self.kept + self.large.idle() > most {
+            let Some(mut largest) = self.small.last_entry() else { return };
+            let size = *largest.key();
             match largest.get_mut().pop() {
                 Some(block) => drop(block),
                 None => {
@@ -212,7 +237,7 @@ impl<B> Pool<B> {
                     continue;
                 }
             }
-            self.kept -= capacity;
+            self.kept -= size;
         }
     }
 }
@@ -224,7 +249,7 @@ thread_local! {
 
 struct Count {
     id: u64,
-    pool: Pool<()>,
+    pool: Pool<(), ()>,
 }
 
 /// Runs `f` for the memory that its tensors take and nothing else: none is allocated and nothing is computed, on this thread. Values
@@ -263,23 +288,21 @@ pub(crate) fn count_beside(bytes: usize) -> bool {
 pub(super) struct Counted {
     /// In which counting.
     count: u64,
+    block: Option<Block<()>>,
     pub(super) len: usize,
     zeros: OnceLock<MmapMut>,
 }
 
 impl Counted {
     pub(super) fn new(len: usize) -> Self {
-        let count = COUNT.with_borrow_mut(|count| {
-            count.as_mut().map(|count| {
-                count.pool.take(size_class(len));
-                count.id
-            })
-        });
-        Self { count: count.unwrap_or(u64::MAX), len, zeros: OnceLock::new() }
+        let size = size_class(len);
+        let take = |count: &mut Count| (count.id, (size > 0).then(|| count.pool.take(size, |_| ()).0));
+        let (count, block) = COUNT.with_borrow_mut(|count| count.as_mut().map(take)).unwrap_or((u64::MAX, None));
+        Self { count, block, len, zeros: OnceLock::new() }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.zeros.get_or_init(|| Block::mapped(self.len))[..self.len]
+        &self.zeros.get_or_init(|| MmapMut::map(self.len))[..self.len]
     }
 
     pub(super) fn get_mut<T: Element>(&mut self) -> &mut [T] {
@@ -294,8 +317,9 @@ impl Drop for Counted {
     fn drop(&mut self) {
         // Nothing is given back where that counting is over.
         COUNT.with_borrow_mut(|count| {
-            if let Some(count) = count.as_mut().filter(|count| count.id == self.count) {
-                count.pool.give((), size_class(self.len));
+            let count = count.as_mut().filter(|count| count.id == self.count);
+            if let (Some(count), Some(block)) = (count, self.block.take()) {
+                count.pool.give(block, size_class(self.len));
             }
         });
     }

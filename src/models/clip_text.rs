@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::dtype::DType;
 use super::check_sizes;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::nn::{Activation, Encoder, EncoderConfig, Init, LayerNorm, Module, Params};
 use crate::tensor::Tensor;

@@ -242,14 +242,14 @@ impl Config {
         if t.batch < 2 && self.objective == Objective::Clip {
             return wrong("train.batch", format!("{} pairs have nothing to contrast with; at least 2", t.batch));
         }
-        for (key, value) in [
-            ("train.batch", t.batch),
-            ("train.epochs", t.epochs),
-            ("train.accumulate", t.accumulate),
-            ("train.views", t.views),
-            ("train.keep", t.keep),
+        for (key, zero) in [
+            ("train.batch", t.batch == 0),
+            ("train.epochs", t.epochs == 0),
+            ("train.accumulate", t.accumulate == 0),
+            ("train.views", t.views == 0),
+            ("train.keep", t.keep == 0),
         ] {
-            if value == 0 {
+            if zero {
                 return wrong(key, "0; at least 1".into());
             }
         }
