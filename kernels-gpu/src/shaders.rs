@@ -24,11 +24,18 @@ macro_rules! shaders {
 
 shaders! {
     Copy "copy",
+    Dropout "dropout",
     Gather "gather",
     Gemm "gemm",
     LayerNorm "layer_norm",
+    LayerNormBackward "layer_norm_backward",
     Map "map",
+    MapBackward "map_backward",
+    NormSums "norm_sums",
+    Scatter "scatter",
     Softmax "softmax",
+    SoftmaxBackward "softmax_backward",
+    Step "step",
     SumCols "sum_cols",
     SumRows "sum_rows",
     Zip "zip",

@@ -1,6 +1,8 @@
 //! Sums and other reductions over dimensions.
 
 use kernels_cpu::reduce;
+#[cfg(feature = "vulkan")]
+use kernels_gpu::ops::Softmax;
 
 #[cfg(feature = "vulkan")]
 use crate::device::Gpu;
@@ -61,7 +63,7 @@ impl Op for Sum {
     fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
         let sum = |x: &Tensor, dims, around: [usize; 3]| {
             if around[1] == 0 {
-                return None;
+                return on.filled(dims, 0.0);
             }
             let x = on.operand(x)?;
             on.write(Meta { dims, ..out }, |y| on.kernels().sum(x.view(), around, y))
@@ -204,6 +206,20 @@ impl Op for LogSumExp {
         for_float!("logsumexp", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| reduce::logsumexp(x.as_slice(), around, y))).into()
     }
 
+    /// Along the last dimension it comes with the softmax.
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let moved = x[0].to_device(on).transpose(self.0 as isize, -1);
+        if moved.dim(-1) == 0 {
+            return on.filled(out.dims, f32::NEG_INFINITY).map(Output::from);
+        }
+        let (x, lse) = (on.packed(&moved)?, on.memory(4 * out.dims.numel()));
+        let options = Softmax { lse: Some(&lse), ..Softmax::default() };
+        on.write(moved.meta(), |y| on.kernels().softmax(x.view(), y, options))?;
+        let sums = on.aux(lse, out.dims.numel()).reshape(moved.dims().with(moved.rank() - 1, 1));
+        Some(sums.transpose(self.0 as isize, -1).into())
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::input(0).and(Saves::OUTPUT)
     }
@@ -240,6 +256,13 @@ impl Op for Var {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let (x, around) = around(x[0], x[0].rank() - 1);
         for_float!("var", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| reduce::var(x.as_slice(), around, self.correction, y))).into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], _: Meta) -> Option<Output> {
+        let (x, axes) = (x[0].to_device(on), [x[0].rank() - 1]);
+        let squares = x.sub(&x.mean(&axes, true)).square().sum(&axes, true);
+        Some(squares.affine(1.0 / (x.dim(-1) - self.correction) as f64, 0.0).into())
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
