@@ -1,5 +1,9 @@
 //! Small models of every family against what PyTorch computes with them: see tests/golden/README.md.
 
+#[cfg(feature = "cli")]
+#[path = "common/device.rs"]
+mod device;
+
 use std::path::{Path, PathBuf};
 
 use tiergrad::check::{Case, Check, verify};
@@ -231,10 +235,12 @@ fn a_malformed_case_is_refused_by_what_is_wrong_with_it() {
     assert_eq!(failed(&checks).iter().map(|check| check.name.as_str()).collect::<Vec<_>>(), ["loss_klip"]);
 }
 
-/// Twenty steps of AdamW on changing batches, by the code that trains, against PyTorch's float64: see tests/golden/curves.py.
+/// Twenty steps of AdamW on changing batches, by the code that trains, against PyTorch's float64: see tests/golden/curves.py. On a device too,
+/// where there is one.
 #[cfg(feature = "cli")]
 #[test]
 fn training_follows_pytorchs_curve() {
+    use device::gpu;
     use tiergrad::checkpoints::Checkpoint;
     use tiergrad::loss::TierOptions;
     use tiergrad::models::Network;
@@ -243,7 +249,7 @@ fn training_follows_pytorchs_curve() {
     use tiergrad::train::step::{Pairs, step};
     use tiergrad::{DType, Tensor};
 
-    for name in ["vit", "resnet"] {
+    for (name, gpu) in [("vit", None), ("resnet", None), ("vit", gpu()), ("resnet", gpu())] {
         let file = Weights::open(folder().join(format!("{name}.curve.safetensors")), true).unwrap();
         let said = |key: &str| file.metadata()[key].parse::<f64>().unwrap();
         let beside = |name: &str| folder().join(name);
@@ -252,7 +258,7 @@ fn training_follows_pytorchs_curve() {
             None => Checkpoint::open(&beside(&file.metadata()["model"]), true),
         };
         let Network::Dual(mut model) = checkpoint.unwrap().network_in_f32().unwrap() else { panic!("{name}") };
-        model.visit("", &mut |_, p| *p = p.copied().trainable());
+        model.visit("", &mut |_, p| *p = p.copied().placed(gpu.as_ref()).trainable());
         let options = TierOptions {
             lambda_p: said("lambda_p"),
             lambda_t: said("lambda_t"),
@@ -287,6 +293,7 @@ fn training_follows_pytorchs_curve() {
                 assert!(off <= 20.0 * own[k], "{name}, step {i}, part {k}: {} instead of {}", found[k], expected[k]);
             }
         }
-        println!("{name}: furthest {furthest:?}, PyTorch's float32 {own:?}");
+        println!("{name} on {gpu:?}: furthest {furthest:?}, PyTorch's float32 {own:?}");
+        gpu.iter().for_each(|gpu| println!("on the CPU: {:?}", gpu.fallbacks()));
     }
 }

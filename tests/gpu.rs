@@ -1,5 +1,9 @@
 //! A model on a device against the CPU. Without Vulkan it is skipped, said aloud; TIER_GPU_REQUIRED makes that a failure.
 
+#[path = "common/device.rs"]
+mod device;
+
+use device::gpu;
 use tiergrad::device::Gpu;
 use tiergrad::gradcheck::deviation;
 use tiergrad::loss::{TierOptions, tier_loss};
@@ -11,18 +15,6 @@ use tiergrad::nn::Module;
 use tiergrad::optim::{Optimiser, OptimiserConfig};
 use tiergrad::rng::Rng;
 use tiergrad::{DType, Tensor, backward_with};
-
-fn gpu() -> Option<Gpu> {
-    let named = std::env::var("TIER_DEVICE").unwrap_or_default();
-    match Gpu::open(named.strip_prefix("vulkan:").unwrap_or("0")) {
-        Ok(gpu) => Some(gpu),
-        Err((_, error)) => {
-            eprintln!("SKIPPED: {error}");
-            assert!(std::env::var_os("TIER_GPU_REQUIRED").is_none(), "a device is required: {error}");
-            None
-        }
-    }
-}
 
 fn config() -> DualEncoderConfig {
     let vision = VitConfig {

@@ -75,6 +75,11 @@ impl Gpu {
         })
     }
 
+    /// What `--device` opens it by.
+    pub fn name(&self) -> String {
+        format!("vulkan:{}", self.0.device.info().index)
+    }
+
     /// In one line.
     pub fn describe(&self) -> String {
         self.0.device.info().line()
