@@ -7,6 +7,7 @@ mod map;
 mod rows;
 mod step;
 mod sums;
+mod windows;
 
 pub use gemm::Gemm;
 pub use index::by_row;

@@ -23,14 +23,17 @@ macro_rules! shaders {
 }
 
 shaders! {
+    Columns "columns",
     Copy "copy",
     Dropout "dropout",
+    Fold "fold",
     Gather "gather",
     Gemm "gemm",
     LayerNorm "layer_norm",
     LayerNormBackward "layer_norm_backward",
     Map "map",
     MapBackward "map_backward",
+    MaxPool "max_pool",
     NormSums "norm_sums",
     Scatter "scatter",
     Softmax "softmax",
@@ -38,6 +41,7 @@ shaders! {
     Step "step",
     SumCols "sum_cols",
     SumRows "sum_rows",
+    Unfold "unfold",
     Zip "zip",
 }
 

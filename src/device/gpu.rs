@@ -242,6 +242,11 @@ impl Gpu {
         self.tensor(memory, Layout::contiguous([n].into(), 0), DType::F32)
     }
 
+    /// As [`Self::aux`], numbers of places (i32).
+    pub(crate) fn places(&self, memory: Memory, dims: Dims) -> Tensor {
+        self.tensor(memory, Layout::contiguous(dims, 0), DType::I32)
+    }
+
     fn own(&self, y: Operand) -> Tensor {
         Tensor::from_buffer(Buffer::on_device(Mirrored::sharing(self, y.memory)), y.layout, DType::F32)
     }

@@ -123,4 +123,36 @@ impl Device {
         let push = [n as u32, x_at, y_at, key as u32, (key >> 32) as u32, least, scale.to_bits()];
         self.each(Shader::Dropout, &[], &[from, to.writing()], &push, n)
     }
+
+    /// y = s (x - m) + t for each column of x, [rows, n] elements, with m, s and t of n; and with `more` = (r, u) + r u for u of the dims
+    /// of x. All contiguous.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn columns(
+        &self,
+        x: View<'_>,
+        [m, s, t]: [View<'_>; 3],
+        more: Option<[View<'_>; 2]>,
+        y: View<'_>,
+    ) -> Result<()> {
+        let (all, n) = (x.numel(), m.numel());
+        let each = [m, s, t].into_iter().chain(more.map(|[r, _]| r));
+        let whole = [x, y].into_iter().chain(more.map(|[_, u]| u));
+        assert!(each.clone().all(|v| v.is_contiguous() && v.numel() == n), "columns: numbers of each column");
+        assert!(whole.clone().all(|v| v.is_contiguous() && v.numel() == all), "columns: {:?} to {:?}", x.dims, y.dims);
+        if all == 0 {
+            return Ok(());
+        }
+        let bound = [x.bind(0)?, m.bind(1)?, s.bind(2)?, t.bind(3)?, y.bind(4)?];
+        let mut bindings = bound.map(|(binding, _)| binding).to_vec();
+        bindings[4].writes = true;
+        let mut push = [&[all as u32, n as u32][..], &bound.map(|(_, at)| at), &[0, 0]].concat();
+        if let Some([r, u]) = more {
+            let [(u, u_at), (r, r_at)] = [u.bind(5)?, r.bind(6)?];
+            bindings.extend([u, r]);
+            push[7..].copy_from_slice(&[u_at, r_at]);
+        }
+        self.each(Shader::Columns, &[u32::from(more.is_some())], &bindings, &push, all)
+    }
 }

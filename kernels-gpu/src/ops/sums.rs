@@ -9,13 +9,22 @@ use crate::view::View;
 const ROW: usize = 4096;
 const COLUMN: usize = 64;
 
+/// What is summed.
+#[derive(Clone, Copy)]
+enum Term<'a> {
+    Plain,
+    Squared,
+    /// (x - mean)^2, with a mean for each column.
+    About(View<'a>),
+}
+
 impl Device {
     /// y[o, i] = sum over j of x[o, j, i] for x of [outer, n, inner] elements, both contiguous.
     ///
     /// # Errors
     /// As [`Self::copy`].
     pub fn sum(&self, x: View<'_>, around: [usize; 3], y: View<'_>) -> Result<()> {
-        self.sum_of(false, x, around, y)
+        self.sum_of(Term::Plain, x, around, y)
     }
 
     /// y = sum of the squares of x, contiguous; y is one element.
@@ -23,10 +32,19 @@ impl Device {
     /// # Errors
     /// As [`Self::copy`].
     pub fn sum_squares(&self, x: View<'_>, y: View<'_>) -> Result<()> {
-        self.sum_of(true, x, [1, x.numel(), 1], y)
+        self.sum_of(Term::Squared, x, [1, x.numel(), 1], y)
     }
 
-    fn sum_of(&self, squared: bool, x: View<'_>, [outer, n, inner]: [usize; 3], y: View<'_>) -> Result<()> {
+    /// y[i] = sum over rows of (x[row, i] - mean[i])^2 for x of [rows, n] elements, all contiguous.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn squares_about(&self, x: View<'_>, mean: View<'_>, [rows, n]: [usize; 2], y: View<'_>) -> Result<()> {
+        assert!(mean.is_contiguous() && mean.numel() == n, "squares_about: {:?}", mean.dims);
+        self.sum_of(Term::About(mean), x, [1, rows, n], y)
+    }
+
+    fn sum_of(&self, term: Term<'_>, x: View<'_>, [outer, n, inner]: [usize; 3], y: View<'_>) -> Result<()> {
         assert!(x.is_contiguous() && y.is_contiguous(), "sum: layouts");
         assert!(
             x.numel() == outer * n * inner && y.numel() == outer * inner && n > 0,
@@ -37,38 +55,45 @@ impl Device {
         if y.numel() == 0 {
             return Ok(());
         }
-        let (shader, length) = if inner == 1 { (Shader::SumRows, ROW) } else { (Shader::SumCols, COLUMN) };
+        // The kernel of rows knows no mean.
+        let by_row = inner == 1 && !matches!(term, Term::About(_));
+        let (shader, length) = if by_row { (Shader::SumRows, ROW) } else { (Shader::SumCols, COLUMN) };
         let blocks = n.div_ceil(length);
         if blocks == 1 {
-            return self.block_sums(shader, squared, x, [outer, n, inner, length], y);
+            return self.block_sums(shader, term, x, [outer, n, inner, length], y);
         }
         let parts = self.memory(4 * outer * blocks * inner)?;
         let parts = View { memory: &parts, offset: 0, dims: &[outer * blocks * inner], strides: &[1] };
-        self.block_sums(shader, squared, x, [outer, n, inner, length], parts)?;
-        self.sum_of(false, parts, [outer, blocks, inner], y)
+        self.block_sums(shader, term, x, [outer, n, inner, length], parts)?;
+        self.sum_of(Term::Plain, parts, [outer, blocks, inner], y)
     }
 
     /// The sum of each block: y[o, b, i].
     fn block_sums(
         &self,
         shader: Shader,
-        squared: bool,
+        term: Term<'_>,
         x: View<'_>,
         [outer, n, inner, length]: [usize; 4],
         y: View<'_>,
     ) -> Result<()> {
         let [(from, x_at), (to, y_at)] = [x.bind(0)?, y.bind(1)?];
-        let bindings = [from, to.writing()];
+        let (mut bindings, mut mean_at) = (vec![from, to.writing()], 0);
+        if let Term::About(mean) = term {
+            let (binding, at) = mean.bind(2)?;
+            bindings.push(binding);
+            mean_at = at;
+        }
         let (blocks, work) = (n.div_ceil(length), 4 * x.numel() as u64);
         let push = [outer, n, inner, blocks, length].map(|n| n as u32);
-        let push = [&push[..], &[x_at, y_at]].concat();
-        if inner == 1 {
-            let size = [outer * blocks, n.min(length)];
-            return self.rows(shader, &[u32::from(squared)], &bindings, &push, size);
+        let (push, squared) = ([&push[..], &[x_at, y_at, mean_at]].concat(), u32::from(!matches!(term, Term::Plain)));
+        if shader == Shader::SumRows {
+            return self.rows(shader, &[squared], &bindings, &push, [outer * blocks, n.min(length)]);
         }
         let threads = self.threads();
         let groups = [((outer * blocks * inner) as u64).div_ceil(u64::from(threads)), 1, 1];
-        self.dispatch(Kernel { shader, spec: &[threads], bindings: &bindings, push: &push, groups, work })
+        let spec = [threads, squared];
+        self.dispatch(Kernel { shader, spec: &spec, bindings: &bindings, push: &push, groups, work })
     }
 
     /// y[0, j] = sum over rows of dy z and y[1, j] = that of dy, for x and dy of [rows, n] elements and z = (x - mean) rstd: a norm's

@@ -2,6 +2,7 @@
 
 mod common;
 mod derivatives;
+mod windows;
 
 use common::{Drawn, check, close, device, devices, normal, size, wide};
 use kernels_cpu::map::Unary;
