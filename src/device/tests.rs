@@ -36,6 +36,7 @@ const ARMED: &[&str] = &[
     "linear",
     "matmul",
     "sum",
+    "max",
     "logsumexp",
     "var",
     "attention",
