@@ -1,12 +1,11 @@
 //! Small models of every family against what PyTorch computes with them: see tests/golden/README.md.
 
-#[cfg(feature = "cli")]
 #[path = "common/device.rs"]
 mod device;
 
 use std::path::{Path, PathBuf};
 
-use tiergrad::check::{Case, Check, verify};
+use tiergrad::check::{Case, Check, verify, verify_on};
 use tiergrad::checkpoints::Checkpoint;
 use tiergrad::formats::Weights;
 
@@ -55,6 +54,17 @@ fn every_case_is_reproduced() {
         assert!(checks.len() >= case.expected.len());
         assert!(failed(&checks).is_empty(), "{}: {:#?}", path.display(), failed(&checks));
     }
+}
+
+#[test]
+fn every_case_is_reproduced_on_a_device() {
+    let Some(gpu) = device::gpu() else { return };
+    for path in cases().into_iter().chain(cases_in(&folder().join("alone"))) {
+        let (checkpoint, case) = open(&path);
+        let checks = verify_on(Some(&gpu), &checkpoint, &case).unwrap();
+        assert!(failed(&checks).is_empty(), "{}: {:#?}", path.display(), failed(&checks));
+    }
+    assert_eq!(gpu.fallbacks(), []);
 }
 
 /// What transformers', torchvision's and timm's own classes give: logits, a pooler's output, features, projected texts.
@@ -240,7 +250,6 @@ fn a_malformed_case_is_refused_by_what_is_wrong_with_it() {
 #[cfg(feature = "cli")]
 #[test]
 fn training_follows_pytorchs_curve() {
-    use device::gpu;
     use tiergrad::checkpoints::Checkpoint;
     use tiergrad::loss::TierOptions;
     use tiergrad::models::Network;
@@ -249,7 +258,7 @@ fn training_follows_pytorchs_curve() {
     use tiergrad::train::step::{Pairs, step};
     use tiergrad::{DType, Tensor};
 
-    for (name, gpu) in [("vit", None), ("resnet", None), ("vit", gpu()), ("resnet", gpu())] {
+    for (name, gpu) in [("vit", None), ("resnet", None), ("vit", device::gpu()), ("resnet", device::gpu())] {
         let file = Weights::open(folder().join(format!("{name}.curve.safetensors")), true).unwrap();
         let said = |key: &str| file.metadata()[key].parse::<f64>().unwrap();
         let beside = |name: &str| folder().join(name);
