@@ -123,6 +123,15 @@ impl Buffer {
         }
     }
 
+    /// As [`Buffer::mirrored`], for writing: only where no other handle shares the bytes.
+    #[cfg(feature = "vulkan")]
+    pub(crate) fn mirrored_mut(&mut self) -> Option<&mut Mirrored> {
+        match &mut Arc::get_mut(&mut self.0)?.bytes {
+            Bytes::Device(mirrored) => Some(mirrored),
+            _ => None,
+        }
+    }
+
     /// All bytes; those that live on a device are brought here, and kept.
     pub fn bytes(&self) -> &[u8] {
         match &self.0.bytes {

@@ -12,7 +12,7 @@ mod tests;
 #[cfg(feature = "vulkan")]
 pub use gpu::{Gpu, caught, found};
 #[cfg(feature = "vulkan")]
-pub(crate) use gpu::{Mirrored, Operand};
+pub(crate) use gpu::{Mirrored, Operand, indices};
 #[cfg(not(feature = "vulkan"))]
 pub(crate) use none::Mirrored;
 #[cfg(not(feature = "vulkan"))]
@@ -36,13 +36,15 @@ pub(crate) fn run(op: &dyn Op, x: &[&Tensor], out: Meta) -> Output {
 
 /// The derivative of an op, where its result's gradient lives.
 pub(crate) fn vjp(op: &dyn Op, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
-    let gradients = op.vjp(saved, dy);
-    let Some(gpu) = dy.device() else { return gradients };
+    let Some(gpu) = dy.device() else { return op.vjp(saved, dy) };
+    if let Some(gradients) = op.gpu_vjp(gpu, saved, dy) {
+        return gradients;
+    }
     let place = |g: Tensor| match g.device() {
         Some(_) => g,
         None => gpu.fallen_back(format!("{} backward", op.name()), g),
     };
-    gradients.into_iter().map(|g| g.map(place)).collect()
+    op.vjp(saved, dy).into_iter().map(|g| g.map(place)).collect()
 }
 
 impl Tensor {

@@ -73,6 +73,12 @@ pub trait Op: Send + Sync + 'static {
     /// input has none or does not need one. A gradient may have broadcast dims: the tape sums it to its input's dims.
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>>;
 
+    /// As [`Op::vjp`], for a `dy` that lives on a device, where the op has kernels for it. `None`: by `vjp`, which runs there too as far
+    /// as it is made of ops; what it makes on the CPU is counted.
+    fn gpu_vjp(&self, _on: &Gpu, _saved: &Saved, _dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        None
+    }
+
     /// Draws an instance with inputs (random dims with edge sizes, strides, values) for gradient checks, and says what to expect.
     fn cases(g: &mut Gen) -> Case
     where

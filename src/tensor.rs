@@ -6,6 +6,8 @@ use std::sync::Arc;
 use kernels_cpu::{Strided, strided};
 
 use crate::buffer::{Buffer, is_counting};
+#[cfg(feature = "vulkan")]
+use crate::device::Mirrored;
 use crate::dtype::{DType, Element};
 use crate::for_dtype;
 use crate::layout::{Dims, Layout};
@@ -186,6 +188,12 @@ impl Tensor {
             return None;
         }
         Some(&mut self.buffer.get_mut::<T>()?[offset..][..numel])
+    }
+
+    /// The bytes on a device, for writing, where nobody shares them.
+    #[cfg(feature = "vulkan")]
+    pub(crate) fn mirrored_mut(&mut self) -> Option<&mut Mirrored> {
+        self.buffer.mirrored_mut()
     }
 
     /// A copy of the elements in row-major order.

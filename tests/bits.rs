@@ -1,7 +1,10 @@
 //! The same bits: for any number of threads and workers, in batches or one by one, killed and resumed or not.
 
+#[path = "common/device.rs"]
+mod device;
 mod runs;
 
+use std::path::Path;
 use std::process::Command;
 
 use runs::*;
@@ -145,6 +148,20 @@ fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
     killed_and_resumed(&more, 6);
 }
 
+#[test]
+fn a_killed_run_on_a_device_resumes_to_the_bits_of_one_that_was_not() {
+    let Some(gpu) = device::gpu() else { return };
+    let more = ["--set", "train.checkpoint_steps=1", "--set", "train.ema=0.9", "--device", &gpu.name()];
+    let there = killed_and_resumed(&more, 2);
+    // The run here is the same but for the roundings.
+    let here = there.path().join("here");
+    run(&train(&here, &more[..4]));
+    let losses = |out: &Path| log(out).iter().map(|r| r["loss"].as_f64().unwrap()).collect::<Vec<_>>();
+    for (there, here) in losses(&there.path().join("whole")).iter().zip(losses(&here)) {
+        assert!((there - here).abs() < 1e-3, "{there} there, {here} here");
+    }
+}
+
 /// Trains into `whole`, and into `killed` with as many kills on the way; both end in the same bits.
 fn killed_and_resumed(more: &[&str], kills: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -152,7 +169,9 @@ fn killed_and_resumed(more: &[&str], kills: usize) -> tempfile::TempDir {
     run(&train(&whole, more));
     let out = folder.path().join("killed");
     let start = train(&out, more);
-    let resume = ["train", "--resume", "--out", text(&out), "-q"].map(String::from).to_vec();
+    let mut resume = ["train", "--resume", "--out", text(&out), "-q"].map(String::from).to_vec();
+    let device = more.iter().position(|flag| *flag == "--device").map_or(&[][..], |at| &more[at..at + 2]);
+    resume.extend(device.iter().map(|flag| flag.to_string()));
     let mut wait = 150;
     for kill in 0..=kills {
         let begun = out.join("config.toml").exists();

@@ -1,8 +1,11 @@
 //! Small models of every family against what PyTorch computes with them: see tests/golden/README.md.
 
+#[path = "common/device.rs"]
+mod device;
+
 use std::path::{Path, PathBuf};
 
-use tiergrad::check::{Case, Check, verify};
+use tiergrad::check::{Case, Check, verify, verify_on};
 use tiergrad::checkpoints::Checkpoint;
 use tiergrad::formats::Weights;
 
@@ -51,6 +54,17 @@ fn every_case_is_reproduced() {
         assert!(checks.len() >= case.expected.len());
         assert!(failed(&checks).is_empty(), "{}: {:#?}", path.display(), failed(&checks));
     }
+}
+
+#[test]
+fn every_case_is_reproduced_on_a_device() {
+    let Some(gpu) = device::gpu() else { return };
+    for path in cases().into_iter().chain(cases_in(&folder().join("alone"))) {
+        let (checkpoint, case) = open(&path);
+        let checks = verify_on(Some(&gpu), &checkpoint, &case).unwrap();
+        assert!(failed(&checks).is_empty(), "{}: {:#?}", path.display(), failed(&checks));
+    }
+    assert_eq!(gpu.fallbacks(), []);
 }
 
 /// What transformers', torchvision's and timm's own classes give: logits, a pooler's output, features, projected texts.
@@ -231,7 +245,8 @@ fn a_malformed_case_is_refused_by_what_is_wrong_with_it() {
     assert_eq!(failed(&checks).iter().map(|check| check.name.as_str()).collect::<Vec<_>>(), ["loss_klip"]);
 }
 
-/// Twenty steps of AdamW on changing batches, by the code that trains, against PyTorch's float64: see tests/golden/curves.py.
+/// Twenty steps of AdamW on changing batches, by the code that trains, against PyTorch's float64: see tests/golden/curves.py. On a device too,
+/// where there is one.
 #[cfg(feature = "cli")]
 #[test]
 fn training_follows_pytorchs_curve() {
@@ -243,7 +258,7 @@ fn training_follows_pytorchs_curve() {
     use tiergrad::train::step::{Pairs, step};
     use tiergrad::{DType, Tensor};
 
-    for name in ["vit", "resnet"] {
+    for (name, gpu) in [("vit", None), ("resnet", None), ("vit", device::gpu()), ("resnet", device::gpu())] {
         let file = Weights::open(folder().join(format!("{name}.curve.safetensors")), true).unwrap();
         let said = |key: &str| file.metadata()[key].parse::<f64>().unwrap();
         let beside = |name: &str| folder().join(name);
@@ -252,7 +267,7 @@ fn training_follows_pytorchs_curve() {
             None => Checkpoint::open(&beside(&file.metadata()["model"]), true),
         };
         let Network::Dual(mut model) = checkpoint.unwrap().network_in_f32().unwrap() else { panic!("{name}") };
-        model.visit("", &mut |_, p| *p = p.copied().trainable());
+        model.visit("", &mut |_, p| *p = p.copied().placed(gpu.as_ref()).trainable());
         let options = TierOptions {
             lambda_p: said("lambda_p"),
             lambda_t: said("lambda_t"),
@@ -287,6 +302,7 @@ fn training_follows_pytorchs_curve() {
                 assert!(off <= 20.0 * own[k], "{name}, step {i}, part {k}: {} instead of {}", found[k], expected[k]);
             }
         }
-        println!("{name}: furthest {furthest:?}, PyTorch's float32 {own:?}");
+        println!("{name} on {gpu:?}: furthest {furthest:?}, PyTorch's float32 {own:?}");
+        gpu.iter().for_each(|gpu| assert_eq!(gpu.fallbacks(), []));
     }
 }

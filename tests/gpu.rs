@@ -1,26 +1,20 @@
 //! A model on a device against the CPU. Without Vulkan it is skipped, said aloud; TIER_GPU_REQUIRED makes that a failure.
 
+#[path = "common/device.rs"]
+mod device;
+
+use device::gpu;
 use tiergrad::device::Gpu;
 use tiergrad::gradcheck::deviation;
+use tiergrad::loss::{TierOptions, tier_loss};
 use tiergrad::models::clip_text::TextConfig;
 use tiergrad::models::dual_encoder::Embeddings;
 use tiergrad::models::vit::VitConfig;
 use tiergrad::models::{DualEncoder, DualEncoderConfig, Network, Planned};
 use tiergrad::nn::Module;
+use tiergrad::optim::{Optimiser, OptimiserConfig};
 use tiergrad::rng::Rng;
 use tiergrad::{DType, Tensor, backward_with};
-
-fn gpu() -> Option<Gpu> {
-    let named = std::env::var("TIER_DEVICE").unwrap_or_default();
-    match Gpu::open(named.strip_prefix("vulkan:").unwrap_or("0")) {
-        Ok(gpu) => Some(gpu),
-        Err((_, error)) => {
-            eprintln!("SKIPPED: {error}");
-            assert!(std::env::var_os("TIER_GPU_REQUIRED").is_none(), "a device is required: {error}");
-            None
-        }
-    }
-}
 
 fn config() -> DualEncoderConfig {
     let vision = VitConfig {
@@ -89,5 +83,46 @@ fn gradients_there_are_those_here() {
         let off = deviation(got, &expected);
         assert!(off < 2e-5, "{name}: {off:e} apart");
     }
-    println!("on the CPU: {:?}", gpu.fallbacks());
+    assert_eq!(gpu.fallbacks(), []);
+}
+
+/// Losses and norms of twenty steps with TIER and AdamW, and what the parameters are then.
+fn twenty_steps(gpu: Option<&Gpu>) -> (Vec<[f64; 2]>, Vec<Vec<f32>>) {
+    let mut model = DualEncoder::init(&config(), 1, DType::F32).unwrap();
+    model.visit("", &mut |_, p| *p = p.placed(gpu).trainable());
+    let (pixels, [ids, mask]) = inputs();
+    // The third text is the first once more.
+    let groups = Tensor::from_slice(&[0i64, 1, 0], [3]);
+    let options = TierOptions::default();
+    let mut optimiser = Optimiser::new(OptimiserConfig { weight_decay: 0.1, ..OptimiserConfig::default() });
+    let mut curve = Vec::new();
+    for step in 0..20 {
+        let pixels = pixels.affine(1.0, 0.1 * f64::from(step % 3)).placed(gpu);
+        let (image, text) = (model.encode_image(&pixels), model.encode_text(&ids, &mask));
+        let loss = tier_loss(&[image], &text, &mask, &groups, &model.logit_scale, &options).total;
+        drop(text);
+        let value = loss.item();
+        let norm = optimiser.step(&mut model, loss.backward(), 3e-3).unwrap();
+        curve.push([value, norm]);
+    }
+    let mut parameters = Vec::new();
+    model.visit("", &mut |_, p| {
+        assert!(p.device().is_some() == gpu.is_some());
+        parameters.push(p.to_vec());
+    });
+    (curve, parameters)
+}
+
+#[test]
+fn a_run_there_is_the_run_here_and_the_same_bits_again() {
+    let Some(gpu) = gpu() else { return };
+    let ((there, parameters), (here, _)) = (twenty_steps(Some(&gpu)), twenty_steps(None));
+    assert!(here[19][0] < 0.5 * here[0][0], "it learns: {here:?}");
+    for (step, (there, here)) in there.iter().zip(&here).enumerate() {
+        let off = (0..2).map(|k| (there[k] - here[k]).abs() / here[k].abs().max(1.0)).fold(0.0, f64::max);
+        println!("step {step}: {there:?} there, {here:?} here");
+        assert!(off < 1e-3, "step {step}: {there:?} there, {here:?} here");
+    }
+    assert_eq!(gpu.fallbacks(), []);
+    assert!(twenty_steps(Some(&gpu)) == (there, parameters));
 }

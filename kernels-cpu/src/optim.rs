@@ -23,7 +23,20 @@ pub struct Adam {
     pub step: u64,
 }
 
-/// The constants of a step: beta1, 1 - beta1, beta2, 1 - beta2, shrink, decay, rate, eps.
+impl Adam {
+    /// The numbers of a step's formula: beta1, 1 - beta1, beta2, 1 - beta2, shrink, decay, rate, eps. With k = 1 - beta^step,
+    /// lr m / k1 / (sqrt(v / k2) + eps) is rate m / (sqrt(v) + eps) with one factor and a scaled eps.
+    pub fn constants(&self) -> [f64; 8] {
+        let k1 = 1.0 - libm::pow(self.beta1, self.step as f64);
+        let k2 = libm::sqrt(1.0 - libm::pow(self.beta2, self.step as f64));
+        let (shrink, decay) =
+            if self.decoupled { (1.0 - self.lr * self.weight_decay, 0.0) } else { (1.0, self.weight_decay) };
+        let (rate, eps) = (self.lr * k2 / k1, self.eps * k2);
+        [self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, shrink, decay, rate, eps]
+    }
+}
+
+/// [`Adam::constants`].
 type Constants<F> = [F; 8];
 
 struct AdamOp<'a, F> {
@@ -101,12 +114,7 @@ const AHEAD: usize = 512;
 /// If the lengths differ.
 pub fn adam<F: Float>(p: &mut [F], g: &[F], m: &mut [F], v: &mut [F], a: Adam) {
     assert!(p.len() == g.len() && m.len() == g.len() && v.len() == g.len(), "adam: lengths");
-    // rate m / (sqrt(v) / sqrt(k2) + eps) / k1 with k = 1 - beta^step, written with one factor and a scaled eps.
-    let k1 = 1.0 - libm::pow(a.beta1, a.step as f64);
-    let k2 = libm::sqrt(1.0 - libm::pow(a.beta2, a.step as f64));
-    let (shrink, decay) = if a.decoupled { (1.0 - a.lr * a.weight_decay, 0.0) } else { (1.0, a.weight_decay) };
-    let c =
-        [a.beta1, 1.0 - a.beta1, a.beta2, 1.0 - a.beta2, shrink, decay, a.lr * k2 / k1, a.eps * k2].map(F::from_f64);
+    let c = a.constants().map(F::from_f64);
     let (p, m, v) = (Shared::new(p), Shared::new(m), Shared::new(v));
     par::for_each(g.len(), 8, |range| {
         // SAFETY: the ranges are disjoint.

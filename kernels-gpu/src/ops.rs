@@ -2,10 +2,15 @@
 //! A view of no elements is nothing to do.
 
 mod gemm;
+mod index;
 mod map;
 mod rows;
+mod step;
+mod sums;
+mod windows;
 
 pub use gemm::Gemm;
+pub use index::by_row;
 pub use map::Function;
 pub use rows::Softmax;
 

@@ -23,14 +23,25 @@ macro_rules! shaders {
 }
 
 shaders! {
+    Columns "columns",
     Copy "copy",
+    Dropout "dropout",
+    Fold "fold",
     Gather "gather",
     Gemm "gemm",
     LayerNorm "layer_norm",
+    LayerNormBackward "layer_norm_backward",
     Map "map",
+    MapBackward "map_backward",
+    MaxPool "max_pool",
+    NormSums "norm_sums",
+    Scatter "scatter",
     Softmax "softmax",
+    SoftmaxBackward "softmax_backward",
+    Step "step",
     SumCols "sum_cols",
     SumRows "sum_rows",
+    Unfold "unfold",
     Zip "zip",
 }
 

@@ -80,14 +80,15 @@ impl View<'_> {
             .ok_or_else(|| Error::Limit(format!("{:?} is more than a kernel counts", self.dims)))
     }
 
-    /// Row-major without gaps.
+    /// Row-major without gaps, or empty.
     pub fn is_contiguous(&self) -> bool {
         let mut step = 1;
-        self.dims.iter().zip(self.strides).rev().all(|(&size, &stride)| {
-            let fits = size == 1 || stride == step;
-            step *= size as isize;
-            fits
-        })
+        self.numel() == 0
+            || self.dims.iter().zip(self.strides).rev().all(|(&size, &stride)| {
+                let fits = size == 1 || stride == step;
+                step *= size as isize;
+                fits
+            })
     }
 }
 

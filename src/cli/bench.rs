@@ -10,6 +10,7 @@ use super::Global;
 use super::model::ModelArgs;
 use crate::check::Inputs;
 use crate::check::inputs::drawn_texts;
+use crate::device::Gpu;
 use crate::error::{Error, Result};
 use crate::formats::Weights;
 use crate::loss::TierOptions;
@@ -184,9 +185,6 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         return Err(Error::usage("--seconds must not be negative, --batch must not be 0"));
     }
     let train = args.what == Some(What::Train) || args.what.is_none() && args.config.is_some();
-    if train && global.gpu()?.is_some() {
-        global.say("training steps are computed on the CPU");
-    }
     let line = if train { self::train(args, global)? } else { infer(args, global)? };
     if global.json {
         global.print(line)?;
@@ -375,8 +373,11 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let config = sizes.model();
     let (n, t) = (args.batch.unwrap_or(sizes.batch()), sizes.tokens());
     let mut model = DualEncoder::init(&config, 0, DType::F32)?;
-    let mut trainable = 0;
+    let (mut trainable, gpu) = (0, global.gpu()?);
     model.visit("", &mut |name, p| {
+        if let Some(gpu) = &gpu {
+            *p = p.to_device(gpu);
+        }
         if !sizes.frozen(name) {
             *p = p.trainable();
             trainable += p.numel();
@@ -387,7 +388,7 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let view = Tensor::randn([n, config.vision.channels(), side, side], DType::F32, &mut rng);
     let ids: Vec<i64> = (0..n * t).map(|_| 1 + rng.below(config.text.vocabulary() - 1) as i64).collect();
     let pairs = step::Pairs {
-        views: vec![view],
+        views: vec![view.placed(gpu.as_ref())],
         ids: Tensor::from_slice(&ids, [n, t]),
         mask: Tensor::full([n, t], 1.0, DType::U8),
         groups: Tensor::from_slice(&(0..n as i64).collect::<Vec<_>>(), [n]),
@@ -401,6 +402,7 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
         losses.push(one.parts.total);
         let start = Instant::now();
         optimiser.step(&mut model, one.grads, 1e-4)?;
+        gpu.iter().for_each(Gpu::wait);
         Ok(start.elapsed())
     };
     let (first, times) = times(args, || step().map(|_: Duration| ()))?;

@@ -87,7 +87,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
                 }
             }
         }
-        let open = |name: &str| Pipeline::open(&folder(args, name, seed).join("model"), !global.no_mmap);
+        let open = |name: &str| -> Result<Pipeline> {
+            let mut pipeline = Pipeline::open(&folder(args, name, seed).join("model"), !global.no_mmap)?;
+            if let Some(gpu) = global.gpu()? {
+                pipeline.to_device(&gpu);
+            }
+            Ok(pipeline)
+        };
         let (tier, plain) = (open("tier")?, open("unregularised")?);
         let tables = Tables {
             pairs: Pairs::open(drawn.join("pairs.csv"), seed)?,
@@ -148,10 +154,11 @@ fn phantoms(args: &Args, global: &Global) -> Result<PathBuf> {
 fn train(config: Config, out: &Path, name: &str, global: &Global) -> Result<Option<Vec<Record>>> {
     let screen = Screen::new(global);
     screen.say(&format!("training: {name}, seed {}", config.seed));
+    let gpu = global.gpu()?;
     let outcome = if out.join("config.toml").exists() {
-        train::resume(out, global.worker_count(), &screen)?
+        train::resume(out, global.worker_count(), gpu.as_ref(), &screen)?
     } else {
-        train::start(config, out, global.worker_count(), &screen)?
+        train::start(config, out, global.worker_count(), gpu.as_ref(), &screen)?
     };
     screen.finish();
     Ok(outcome.finished.then_some(outcome.records))

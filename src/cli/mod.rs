@@ -246,7 +246,7 @@ fn command_line() -> String {
 
 fn run(cli: Cli) -> Result<()> {
     kernels_cpu::Isa::requested().map_err(Error::usage)?;
-    if cli.global.which()?.is_some() && !cli.command.infers() && cli.global.device.is_some() {
+    if cli.global.which()?.is_some() && !cli.command.takes_device() && cli.global.device.is_some() {
         return Err(Error::usage("--device: this command computes on the CPU; leave it out"));
     }
     if cli.global.threads == Some(0) {
@@ -292,13 +292,15 @@ fn run(cli: Cli) -> Result<()> {
 
 impl Command {
     /// Whether it computes with a model and takes a device for that.
-    fn infers(&self) -> bool {
+    fn takes_device(&self) -> bool {
         matches!(
             self,
             Self::Classify(_)
                 | Self::Heatmap(_)
                 | Self::Eval(_)
                 | Self::Report(_)
+                | Self::Demo(_)
+                | Self::Train(_)
                 | Self::Embed(_)
                 | Self::Bench(_)
                 | Self::Selftest(_)

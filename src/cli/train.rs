@@ -55,10 +55,11 @@ pub struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let screen = Screen::new(global);
     super::interrupt::catch()?;
+    let gpu = global.gpu()?;
     let outcome = if args.resume {
-        train::resume(&args.out, global.worker_count(), &screen)?
+        train::resume(&args.out, global.worker_count(), gpu.as_ref(), &screen)?
     } else {
-        train::start(configure(args)?, &args.out, global.worker_count(), &screen)?
+        train::start(configure(args)?, &args.out, global.worker_count(), gpu.as_ref(), &screen)?
     };
     screen.finish();
     let best = outcome.kept.first();

@@ -11,7 +11,7 @@ use kernels_gpu::{Choice, Device, Memory, Options, View};
 use crate::buffer::{Buffer, Heap};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
-use crate::layout::Layout;
+use crate::layout::{Dims, Layout, MAX_RANK};
 use crate::op::{Meta, Output};
 use crate::plan::trace;
 use crate::tensor::Tensor;
@@ -73,6 +73,11 @@ impl Gpu {
             let absent = matches!(error, kernels_gpu::Error::NoVulkan(_) | kernels_gpu::Error::NoDevice(_));
             (absent && which.is_empty(), Error::new(error.to_string()))
         })
+    }
+
+    /// What `--device` opens it by.
+    pub fn name(&self) -> String {
+        format!("vulkan:{}", self.0.device.info().index)
     }
 
     /// In one line.
@@ -145,11 +150,14 @@ impl Gpu {
         self.upload(x.packed().as_slice::<u8>())
     }
 
+    /// Numbers of 32 bits here.
+    pub(crate) fn words(&self, words: &[u32]) -> Memory {
+        self.upload(&words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>())
+    }
+
     /// Indices below `n` here; `None` where one is not, which the CPU complains of.
     pub(crate) fn indices(&self, x: &Tensor, n: usize) -> Option<Memory> {
-        let index = |&i: &i64| u32::try_from(i).ok().filter(|&i| (i as usize) < n);
-        let all: Option<Vec<u32>> = x.packed().as_slice::<i64>().iter().map(index).collect();
-        Some(self.upload(&all?.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>()))
+        Some(self.words(&indices(x, n)?))
     }
 
     /// A new contiguous tensor of f32 that `kernels` write; `None` where the device cannot.
@@ -174,9 +182,69 @@ impl Gpu {
         self.write(out, kernels).map(Output::from)
     }
 
+    /// A new contiguous tensor of one value.
+    pub(crate) fn filled(&self, dims: impl Into<Dims>, value: f32) -> Option<Tensor> {
+        self.write(Meta::new(dims, DType::F32), |y| self.fill(value, y))
+    }
+
+    fn fill(&self, value: f32, y: View<'_>) -> kernels_gpu::Result<()> {
+        let one = self.upload(&value.to_le_bytes());
+        self.kernels().copy(View { memory: &one, offset: 0, dims: y.dims, strides: &[0; MAX_RANK][..y.dims.len()] }, y)
+    }
+
+    /// Zeros of `dims` but for x at the places of `layout`.
+    pub(crate) fn among_zeros(&self, x: &Tensor, dims: Dims, layout: Layout) -> Option<Tensor> {
+        let x = self.operand(x)?;
+        self.write(Meta::new(dims, DType::F32), |y| {
+            self.fill(0.0, y)?;
+            let at = View { offset: y.offset + layout.offset(), dims: layout.dims(), strides: layout.strides(), ..y };
+            self.kernels().copy(x.view(), at)
+        })
+    }
+
+    /// Changes tensors in place by `kernels`, where all are contiguous, of f32, live here, and nobody shares their bytes; tells whether.
+    pub(crate) fn update<const N: usize>(
+        &self,
+        tensors: [&mut Tensor; N],
+        kernels: impl FnOnce([View<'_>; N]) -> kernels_gpu::Result<()>,
+    ) -> bool {
+        if !tensors.iter().all(|x| x.is_contiguous() && x.buffer().is_unshared() && x.dtype() == DType::F32) {
+            return false;
+        }
+        let changing = |x: &mut Tensor| {
+            let layout = *x.layout();
+            x.mirrored_mut().map(|bytes| Operand { memory: bytes.changing(), layout })
+        };
+        let operands: Option<Vec<Operand>> = tensors.into_iter().map(changing).collect();
+        let Some(Ok(operands)) = operands.map(<[Operand; N]>::try_from) else { return false };
+        match kernels(operands.each_ref().map(Operand::view)) {
+            Ok(()) => true,
+            Err(kernels_gpu::Error::Limit(_)) => false,
+            Err(error) => raise(error),
+        }
+    }
+
+    /// The sum of the squares of each tensor's elements; `None` where the device cannot.
+    pub(crate) fn sums_of_squares(&self, tensors: &[&Tensor]) -> Option<Vec<f32>> {
+        let tensors: Vec<Operand> = tensors.iter().map(|x| self.packed(x)).collect::<Option<_>>()?;
+        let sums = self.write(Meta::new([tensors.len()], DType::F32), |y| {
+            self.fill(0.0, y)?;
+            let filled = tensors.iter().enumerate().filter(|(_, x)| x.view().numel() > 0);
+            filled.into_iter().try_for_each(|(i, x)| {
+                self.kernels().sum_squares(x.view(), View { offset: y.offset + i, dims: &[], strides: &[], ..y })
+            })
+        })?;
+        Some(sums.to_vec())
+    }
+
     /// By-products of `n` numbers, which kernels have written.
     pub(crate) fn aux(&self, memory: Memory, n: usize) -> Tensor {
         self.tensor(memory, Layout::contiguous([n].into(), 0), DType::F32)
+    }
+
+    /// As [`Self::aux`], numbers of places (i32).
+    pub(crate) fn places(&self, memory: Memory, dims: Dims) -> Tensor {
+        self.tensor(memory, Layout::contiguous(dims, 0), DType::I32)
     }
 
     fn own(&self, y: Operand) -> Tensor {
@@ -188,6 +256,12 @@ impl Gpu {
         let from = self.operand(x)?;
         self.write(x.meta(), |y| self.kernels().copy(from.view(), y))
     }
+}
+
+/// Indices as the device has them; `None` where one is not below `n`.
+pub(crate) fn indices(x: &Tensor, n: usize) -> Option<Vec<u32>> {
+    let index = |&i: &i64| u32::try_from(i).ok().filter(|&i| (i as usize) < n);
+    x.packed().as_slice::<i64>().iter().map(index).collect()
 }
 
 impl fmt::Debug for Gpu {
@@ -243,6 +317,13 @@ impl Mirrored {
 
     pub fn device(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// The bytes on the device, for writing there; those here are made of them when they are next asked for.
+    pub fn changing(&mut self) -> Arc<Memory> {
+        let memory = self.memory();
+        self.here.take();
+        memory
     }
 
     pub fn len(&self) -> usize {

@@ -34,6 +34,11 @@ impl Gpu {
         Err((true, Error::new("built without the feature vulkan")))
     }
 
+    /// What `--device` opens it by.
+    pub fn name(&self) -> String {
+        match *self {}
+    }
+
     /// In one line.
     pub fn describe(&self) -> String {
         match *self {}

@@ -72,7 +72,7 @@ impl GlobalImage {
             Self::Cls => tokens.at(1, 0),
             Self::MeanPatches => parts.mean(&[1], false),
             Self::MeanNormalisedPatches => parts.l2_normalise().mean(&[1], false),
-            Self::MaxPatches => parts.max(1).0,
+            Self::MaxPatches => parts.amax(1),
         };
         Embeddings { whole, parts }
     }

@@ -1,9 +1,14 @@
 //! Scaled dot-product attention (Vaswani et al. 2017).
 
 use kernels_cpu::attention as kernel;
+#[cfg(feature = "vulkan")]
+use kernels_gpu::{
+    Memory, View,
+    ops::{Gemm, Softmax},
+};
 
 #[cfg(feature = "vulkan")]
-use crate::device::Gpu;
+use crate::device::{Gpu, Operand};
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
@@ -40,6 +45,51 @@ impl Attention {
     }
 }
 
+#[cfg(feature = "vulkan")]
+impl Attention {
+    fn scale(&self, q: &Operand) -> f32 {
+        1.0 / (q.layout().dims()[3].max(1) as f32).sqrt()
+    }
+
+    /// softmax(q k^T / sqrt(d)), [b, h, tq, tk], before dropout.
+    fn weights(
+        &self,
+        on: &Gpu,
+        q: &Operand,
+        k: &Operand,
+        mask: Option<&Memory>,
+        lse: Option<&Memory>,
+    ) -> Option<Tensor> {
+        let [b, h, tq, tk] = [q.layout().dims()[0], q.layout().dims()[1], q.layout().dims()[2], k.layout().dims()[2]];
+        let mask = mask.map(|mask| (mask, h * tq));
+        let options = Softmax { mask, causal: self.causal.then_some(tq), lse, ..Softmax::default() };
+        on.write(Meta::new([b, h, tq, tk], DType::F32), |p| {
+            let k = transposed(k);
+            on.kernels().gemm(&Gemm { alpha: self.scale(q), ..Gemm::new(q.view(), k.view(), p) })?;
+            on.kernels().softmax(p, p, options)
+        })
+    }
+
+    fn dropped(&self, on: &Gpu, p: Tensor) -> Option<Tensor> {
+        let Some((share, key)) = self.dropout else { return Some(p) };
+        let from = on.operand(&p)?;
+        on.write(p.meta(), |y| on.kernels().dropout(share, key, from.view(), y))
+    }
+}
+
+/// Matrices [b, h, m, n] as [b, h, n, m].
+#[cfg(feature = "vulkan")]
+fn transposed(x: &Operand) -> Operand {
+    x.seen(x.layout().permute(&[0, 1, 3, 2]))
+}
+
+/// Products of matrices [b, h, m, k] and [b, h, k, n].
+#[cfg(feature = "vulkan")]
+fn product(on: &Gpu, x: &Operand, y: &Operand) -> Option<Tensor> {
+    let (dims, n) = (x.layout().dims(), y.layout().dims()[3]);
+    on.write(Meta::new(dims.with(3, n), DType::F32), |z| on.kernels().gemm(&Gemm::new(x.view(), y.view(), z)))
+}
+
 impl Op for Attention {
     fn name(&self) -> &'static str {
         "attention"
@@ -72,36 +122,24 @@ impl Op for Attention {
         })
     }
 
-    /// Scores, their softmax and the values' means one after the other. Without dropout.
+    /// Weights and the means of values by them, one after the other.
     #[cfg(feature = "vulkan")]
     fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
-        use kernels_gpu::ops::{Gemm, Softmax};
         let (q, k, v) = (on.operand(x[0])?, on.operand(x[1])?, on.operand(x[2])?);
-        let [b, h, tq, d] = [0, 1, 2, 3].map(|i| x[0].dims()[i]);
-        let tk = x[1].dims()[2];
-        if self.dropout.is_some() || tk == 0 || out.dims.numel() == 0 {
-            return None;
+        let [b, h, tq, _] = [0, 1, 2, 3].map(|i| x[0].dims()[i]);
+        if x[1].dims()[2] == 0 {
+            let lse = on.filled([b * h * tq], f32::NEG_INFINITY)?;
+            return Some(Output { value: on.filled(out.dims, 0.0)?, aux: vec![lse] });
         }
         let mask = x.get(3).map(|mask| on.bytes(mask));
         let lse = on.memory(4 * b * h * tq);
-        let transposed = k.seen(k.layout().permute(&[0, 1, 3, 2]));
+        let p = self.dropped(on, self.weights(on, &q, &k, mask.as_ref(), Some(&lse))?)?;
+        let p = on.operand(&p)?;
         let value = on.write(out, |y| {
             // [b, tq, h, d] seen as [b, h, tq, d].
             let seen = Layout::contiguous(out.dims, 0).permute(&[0, 2, 1, 3]);
-            let y = kernels_gpu::View { dims: seen.dims(), strides: seen.strides(), ..y };
-            let scores = on.memory(4 * b * h * tq * tk);
-            let layout = Layout::contiguous([b, h, tq, tk].into(), 0);
-            let p = kernels_gpu::View { memory: &scores, offset: 0, dims: layout.dims(), strides: layout.strides() };
-            let scale = 1.0 / (d.max(1) as f32).sqrt();
-            on.kernels().gemm(&Gemm { alpha: scale, ..Gemm::new(q.view(), transposed.view(), p) })?;
-            let options = Softmax {
-                mask: mask.as_ref().map(|mask| (mask, h * tq)),
-                causal: self.causal.then_some(tq),
-                lse: Some(&lse),
-                ..Softmax::default()
-            };
-            on.kernels().softmax(p, p, options)?;
-            on.kernels().gemm(&Gemm::new(p, v.view(), y))
+            let y = View { dims: seen.dims(), strides: seen.strides(), ..y };
+            on.kernels().gemm(&Gemm::new(p.view(), v.view(), y))
         })?;
         Some(Output { value, aux: vec![on.aux(lse, b * h * tq)] })
     }
@@ -129,6 +167,24 @@ impl Op for Attention {
         });
         gradients.resize(saved.count(), None);
         gradients
+    }
+
+    /// The weights are computed once more; each product is a kernel.
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let [q, k, v] = [0, 1, 2].map(|i| on.operand(saved.input(i)));
+        let (q, k, v, dy) = (q?, k?, v?, on.operand(&dy.permute(&[0, 2, 1, 3]))?);
+        let mask = (saved.count() == 4).then(|| on.bytes(saved.input(3)));
+        let weights = self.weights(on, &q, &k, mask.as_ref(), None)?;
+        let p = on.operand(&self.dropped(on, weights.clone())?)?;
+        let dv = product(on, &transposed(&p), &dy)?;
+        let dp = on.operand(&self.dropped(on, product(on, &dy, &transposed(&v))?)?)?;
+        let (p, scale) = (on.operand(&weights)?, self.scale(&q));
+        let ds = on.write(weights.meta(), |ds| on.kernels().softmax_backward(false, scale, p.view(), dp.view(), ds))?;
+        let ds = on.operand(&ds)?;
+        let mut gradients = vec![Some(product(on, &ds, &k)?), Some(product(on, &transposed(&ds), &q)?), Some(dv)];
+        gradients.resize(saved.count(), None);
+        Some(gradients)
     }
 
     fn cases(g: &mut Gen) -> Case {

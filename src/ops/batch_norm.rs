@@ -2,6 +2,10 @@
 
 use kernels_cpu::batch_norm as kernel;
 
+#[cfg(feature = "vulkan")]
+use super::norm::norm_sums;
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply, apply_aux};
@@ -59,6 +63,36 @@ impl Op for BatchNorm {
         })
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let there: Vec<Tensor> = x.iter().map(|x| x.to_device(on).packed()).collect();
+        let (weight, bias, channels) = (&there[1], &there[2], there[1].numel());
+        let (of, map) = (Meta { dims: [channels].into(), ..out }, on.operand(&there[0])?);
+        let rows = map.view().numel() / channels.max(1);
+        let [mean, var] = if let [_, _, _, mean, var] = &there[..] {
+            [mean.clone(), var.clone()]
+        } else {
+            let share = 1.0 / rows.max(1) as f64;
+            let axes: Vec<usize> = (0..out.dims.len() - 1).collect();
+            let mean = there[0].sum(&axes, false).affine(share, 0.0);
+            let about = on.operand(&mean)?;
+            let squares = match channels {
+                0 => on.filled(of.dims, 0.0),
+                _ => on.write(of, |y| on.kernels().squares_about(map.view(), about.view(), [rows, channels], y)),
+            }?;
+            [mean, squares.affine(share, 0.0)]
+        };
+        let rstd = var.affine(1.0, self.eps).rsqrt();
+        let [m, s, t] = [&mean, &rstd.mul(weight), bias].map(|v| on.operand(v));
+        let (m, s, t) = (m?, s?, t?);
+        let value = on.write(out, |y| on.kernels().columns(map.view(), [m.view(), s.view(), t.view()], None, y))?;
+        let mut aux = vec![rstd, mean];
+        if x.len() == 3 {
+            aux.push(var.affine(rows as f64 / (rows as f64 - 1.0), 0.0));
+        }
+        Some(Output { value, aux })
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::input(0).and(Saves::input(1))
     }
@@ -78,6 +112,26 @@ impl Op for BatchNorm {
             gradients.resize(saved.count(), None);
             gradients
         })
+    }
+
+    /// dx = w rstd (dy - db / rows - z dw / rows), with z = (x - mean) rstd; by given statistics w rstd dy.
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let (weight, rstd, mean) = (saved.input(1).to_device(on).packed(), saved.aux(0), saved.aux(1));
+        let (x, dy, m, r) = (on.packed(saved.input(0))?, on.packed(dy)?, on.packed(mean)?, on.packed(rstd)?);
+        let (channels, statistics) = (weight.numel(), [m.view(), r.view()]);
+        let rows = x.view().numel() / channels.max(1);
+        let [dw, db] = norm_sums(on, true, x.view(), dy.view(), statistics, [rows, channels])?;
+        let a = rstd.mul(&weight);
+        let share = if saved.count() == 3 { -1.0 / rows.max(1) as f64 } else { 0.0 };
+        let (b, c) = (a.mul(rstd).mul(&dw).affine(share, 0.0), a.mul(&db).affine(share, 0.0));
+        let (a, b, c) = (on.operand(&a)?, on.operand(&b)?, on.operand(&c)?);
+        let dx = on.write(saved.meta(0), |dx| {
+            on.kernels().columns(x.view(), [m.view(), b.view(), c.view()], Some([a.view(), dy.view()]), dx)
+        })?;
+        let mut gradients = vec![Some(dx), Some(dw), Some(db)];
+        gradients.resize(saved.count(), None);
+        Some(gradients)
     }
 
     fn cases(g: &mut Gen) -> Case {

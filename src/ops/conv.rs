@@ -3,6 +3,8 @@
 use kernels_cpu::conv::{self, Window};
 use kernels_cpu::gemm::Finish;
 
+#[cfg(feature = "vulkan")]
+use crate::device::{Gpu, Operand};
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
@@ -75,6 +77,17 @@ impl Op for Conv2d {
         .into()
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let kernel = self.kernel(x[0].meta(), x[1].meta());
+        let (map, weight) = (on.packed(x[0])?, on.packed(&by_tap(on, x[1]))?);
+        let bias = match x.get(2) {
+            Some(bias) => Some(on.packed(bias)?),
+            None => None,
+        };
+        on.output(out, |y| on.kernels().conv2d(&kernel, map.view(), weight.view(), bias.as_ref().map(Operand::view), y))
+    }
+
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], _: &mut Packs) -> Option<Box<dyn Prepared>> {
         Product::prepare(x, constants, None, Tensor::packed, |weight| {
             let kernel = self.kernel(x[0], x[1]);
@@ -111,6 +124,36 @@ impl Op for Conv2d {
         })
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let (kernel, from) = (self.kernel(saved.meta(0), saved.meta(1)), on.packed(dy)?);
+        let input = || {
+            let weight = on.packed(&by_tap(on, saved.input(1)))?;
+            on.write(saved.meta(0), |dx| on.kernels().conv2d_backward_input(&kernel, from.view(), weight.view(), dx))
+        };
+        let weight = || {
+            let (dims, map) = (saved.dims(1), on.packed(saved.input(0))?);
+            let ordered = [dims[0], dims[2], dims[3], dims[1]];
+            let dw = match kernel.n {
+                0 => on.filled(ordered, 0.0),
+                _ => on.write(Meta::new(ordered, dy.dtype()), |dw| {
+                    on.kernels().conv2d_backward_weight(&kernel, map.view(), from.view(), dw)
+                }),
+            };
+            Some(dw?.permute(&[0, 3, 1, 2]))
+        };
+        // What is asked for, or nothing where the device cannot.
+        let asked = |i: usize, gradient: &dyn Fn() -> Option<Tensor>| match saved.needs(i) {
+            true => gradient().map(Some),
+            false => Some(None),
+        };
+        let mut gradients = vec![asked(0, &input)?, asked(1, &weight)?];
+        if saved.count() == 3 {
+            gradients.push(saved.want(2, || dy.sum(&[0, 1, 2], false)));
+        }
+        Some(gradients)
+    }
+
     fn cases(g: &mut Gen) -> Case {
         let mut pair = |low: usize, n: usize| [low + g.rng.below(n), low + g.rng.below(n)];
         let (kernel, stride, padding, dilation) = (pair(1, 3), pair(1, 3), pair(0, 3), pair(1, 2));
@@ -133,6 +176,12 @@ impl Op for Conv2d {
         let op = Conv2d { stride, padding, dilation, groups };
         Case::new(inputs, move |x| x[0].conv2d(&x[1], x.get(2), op)).equals(move |x| composed(x, op))
     }
+}
+
+/// A weight [out, in, kh, kw] as [out, kh, kw, in], which is the order of its device's kernels.
+#[cfg(feature = "vulkan")]
+fn by_tap(on: &Gpu, weight: &Tensor) -> Tensor {
+    weight.to_device(on).permute(&[0, 2, 3, 1])
 }
 
 /// Pixels under each element of the kernel, times its matrix.

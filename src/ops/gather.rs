@@ -1,9 +1,11 @@
 //! Elements chosen by index along a dimension, and added back along it.
 
 use kernels_cpu::gather as kernel;
+#[cfg(feature = "vulkan")]
+use kernels_gpu::{Memory, ops::by_row};
 
 #[cfg(feature = "vulkan")]
-use crate::device::Gpu;
+use crate::device::{Gpu, Operand, indices};
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
@@ -57,6 +59,11 @@ impl Op for Gather {
         vec![Some(scattered(dy, saved.input(1), saved.dims(0), self.0)), None]
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        Some(vec![Some(scattered_on(on, None, saved.input(1), dy, saved.dims(0), self.0)?), None])
+    }
+
     fn cases(g: &mut Gen) -> Case {
         let ((dims, dim), k) = (g.dims_along(1, 4), g.size());
         let inputs = vec![g.tensor(dims), g.ids(dims.with(dim, k), dims[dim])];
@@ -75,6 +82,47 @@ fn gathered(on: &Gpu, x: &[&Tensor], dim: usize, out: Meta) -> Option<Output> {
     let sizes = around(x[0].dims(), dim);
     let (from, index) = (on.packed(x[0])?, on.indices(x[1], sizes[1])?);
     on.output(out, |y| on.kernels().gather(from.view(), sizes, &index, out.dims[dim], y))
+}
+
+/// `base`, or zeros, with `src` added where an index of its dims says.
+#[cfg(feature = "vulkan")]
+fn scattered_on(
+    on: &Gpu,
+    base: Option<&Tensor>,
+    index: &Tensor,
+    src: &Tensor,
+    dims: Dims,
+    dim: usize,
+) -> Option<Tensor> {
+    let ([_, n, inner], k) = (around(&dims, dim), index.dims()[dim]);
+    let mut index = indices(index, n)?;
+    // Every element is a row of its own.
+    for (e, place) in index.iter_mut().enumerate() {
+        let row = e / inner / k * n + *place as usize;
+        *place = u32::try_from(row * inner + e % inner).ok()?;
+    }
+    let rows = on.words(&by_row(&index, dims.numel()));
+    added(on, base, &rows, src, [1, dims.numel(), 1], dims)
+}
+
+/// `base`, or zeros, with rows of `src` added where `rows` says.
+#[cfg(feature = "vulkan")]
+pub(super) fn added(
+    on: &Gpu,
+    base: Option<&Tensor>,
+    rows: &Memory,
+    src: &Tensor,
+    around: [usize; 3],
+    dims: Dims,
+) -> Option<Tensor> {
+    let src = on.packed(src)?;
+    let base = match base {
+        Some(base) => Some(on.packed(base)?),
+        None => None,
+    };
+    on.write(Meta::new(dims, DType::F32), |y| {
+        on.kernels().scatter_add(src.view(), rows, base.as_ref().map(Operand::view), around, y)
+    })
 }
 
 /// Zeros of `dims` with `src` added where `index` says.
@@ -134,6 +182,13 @@ impl Op for IndexSelect {
         vec![Some(dx), None]
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let (dims, around) = (saved.dims(0), around(&saved.dims(0), self.0));
+        let rows = on.words(&by_row(&indices(saved.input(1), around[1])?, around[1]));
+        Some(vec![Some(added(on, None, &rows, dy, around, dims)?), None])
+    }
+
     fn cases(g: &mut Gen) -> Case {
         let ((dims, dim), k) = (g.dims_along(1, 4), g.size());
         let inputs = vec![g.tensor(dims), g.ids([k], dims[dim])];
@@ -172,6 +227,11 @@ impl Op for ScatterAdd {
             kernel::scatter_add(src.as_slice::<F>(), index.as_slice(), y, sizes)
         }))
         .into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        scattered_on(on, Some(x[0]), x[1], x[2], out.dims, self.0).map(Output::from)
     }
 
     fn saves(&self, needs: &[bool]) -> Saves {

@@ -1,10 +1,12 @@
 //! Ops that choose elements: embedding and dropout.
 
 use kernels_cpu::{attention::keeps, gather};
+#[cfg(feature = "vulkan")]
+use kernels_gpu::ops::by_row;
 
 use super::matmul::{check_trains, weight_fits, widened};
 #[cfg(feature = "vulkan")]
-use crate::device::Gpu;
+use crate::device::{Gpu, indices};
 use crate::dtype::DType;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
@@ -56,6 +58,14 @@ impl Op for Embedding {
         vec![Some(table), None]
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        check_trains("embedding", saved.meta(0).dtype);
+        let (dims, n) = (saved.dims(0), saved.dims(0)[0]);
+        let rows = on.words(&by_row(&indices(saved.input(1), n)?, n));
+        Some(vec![Some(super::gather::added(on, None, &rows, dy, [1, n, dims[1]], dims)?), None])
+    }
+
     fn cases(g: &mut Gen) -> Case {
         let [rows, cols] = [g.size_from(1), g.size()];
         let dims = g.dims(0, 2);
@@ -100,6 +110,12 @@ impl Op for Dropout {
             }
         }))
         .into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let x = on.packed(x[0])?;
+        on.output(out, |y| on.kernels().dropout(self.p, self.key, x.view(), y))
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

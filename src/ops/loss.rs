@@ -1,13 +1,19 @@
 //! Losses.
 
 use kernels_cpu::entropy::entropies;
+#[cfg(feature = "vulkan")]
+use kernels_cpu::map::Unary;
 use kernels_cpu::softmax::softmax_row;
 use kernels_cpu::{Float, par};
 
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
+#[cfg(feature = "vulkan")]
+use crate::ops::unary::Map;
 use crate::tensor::Tensor;
 
 /// Mean over rows of -ln softmax(logits)`[target]` for logits [n, c] and i64 targets `[n]`; rows whose target is `ignore` are left out.
@@ -24,6 +30,18 @@ impl CrossEntropy {
             assert!(t >= 0 && (t as usize) < classes, "cross_entropy: target {t} of row {row} for {classes} classes");
             (row, t as usize)
         })
+    }
+
+    /// Of logits on a device: the targets' places [n, 1] (0 where a row does not count), and each row's share of the mean [n, 1].
+    #[cfg(feature = "vulkan")]
+    fn shares(&self, targets: &Tensor, classes: usize) -> [Tensor; 2] {
+        let (targets, n) = (targets.packed(), targets.numel());
+        let counted: Vec<(usize, usize)> = self.counted(targets.as_slice(), classes).collect();
+        let (mut places, mut shares) = (vec![0i64; n], vec![0f32; n]);
+        for &(row, target) in &counted {
+            (places[row], shares[row]) = (target as i64, 1.0 / counted.len() as f32);
+        }
+        [Tensor::from_slice(&places, [n, 1]), Tensor::from_slice(&shares, [n, 1])]
     }
 }
 
@@ -59,6 +77,12 @@ impl Op for CrossEntropy {
         .into()
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], _: Meta) -> Option<Output> {
+        let [places, shares] = self.shares(x[1], x[0].dims()[1]);
+        Some(x[0].to_device(on).log_softmax().gather(1, &places).mul(&shares).sum_all().neg().into())
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::INPUTS
     }
@@ -79,6 +103,15 @@ impl Op for CrossEntropy {
             }
         }));
         vec![Some(dx), None]
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let logits = saved.input(0).to_device(on);
+        let [places, shares] = self.shares(saved.input(1), logits.dims()[1]);
+        let shares = shares.to_device(on);
+        let dx = logits.softmax().mul(&shares).scatter_add(1, &places, &shares.neg()).mul(dy);
+        Some(vec![Some(dx), None])
     }
 
     fn cases(g: &mut Gen) -> Case {
@@ -125,6 +158,14 @@ impl Op for BceWithLogits {
             Tensor::scalar(if n == 0 { 0.0 } else { sum / n as F })
         })
         .into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], _: Meta) -> Option<Output> {
+        let (logits, known) = (x[0].to_device(on), x[2].converted(DType::F32));
+        let n = known.sum_all().item().max(1.0);
+        let each = apply(Map(Unary::Softplus), &[&logits]).sub(&logits.mul(&x[1].detach()));
+        Some(each.mul(&known).sum_all().affine(1.0 / n, 0.0).into())
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -181,6 +222,19 @@ fn contrast<F: Float>(logits: &[F], groups: &[i64], mut row: impl FnMut(bool, us
     sum / F::from_f64(2.0 * n.max(1) as f64)
 }
 
+/// The share of text j among image i's positives, f32 [n, n]: as many as the other way round.
+#[cfg(feature = "vulkan")]
+fn shares(groups: &Tensor) -> Tensor {
+    let (packed, n) = (groups.packed(), groups.numel());
+    let groups = packed.as_slice::<i64>();
+    let count = |group: &i64| groups.iter().filter(|&g| g == group).count() as f32;
+    let row = |group: &i64| {
+        let (group, share) = (*group, 1.0 / count(group));
+        groups.iter().map(move |&g| if g == group { share } else { 0.0 })
+    };
+    Tensor::from_slice(&groups.iter().flat_map(row).collect::<Vec<f32>>(), [n, n])
+}
+
 impl Op for Contrastive {
     fn name(&self) -> &'static str {
         "contrastive"
@@ -202,6 +256,14 @@ impl Op for Contrastive {
         for_float!("contrastive", out.dtype, F => Tensor::scalar(contrast(logits.as_slice::<F>(), groups.as_slice(), |_, _, _, _| ()))).into()
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], _: Meta) -> Option<Output> {
+        let (logits, shares) = (x[0].to_device(on), shares(x[1]));
+        let positive = logits.mul(&shares);
+        let side = |dim: usize| logits.logsumexp(dim as isize).sub(&positive.sum(&[dim], true)).sum_all();
+        Some(side(0).add(&side(1)).affine(0.5 / logits.dims()[0].max(1) as f64, 0.0).into())
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::INPUTS
     }
@@ -219,6 +281,14 @@ impl Op for Contrastive {
             });
         }));
         vec![Some(dx), None]
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let (logits, shares) = (saved.input(0).to_device(on), shares(saved.input(1)));
+        let by_text = logits.transpose(0, 1).softmax().transpose(0, 1);
+        let slopes = logits.softmax().add(&by_text).sub(&shares.affine(2.0, 0.0));
+        Some(vec![Some(slopes.affine(0.5 / logits.dims()[0].max(1) as f64, 0.0).mul(dy)), None])
     }
 
     fn cases(g: &mut Gen) -> Case {
@@ -286,6 +356,37 @@ impl Tier {
     }
 }
 
+/// One of TIER's softmaxes on a device.
+#[cfg(feature = "vulkan")]
+struct Side {
+    /// Probabilities along the last dimension.
+    p: Tensor,
+    /// 1 where they count, else 0.
+    seen: Tensor,
+    /// What the sum of entropies is divided by.
+    count: f64,
+}
+
+#[cfg(feature = "vulkan")]
+impl Tier {
+    /// Over patches, [n, T, P], and over tokens, [n, P, T].
+    fn sides(&self, on: &Gpu, s: &Tensor, mask: &Tensor) -> [Side; 2] {
+        let [n, t, p] = [0, 1, 2].map(|k| s.dims()[k]);
+        let counts = Self::counts(mask.packed().as_slice(), [n, t, p]);
+        let (s, seen) = (s.to_device(on).affine(1.0 / self.temperature, 0.0), mask.converted(DType::F32).to_device(on));
+        let by_patch = s.transpose(1, 2).reshape([n * p, t]).masked_softmax(mask).reshape([n, p, t]);
+        [
+            Side { p: s.softmax(), seen: seen.unsqueeze(2), count: counts[0] },
+            Side { p: by_patch, seen: seen.unsqueeze(1), count: counts[1] },
+        ]
+    }
+
+    /// ln (p + eps), finite where both are 0: there it is multiplied by 0.
+    fn log(&self, p: &Tensor) -> Tensor {
+        p.affine(1.0, self.eps).clamp(f32::MIN_POSITIVE.into(), f64::INFINITY).log()
+    }
+}
+
 /// Operations per similarity: two exponentials and two logarithms.
 const TIER_COST: usize = 32;
 
@@ -321,6 +422,16 @@ impl Op for Tier {
         .into()
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], _: Meta) -> Option<Output> {
+        let entropy = |side: &Side| {
+            let sum = side.p.affine(1.0, self.eps).mul(&self.log(&side.p)).mul(&side.seen).sum_all();
+            sum.affine(-1.0 / side.count, 0.0).reshape([1])
+        };
+        let both = self.sides(on, x[0], x[1]).each_ref().map(entropy);
+        Some(Tensor::concat(&both.each_ref(), 0).into())
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::INPUTS
     }
@@ -338,6 +449,20 @@ impl Op for Tier {
             });
         }));
         vec![Some(ds), None]
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let sides = self.sides(on, saved.input(0), saved.input(1));
+        let [over_patches, over_tokens] = [0, 1].map(|which| {
+            // As in kernels-cpu's `entropies`.
+            let Side { p, seen, count } = &sides[which];
+            let slopes = self.log(p).affine(1.0, 1.0);
+            let dot = p.mul(&slopes).sum(&[2], true);
+            let slope = dy.at(0, which).affine(1.0 / count / self.temperature, 0.0);
+            p.mul(&dot.sub(&slopes)).mul(seen).mul(&slope)
+        });
+        Some(vec![Some(over_patches.add(&over_tokens.transpose(1, 2))), None])
     }
 
     fn cases(g: &mut Gen) -> Case {

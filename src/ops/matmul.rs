@@ -250,13 +250,11 @@ impl Op for Linear {
             None => dy,
             Some(act) => {
                 let kept = match act.saves() {
-                    Needs::Input => saved.aux(0).clone(),
-                    Needs::Output => saved.output().clone(),
-                    Needs::Nothing => dy.clone(),
+                    Needs::Input => saved.aux(0),
+                    Needs::Output => saved.output(),
+                    Needs::Nothing => &dy,
                 };
-                for_float!("linear", dy.dtype(), F => Tensor::write(*dy.dims(), |dz: &mut [F]| {
-                    map::map_backward(act, kept.as_slice(), dy.as_slice(), dz)
-                }))
+                super::unary::backward(act, kept, &dy)
             }
         };
         let rows = rows_of(&dz);

@@ -1,9 +1,13 @@
 //! Normalisation along the last dimension.
 
 use kernels_cpu::norm;
+#[cfg(feature = "vulkan")]
+use kernels_gpu::View;
 
 #[cfg(feature = "vulkan")]
 use crate::device::Gpu;
+#[cfg(feature = "vulkan")]
+use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
@@ -67,6 +71,17 @@ impl Op for LayerNorm {
         })
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let (x, w, dy) = (on.packed(saved.input(0))?, on.packed(saved.input(1))?, on.packed(dy)?);
+        let (mean, rstd) = (on.operand(saved.aux(0))?, on.operand(saved.aux(1))?);
+        let (x, w, dy, statistics) = (x.view(), w.view(), dy.view(), [mean.view(), rstd.view()]);
+        let dx = on.write(saved.meta(0), |dx| on.kernels().layer_norm_backward(x, w, statistics, dy, dx))?;
+        let (rows, n) = (statistics[0].numel(), w.numel());
+        let [dw, db] = norm_sums(on, false, x, dy, statistics, [rows, n])?;
+        Some(vec![Some(dx), Some(dw), Some(db)])
+    }
+
     fn cases(g: &mut Gen) -> Case {
         let (front, last) = (g.dims(0, 2), g.size_from(1));
         let inputs = vec![g.tensor(front.followed_by(&[last])), g.tensor([last]), g.tensor([last])];
@@ -78,6 +93,24 @@ impl Op for LayerNorm {
             centred.mul(&var.affine(1.0, 0.1).rsqrt()).mul(&x[1]).add(&x[2])
         })
     }
+}
+
+/// Gradients of a norm's weight and bias: see the kernel.
+#[cfg(feature = "vulkan")]
+pub(super) fn norm_sums(
+    on: &Gpu,
+    columns: bool,
+    x: View<'_>,
+    dy: View<'_>,
+    statistics: [View<'_>; 2],
+    size: [usize; 2],
+) -> Option<[Tensor; 2]> {
+    let dims = [2, size[1]];
+    let both = match size[0] {
+        0 => on.filled(dims, 0.0),
+        _ => on.write(Meta::new(dims, DType::F32), |y| on.kernels().norm_sums(columns, x, dy, statistics, size, y)),
+    }?;
+    Some([0, 1].map(|i| both.at(0, i)))
 }
 
 /// y = x / max(|x|, 1e-12) along the last dimension, as torch's normalize.
@@ -105,8 +138,8 @@ impl Op for L2Normalise {
     #[cfg(feature = "vulkan")]
     fn gpu(&self, _: &Gpu, x: &[&Tensor], _: Meta) -> Option<Output> {
         let x = x[0].detach();
-        let norms = x.square().sum(&[x.rank() - 1], true).sqrt();
-        let value = x.div(&norms.clamp(1e-12, f64::INFINITY));
+        let norms = x.square().sum(&[x.rank() - 1], true).sqrt().clamp(1e-12, f64::INFINITY);
+        let value = x.div(&norms);
         Some(Output { value, aux: vec![norms.reshape([norms.numel()])] })
     }
 
@@ -119,6 +152,13 @@ impl Op for L2Normalise {
         vec![Some(for_float!("l2_normalise", dy.dtype(), F => Tensor::write(*dy.dims(), |dx: &mut [F]| {
             norm::l2_normalise_backward(y.as_slice(), saved.aux(0).as_slice(), dy.as_slice(), y.dim(-1), dx)
         })))]
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, _: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let (y, dy, last) = (saved.output(), dy.detach(), dy.rank() - 1);
+        let norms = saved.aux(0).reshape(dy.dims().with(last, 1));
+        Some(vec![Some(dy.sub(&y.mul(&y.mul(&dy).sum(&[last], true))).div(&norms))])
     }
 
     fn cases(g: &mut Gen) -> Case {

@@ -4,6 +4,8 @@ use kernels_cpu::pool::{self, adaptive_average, average};
 use kernels_cpu::resize::Table;
 
 use super::resize::{composed, resample};
+#[cfg(feature = "vulkan")]
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
@@ -45,6 +47,13 @@ impl Op for MaxPool2d {
         Output { value, aux: vec![Tensor::from_slice(&index, out.dims)] }
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let (x, found) = (on.packed(x[0])?, on.memory(4 * out.dims.numel()));
+        let value = on.write(out, |y| on.kernels().max_pool2d(&self.0, x.view(), y, &found))?;
+        Some(Output { value, aux: vec![on.places(found, out.dims)] })
+    }
+
     fn prepare(&self, x: &[Meta], _: &[Option<&Tensor>], _: &mut Packs) -> Option<Box<dyn Prepared>> {
         (x[0].dtype == DType::F32).then(|| Box::new(Largest(self.0)) as Box<dyn Prepared>)
     }
@@ -58,6 +67,13 @@ impl Op for MaxPool2d {
         vec![Some(for_float!("max_pool2d", dy.dtype(), F => Tensor::write(dims, |dx: &mut [F]| {
             pool::max_pool2d_backward(dy.as_slice(), saved.aux(0).as_slice(), dims, dx)
         })))]
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let (dy, found) = (on.packed(dy)?, saved.aux(0).buffer().mirrored()?.memory());
+        let dx = on.write(saved.meta(0), |dx| on.kernels().max_pool2d_backward(&self.0, dy.view(), &found, dx))?;
+        Some(vec![Some(dx)])
     }
 
     fn cases(g: &mut Gen) -> Case {
@@ -100,6 +116,9 @@ impl Prepared for Largest {
     }
 
     fn run(&self, x: &[&Tensor], _: Joined<'_>, out: Meta) -> Tensor {
+        if x[0].device().is_some() {
+            return x[0].detach().max_pool2d(self.0);
+        }
         let (x, dims) = (x[0].packed(), sizes(x[0].meta(), "max_pool2d"));
         Tensor::write(out.dims, |y: &mut [f32]| pool::max_pool2d(x.as_slice(), dims, &self.0, y, None))
     }

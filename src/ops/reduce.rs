@@ -1,6 +1,10 @@
 //! Sums and other reductions over dimensions.
 
+#[cfg(feature = "vulkan")]
+use kernels_cpu::conv::Window;
 use kernels_cpu::reduce;
+#[cfg(feature = "vulkan")]
+use kernels_gpu::ops::Softmax;
 
 #[cfg(feature = "vulkan")]
 use crate::device::Gpu;
@@ -61,7 +65,7 @@ impl Op for Sum {
     fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
         let sum = |x: &Tensor, dims, around: [usize; 3]| {
             if around[1] == 0 {
-                return None;
+                return on.filled(dims, 0.0);
             }
             let x = on.operand(x)?;
             on.write(Meta { dims, ..out }, |y| on.kernels().sum(x.view(), around, y))
@@ -90,12 +94,24 @@ impl Op for Sum {
     }
 }
 
-/// Largest or smallest element along one dimension, which stays with size 1. Ties go to the first; its index is the by-product.
+/// Largest or smallest element along one dimension, which stays with size 1. Ties go to the first; its index is the by-product (i64, on a
+/// device i32).
 pub struct Extreme {
     /// Dimension.
     pub dim: usize,
     /// Largest, else smallest.
     pub largest: bool,
+}
+
+#[cfg(feature = "vulkan")]
+impl Extreme {
+    /// As pooling of maps [outer, n, 1, inner] by one window: their dims, those of the result, and those of x.
+    fn pooled(&self, x: &Dims) -> ([Dims; 3], Window) {
+        let [outer, n, inner] =
+            [&x[..self.dim], &x[self.dim..=self.dim], &x[self.dim + 1..]].map(|d| d.iter().product::<usize>());
+        let window = Window { kernel: [n, 1], ..Window::square(1, 1, 0) };
+        ([[outer, n, 1, inner].into(), [outer, 1, 1, inner].into(), *x], window)
+    }
 }
 
 impl Op for Extreme {
@@ -117,6 +133,17 @@ impl Op for Extreme {
         Output { value, aux: vec![Tensor::from_slice(&index, out.dims)] }
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let ([map, grid, _], window) = self.pooled(x[0].dims());
+        let x = x[0].to_device(on).packed().reshape(map);
+        let x = on.operand(&if self.largest { x } else { x.neg() })?;
+        let found = on.memory(4 * out.dims.numel());
+        let y = on.write(Meta { dims: grid, ..out }, |y| on.kernels().max_pool2d(&window, x.view(), y, &found))?;
+        let value = if self.largest { y } else { y.neg() }.reshape(out.dims);
+        Some(Output { value, aux: vec![on.places(found, out.dims)] })
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::NOTHING
     }
@@ -124,13 +151,23 @@ impl Op for Extreme {
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
         let dims = saved.dims(0);
         let (n, inner) = (dims[self.dim], dims[self.dim + 1..].iter().product::<usize>());
-        let (dy, index) = (dy.packed(), saved.aux(0).as_slice::<i64>());
+        let (dy, index) = (dy.packed(), saved.aux(0).converted(DType::I64));
+        let index = index.as_slice::<i64>();
         vec![Some(for_float!(self.name(), dy.dtype(), F => Tensor::write(dims, |dx: &mut [F]| {
             dx.fill(0.0);
             for (k, (&d, &i)) in dy.as_slice::<F>().iter().zip(index).enumerate() {
                 dx[(k / inner * n + i as usize) * inner + k % inner] = d;
             }
         })))]
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let ([map, grid, dims], window) = self.pooled(&saved.dims(0));
+        let (dy, found) = (on.packed(&dy.packed().reshape(grid))?, saved.aux(0).buffer().mirrored()?.memory());
+        let of = Meta::new(map, DType::F32);
+        let dx = on.write(of, |dx| on.kernels().max_pool2d_backward(&window, dy.view(), &found, dx))?;
+        Some(vec![Some(dx.reshape(dims))])
     }
 
     fn cases(g: &mut Gen) -> Case {
@@ -160,7 +197,7 @@ impl Op for Argmax {
     }
 
     fn cpu(&self, x: &[&Tensor], _: Meta) -> Output {
-        apply_aux(Extreme { dim: self.0, largest: true }, &[&x[0].detach()]).1.swap_remove(0).into()
+        apply_aux(Extreme { dim: self.0, largest: true }, &[&x[0].detach()]).1[0].converted(DType::I64).into()
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -204,6 +241,20 @@ impl Op for LogSumExp {
         for_float!("logsumexp", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| reduce::logsumexp(x.as_slice(), around, y))).into()
     }
 
+    /// Along the last dimension it comes with the softmax.
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let moved = x[0].to_device(on).transpose(self.0 as isize, -1);
+        if moved.dim(-1) == 0 {
+            return on.filled(out.dims, f32::NEG_INFINITY).map(Output::from);
+        }
+        let (x, lse) = (on.packed(&moved)?, on.memory(4 * out.dims.numel()));
+        let options = Softmax { lse: Some(&lse), ..Softmax::default() };
+        on.write(moved.meta(), |y| on.kernels().softmax(x.view(), y, options))?;
+        let sums = on.aux(lse, out.dims.numel()).reshape(moved.dims().with(moved.rank() - 1, 1));
+        Some(sums.transpose(self.0 as isize, -1).into())
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::input(0).and(Saves::OUTPUT)
     }
@@ -240,6 +291,13 @@ impl Op for Var {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let (x, around) = around(x[0], x[0].rank() - 1);
         for_float!("var", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| reduce::var(x.as_slice(), around, self.correction, y))).into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], _: Meta) -> Option<Output> {
+        let (x, axes) = (x[0].to_device(on), [x[0].rank() - 1]);
+        let squares = x.sub(&x.mean(&axes, true)).square().sum(&axes, true);
+        Some(squares.affine(1.0 / (x.dim(-1) - self.correction) as f64, 0.0).into())
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -314,8 +372,15 @@ impl Tensor {
     #[track_caller]
     fn extreme(&self, dim: isize, largest: bool) -> (Tensor, Tensor) {
         let dim = self.axis(dim);
-        let (value, mut index) = apply_aux(Extreme { dim, largest }, &[self]);
-        (value.without(&[dim], false), index.swap_remove(0).without(&[dim], false))
+        let (value, index) = apply_aux(Extreme { dim, largest }, &[self]);
+        (value.without(&[dim], false), index[0].to_dtype(DType::I64).without(&[dim], false))
+    }
+
+    /// Largest elements along `dim`, which goes away.
+    #[track_caller]
+    pub fn amax(&self, dim: isize) -> Tensor {
+        let dim = self.axis(dim);
+        apply(Extreme { dim, largest: true }, &[self]).without(&[dim], false)
     }
 
     /// Indices (i64) of the first largest elements along `dim`, which goes away.

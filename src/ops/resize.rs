@@ -27,8 +27,11 @@ impl Resize {
     }
 }
 
-/// x [n, h, w, c] times a table for its rows and one for its columns.
+/// x [n, h, w, c] times a table for its rows and one for its columns, where x lives: on a device by products of matrices.
 pub(super) fn resample(op: &str, x: &Tensor, [rows, cols]: &[Table; 2]) -> Tensor {
+    if x.device().is_some() {
+        return composed(&x.detach(), &[rows.clone(), cols.clone()]);
+    }
     let x = x.packed();
     let [n, _, w, c] = [0, 1, 2, 3].map(|k| x.dims()[k]);
     let [oh, ow] = [rows.output(), cols.output()];
@@ -38,7 +41,7 @@ pub(super) fn resample(op: &str, x: &Tensor, [rows, cols]: &[Table; 2]) -> Tenso
     })
 }
 
-/// The same as two products of dense matrices: what [`resample`] is checked against.
+/// The same as two products of dense matrices: what [`resample`] is checked against, and how it is done on a device.
 pub(super) fn composed(x: &Tensor, [rows, cols]: &[Table; 2]) -> Tensor {
     let [n, h, w, c] = [0, 1, 2, 3].map(|k| x.dims()[k]);
     let dense = |table: &Table| {

@@ -163,6 +163,12 @@ impl Op for Step {
         vec![Some(dx)]
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let layout = Layout::contiguous(saved.dims(0), 0).step(self.dim, self.step);
+        Some(vec![Some(on.among_zeros(dy, saved.dims(0), layout)?)])
+    }
+
     fn cases(g: &mut Gen) -> Case {
         let dims = g.dims(1, 4);
         let dim = g.rng.below(dims.len());
@@ -356,6 +362,12 @@ impl Op for Pad {
             strided::write(x[0].dims(), x[0].packed().as_slice::<T>(), y, place.offset(), place.strides());
         }))
         .into()
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        let place = Layout::contiguous(out.dims, 0).narrow(self.dim, self.before, x[0].dims()[self.dim]);
+        on.among_zeros(x[0], out.dims, place).map(Output::from)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {

@@ -28,6 +28,12 @@ fn backward(name: &str, y: &Tensor, dy: &Tensor) -> Vec<Option<Tensor>> {
     })))]
 }
 
+#[cfg(feature = "vulkan")]
+fn backward_on(on: &Gpu, log: bool, y: &Tensor, dy: &Tensor) -> Option<Tensor> {
+    let (y, from) = (on.packed(y)?, on.packed(dy)?);
+    on.write(dy.meta(), |dx| on.kernels().softmax_backward(log, 1.0, y.view(), from.view(), dx))
+}
+
 impl Op for Softmax {
     fn name(&self) -> &'static str {
         "softmax"
@@ -54,6 +60,11 @@ impl Op for Softmax {
 
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
         backward("softmax", saved.output(), dy)
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        Some(vec![Some(backward_on(on, false, saved.output(), dy)?)])
     }
 
     fn cases(g: &mut Gen) -> Case {
@@ -110,6 +121,11 @@ impl Op for MaskedSoftmax {
         gradients
     }
 
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        Some(vec![Some(backward_on(on, false, saved.output(), dy)?), None])
+    }
+
     fn cases(g: &mut Gen) -> Case {
         let [m, each, cols] = [g.size(), g.size(), g.size()];
         let inputs = vec![g.tensor([m * each, cols]), g.mask([m, cols], 0.7)];
@@ -156,6 +172,11 @@ impl Op for LogSoftmax {
         vec![Some(for_float!("log_softmax", dy.dtype(), F => Tensor::write(*dy.dims(), |dx: &mut [F]| {
             softmax::log_softmax_backward(y.as_slice(), dy.as_slice(), y.dim(-1), dx)
         })))]
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        Some(vec![Some(backward_on(on, true, saved.output(), dy)?)])
     }
 
     fn cases(g: &mut Gen) -> Case {

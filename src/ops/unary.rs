@@ -48,15 +48,12 @@ impl Op for Map {
     }
 
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
-        let dy = dy.packed();
         let kept = match self.0.saves() {
-            Needs::Input => saved.input(0).packed(),
-            Needs::Output => saved.output().packed(),
-            Needs::Nothing => dy.clone(),
+            Needs::Input => saved.input(0),
+            Needs::Output => saved.output(),
+            Needs::Nothing => dy,
         };
-        vec![Some(for_float!(self.name(), dy.dtype(), F => Tensor::write(*dy.dims(), |dx: &mut [F]| {
-            map::map_backward(self.0, kept.as_slice(), dy.as_slice(), dx)
-        })))]
+        vec![Some(backward(self.0, kept, dy))]
     }
 
     fn cases(g: &mut Gen) -> Case {
@@ -69,6 +66,24 @@ impl Op for Map {
         };
         Case::new(vec![x], move |x| apply(Map(f), &[&x[0]]))
     }
+}
+
+/// f'(kept) dy, where dy lives.
+pub(super) fn backward(f: Unary, kept: &Tensor, dy: &Tensor) -> Tensor {
+    #[cfg(feature = "vulkan")]
+    if let Some(dx) = dy.device().and_then(|on| backward_on(on, Function::Unary(f), kept, dy)) {
+        return dx;
+    }
+    let (kept, dy) = (kept.packed(), dy.packed());
+    for_float!(f.name(), dy.dtype(), F => Tensor::write(*dy.dims(), |dx: &mut [F]| {
+        map::map_backward(f, kept.as_slice(), dy.as_slice(), dx)
+    }))
+}
+
+#[cfg(feature = "vulkan")]
+fn backward_on(on: &Gpu, f: Function, kept: &Tensor, dy: &Tensor) -> Option<Tensor> {
+    let (kept, from) = (on.packed(kept)?, on.packed(dy)?);
+    on.write(dy.meta(), |dx| on.kernels().map_backward(f, kept.view(), from.view(), dx))
 }
 
 #[cfg(feature = "vulkan")]
@@ -157,6 +172,12 @@ impl Op for Clamp {
         vec![Some(for_float!("clamp", dy.dtype(), F => Tensor::write(*dy.dims(), |dx: &mut [F]| {
             map::clamp_backward(x.as_slice(), self.low as F, self.high as F, dy.as_slice(), dx)
         })))]
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        let clamp = Function::Clamp(self.low as f32, self.high as f32);
+        Some(vec![Some(backward_on(on, clamp, saved.input(0), dy)?)])
     }
 
     fn cases(g: &mut Gen) -> Case {

@@ -130,7 +130,10 @@ impl Optimiser {
         self.steps += 1;
         model.visit("", &mut |name, p| {
             if let Some(gradient) = grads.take(p) {
-                let state = self.state.entry(name.to_owned()).or_insert_with(|| [p.zeros_like(), p.zeros_like()]);
+                let state = self
+                    .state
+                    .entry(name.to_owned())
+                    .or_insert_with(|| [(); 2].map(|()| p.zeros_like().placed(p.device())));
                 let exempt = self.config.exempts(name, p);
                 update(
                     &self.config,
@@ -150,7 +153,19 @@ impl Optimiser {
 /// The Euclidean norm of a whole gradient; not finite where one of its numbers is not.
 pub fn norm(grads: &Grads) -> f64 {
     let squares = |g: &Tensor| for_float!("norm", g.dtype(), F => reduce::sum_squares(g.packed().as_slice::<F>()));
+    #[cfg(feature = "vulkan")]
+    if let Some(sums) = squares_on_device(grads) {
+        return sums.into_iter().map(f64::from).sum::<f64>().sqrt();
+    }
     grads.values().map(squares).sum::<f64>().sqrt()
+}
+
+/// The sum of the squares of each gradient, where all live on a device: one wait for all of them.
+#[cfg(feature = "vulkan")]
+fn squares_on_device(grads: &Grads) -> Option<Vec<f32>> {
+    let all: Vec<&Tensor> = grads.values().collect();
+    let gpu = all.first()?.device()?;
+    if all.iter().all(|g| g.device().is_some()) { gpu.sums_of_squares(&all) } else { None }
 }
 
 fn update(
@@ -162,15 +177,23 @@ fn update(
     gradient: &Tensor,
     [m, v]: &mut [Tensor; 2],
 ) {
+    let decoupled = c.rule == Rule::Adamw;
+    let adam = kernel::Adam { lr, beta1: c.beta1, beta2: c.beta2, eps: c.eps, weight_decay, decoupled, step };
+    #[cfg(feature = "vulkan")]
+    if let Some(gpu) = p.device().cloned()
+        && let Some(g) = gpu.operand(gradient)
+        && gpu.update([&mut *p, &mut *m, &mut *v], |[p, m, v]| match c.rule {
+            Rule::Sgd => gpu.kernels().sgd(g.view(), [p, m], lr, c.beta1, weight_decay),
+            Rule::Adam | Rule::Adamw => gpu.kernels().adam(g.view(), [p, m, v], &adam),
+        })
+    {
+        return;
+    }
     let written = for_float!("optimiser", p.dtype(), F => Tensor::update([p, m, v], |[p, m, v]: [&mut [F]; 3]| {
         let g = gradient.as_slice();
         match c.rule {
             Rule::Sgd => kernel::sgd(p, g, m, lr, c.beta1, weight_decay),
-            Rule::Adam | Rule::Adamw => {
-                let decoupled = c.rule == Rule::Adamw;
-                let adam = kernel::Adam { lr, beta1: c.beta1, beta2: c.beta2, eps: c.eps, weight_decay, decoupled, step };
-                kernel::adam(p, g, m, v, adam);
-            }
+            Rule::Adam | Rule::Adamw => kernel::adam(p, g, m, v, adam),
         }
     }));
     assert!(written, "parameters and moments are unshared (checked before the step)");

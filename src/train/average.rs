@@ -27,6 +27,13 @@ impl Average {
         let decay = decay.min((1.0 + steps as f64) / (10.0 + steps as f64)) as f32;
         model.visit("", &mut |name, p| {
             if let Some(average) = self.0.get_mut(name) {
+                #[cfg(feature = "vulkan")]
+                if let Some(gpu) = p.device()
+                    && let Some(p) = gpu.operand(p)
+                    && gpu.update([&mut *average], |[average]| gpu.kernels().follow(p.view(), average, 1.0 - decay))
+                {
+                    return;
+                }
                 let moved = Tensor::update([average], |[average]: [&mut [f32]; 1]| {
                     average.iter_mut().zip(p.as_slice::<f32>()).for_each(|(a, &p)| *a += (1.0 - decay) * (p - *a));
                 });

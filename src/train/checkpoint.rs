@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::average::Average;
+use crate::device::Gpu;
 use crate::error::{At, Error, Result};
 use crate::formats::{Weights, safetensors};
 use crate::nn::Module;
@@ -69,7 +70,8 @@ pub fn save(
     safetensors::save(path, tensors.iter().map(|(name, t)| (name.clone(), t)), &metadata)
 }
 
-/// Reads what [`save`] wrote into a model of the same sizes (trainable parameters stay trainable), its optimiser and average.
+/// Reads what [`save`] wrote into a model of the same sizes (trainable parameters stay trainable, and where they live), its optimiser and
+/// average.
 ///
 /// # Errors
 /// If the file is damaged or of another model.
@@ -87,9 +89,17 @@ pub fn load(
         .get(STATE)
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or_else(|| damaged("it does not say where the run stood".into()))?;
-    let mut wrong = None;
+    let (mut wrong, mut gpu) = (None, None);
+    let there = |t: Tensor, gpu: Option<&Gpu>| match gpu {
+        Some(gpu) => t.to_device(gpu),
+        None => t,
+    };
     model.visit_all("", &mut |name, p| match weights.read(&format!("model.{name}")) {
-        Ok(Some(t)) if t.meta() == p.meta() => *p = if p.is_tracked() { t.trainable() } else { t },
+        Ok(Some(t)) if t.meta() == p.meta() => {
+            gpu = gpu.take().or_else(|| p.device().cloned());
+            let t = there(t, p.device());
+            *p = if p.is_tracked() { t.trainable() } else { t };
+        }
         Ok(_) => wrong = Some(damaged(format!("tensor {name} is missing or of another size"))),
         Err(e) => wrong = Some(e.at(path)),
     });
@@ -98,7 +108,10 @@ pub fn load(
     }
     optimiser.steps = state.step;
     optimiser.state.clear();
-    let read = |name: &str| weights.read(name).at(path)?.ok_or_else(|| damaged(format!("tensor {name} is missing")));
+    let read = |name: &str| -> Result<Tensor> {
+        let read = weights.read(name).at(path)?;
+        Ok(there(read.ok_or_else(|| damaged(format!("tensor {name} is missing")))?, gpu.as_ref()))
+    };
     for (full, _) in weights.metas() {
         if let Some(name) = full.strip_prefix("moment1.") {
             let moments = [read(full)?, read(&format!("moment2.{name}"))?];

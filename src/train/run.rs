@@ -18,6 +18,7 @@ use super::tables::Tables;
 use super::validate::{Validation, Validator};
 use super::{Config, Objective};
 use crate::data::{Loader, LoaderOptions, Pairs, Row, Split};
+use crate::device::Gpu;
 use crate::error::{At, Error, Result};
 use crate::eval::compare;
 use crate::eval::scores::ScoreOptions;
@@ -84,11 +85,11 @@ pub struct Outcome {
     pub memory: Peak,
 }
 
-/// Starts a run in a new directory.
+/// Starts a run in a new directory, on a device where one is given.
 ///
 /// # Errors
 /// If the directory holds a run, the configuration or a table is wrong, or a file cannot be read or written.
-pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> {
+pub fn start(mut config: Config, out: &Path, workers: usize, gpu: Option<&Gpu>, watch: &dyn Watch) -> Result<Outcome> {
     let folder = Folder(out.to_path_buf());
     if folder.last().exists() || folder.config().exists() {
         return Err(Error::new("there is a run already: continue it with --resume, or choose another --out").at(out));
@@ -113,7 +114,7 @@ pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) 
     config.check()?;
     let tables = Tables::open(&config)?;
     let tokenizer = tokenizer(&mut config, &tables)?;
-    let estimate = fitting(&config, &tables, tokenizer.as_ref(), workers, out, watch)?;
+    let estimate = fitting(&config, &tables, tokenizer.as_ref(), workers, gpu, out, watch)?;
     let network = network(&config, &tables, &sources)?;
     drop(sources);
     std::fs::create_dir_all(folder.checkpoints()).at(folder.checkpoints())?;
@@ -121,14 +122,14 @@ pub fn start(mut config: Config, out: &Path, workers: usize, watch: &dyn Watch) 
     pipeline.save(&folder.model(), None)?;
     tables.write_splits(&folder.splits())?;
     files::write_atomic(folder.config(), config.to_toml()?.as_bytes())?;
-    Run::new(config, folder, tables, pipeline, estimate, watch)?.go(State::default(), workers)
+    Run::new(config, folder, tables, pipeline, estimate, gpu, watch)?.go(State::default(), workers)
 }
 
-/// Continues the run of a directory from its last checkpoint, to the same bits as if it had never stopped.
+/// Continues the run of a directory from its last checkpoint, to the same bits as if it had never stopped, on the device that it began on.
 ///
 /// # Errors
 /// If there is no run, or its tables have changed since.
-pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> {
+pub fn resume(out: &Path, workers: usize, gpu: Option<&Gpu>, watch: &dyn Watch) -> Result<Outcome> {
     let folder = Folder(out.to_path_buf());
     if !folder.config().exists() {
         return Err(Error::new("no run to resume here (no config.toml): start one without --resume").at(out));
@@ -144,14 +145,14 @@ pub fn resume(out: &Path, workers: usize, watch: &dyn Watch) -> Result<Outcome> 
     };
     // A checkpoint has all weights.
     let sources = if folder.last().exists() { Vec::new() } else { Source::all(&config)? };
-    let estimate = fitting(&config, &tables, tokenizer.as_ref(), workers, out, watch)?;
+    let estimate = fitting(&config, &tables, tokenizer.as_ref(), workers, gpu, out, watch)?;
     let network = network(&config, &tables, &sources)?;
     drop(sources);
     for part in [folder.0.clone(), folder.checkpoints(), folder.model()].iter().filter(|part| part.is_dir()) {
         files::remove_parts(part)?;
     }
     let pipeline = pipeline(&config, &folder, network, tokenizer);
-    let mut run = Run::new(config, folder, tables, pipeline, estimate, watch)?;
+    let mut run = Run::new(config, folder, tables, pipeline, estimate, gpu, watch)?;
     let state = if run.folder.last().exists() {
         let path = run.folder.last();
         let state = checkpoint::load(&path, &mut run.pipeline.network, &mut run.optimiser, run.average.as_mut())?;
@@ -176,12 +177,18 @@ fn fitting(
     tables: &Tables,
     tokenizer: Option<&Tokenizer>,
     workers: usize,
+    gpu: Option<&Gpu>,
     out: &Path,
     watch: &dyn Watch,
 ) -> Result<Estimate> {
     // A run before in this process may have left blocks that the estimate does not know.
     crate::buffer::release();
     let estimate = memory::estimate(config, tables, tokenizer, workers)?;
+    if gpu.is_some() {
+        // It has a limit of its own, and what is beyond that is an error.
+        watch.say(&format!("{}; tensors on the device", estimate.describe()));
+        return Ok(estimate);
+    }
     watch.say(&estimate.describe());
     memory::check(config, &estimate).at(out)?;
     Ok(estimate)
@@ -208,6 +215,8 @@ struct Run<'a> {
     average: Option<Average>,
     /// Of its memory.
     estimate: Estimate,
+    /// Where the network lives, if not here.
+    gpu: Option<Gpu>,
     watch: &'a dyn Watch,
     log: std::fs::File,
     records: Vec<Record>,
@@ -220,12 +229,32 @@ impl<'a> Run<'a> {
         tables: Tables,
         mut pipeline: Pipeline,
         estimate: Estimate,
+        gpu: Option<&Gpu>,
         watch: &'a dyn Watch,
     ) -> Result<Self> {
+        if let Some(gpu) = gpu {
+            pipeline.network.visit_all("", &mut |_, p| {
+                let there = p.to_device(gpu);
+                *p = if p.is_tracked() { there.trainable() } else { there };
+            });
+        }
         let average = (config.train.ema > 0.0).then(|| Average::new(&mut pipeline.network));
         let log = std::fs::OpenOptions::new().append(true).create(true).open(folder.log()).at(folder.log())?;
         let optimiser = Optimiser::new(config.optimiser.clone());
-        Ok(Self { config, folder, tables, pipeline, optimiser, average, estimate, watch, log, records: Vec::new() })
+        let gpu = gpu.cloned();
+        Ok(Self {
+            config,
+            folder,
+            tables,
+            pipeline,
+            optimiser,
+            average,
+            estimate,
+            gpu,
+            watch,
+            log,
+            records: Vec::new(),
+        })
     }
 
     fn go(mut self, mut state: State, workers: usize) -> Result<Outcome> {
@@ -353,6 +382,7 @@ impl<'a> Run<'a> {
                 return Err(trouble("the pixels are").error("they came so from preprocessing", &odd).at(at));
             }
         }
+        let views = views.iter().map(|view| view.placed(self.gpu.as_ref())).collect();
         let examples = examples(&self.pipeline, &self.tables, &rows, numbers, views)?;
         let network = &mut self.pipeline.network;
         let once = |network: &mut Network| examples.step(network, &self.config.tier, self.config.train.micro_batch);
@@ -460,7 +490,10 @@ impl<'a> Run<'a> {
             self.watch.say("no validation row has a box in data.boxes: heat maps are not judged");
             return Ok(None);
         }
-        let pipeline = Pipeline::open(&self.folder.model(), true)?;
+        let mut pipeline = Pipeline::open(&self.folder.model(), true)?;
+        if let Some(gpu) = &self.gpu {
+            pipeline.to_device(gpu);
+        }
         let tables = compare::Tables {
             pairs: Pairs::open(&self.config.data.pairs, self.config.seed)?,
             split: Some(Split::Val),

@@ -142,3 +142,45 @@ float apply(uint f, float x) {
     }
     return y;
 }
+
+// Derivative of v sigmoid(scale v).
+float logistic_slope(float v, float scale) {
+    precise float x = scale * v;
+    float g = sigmoid_(x);
+    precise float y = g + x * (g * (1.0 - g));
+    return y;
+}
+
+// The derivatives of `apply`'s functions, of x or of f(x) as Unary::saves says.
+float slope(uint f, float v) {
+    precise float y = 1.0;
+    float e;
+    switch (f) {
+    case 0u: y = -1.0; break;
+    case 1u: y = v > 0.0 ? 1.0 : v < 0.0 ? -1.0 : 0.0; break;
+    case 2u: y = v; break;
+    case 3u: y = 1.0 / v; break;
+    case 4u: y = 0.5 / v; break;
+    case 5u: y = -0.5 * (v * (v * v)); break;
+    case 6u: y = -(v * v); break;
+    case 7u: y = v + v; break;
+    case 8u: y = 1.0 - v * v; break;
+    case 9u: y = 1.12837917 * exp_(-(v * v)); break;
+    case 10u:
+        y = normal_cdf(v, e);
+        y = v * (0.39894228 * e) + y;
+        break;
+    case 11u: {
+        float t = tanh_(gelu_inner(v));
+        precise float inner = 0.79788456 * (0.134145 * (v * v) + 1.0);
+        y = 0.5 * v * (1.0 - t * t) * inner + 0.5 * (1.0 + t);
+        break;
+    }
+    case 12u: y = logistic_slope(v, 1.702); break;
+    case 13u: y = v > 0.0 ? 1.0 : 0.0; break;
+    case 14u: y = v * (1.0 - v); break;
+    case 15u: y = logistic_slope(v, 1.0); break;
+    case 16u: y = sigmoid_(v); break;
+    }
+    return y;
+}

@@ -3,7 +3,7 @@
 use kernels_cpu::map::Unary;
 
 use crate::device::{Device, Kernel};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shaders::Shader;
 use crate::view::View;
 
@@ -84,6 +84,11 @@ impl Device {
         // Few large tiles would leave most of a device idle.
         let large = tiles(LARGE).iter().product::<u64>() >= 64 && m > 32 && n > 32 && self.limits().threads >= 256;
         let tile = if large { LARGE } else { SMALL };
+        // Along the batch alone a workgroup goes on to the next.
+        let (groups, most) = (tiles(tile), self.limits().groups);
+        if (0..2).any(|i| groups[i] > u64::from(most[i])) {
+            return Err(Error::Limit(format!("a product of {c:?} has more tiles than the device takes")));
+        }
         let along_k = |strides: [isize; 2]| u32::from(strides[0].unsigned_abs() <= strides[1].unsigned_abs());
         let spec = [
             &[tile[0] * tile[1]][..],
@@ -106,13 +111,6 @@ impl Device {
         ]
         .concat();
         let work = 2 * (m * n * k.max(1) * batch) as u64;
-        self.dispatch(Kernel {
-            shader: Shader::Gemm,
-            spec: &spec,
-            bindings: &bindings,
-            push: &push,
-            groups: tiles(tile),
-            work,
-        })
+        self.dispatch(Kernel { shader: Shader::Gemm, spec: &spec, bindings: &bindings, push: &push, groups, work })
     }
 }

@@ -1,13 +1,12 @@
-//! Element by element: copies, functions of one and of two, elements by index.
+//! Element by element: copies, functions of one, with their derivatives, and of two, dropout.
 
 use kernels_cpu::map::Unary;
 use kernels_cpu::zip::Binary;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::memory::Memory;
 use crate::shaders::Shader;
-use crate::view::{Binding, View, merged};
+use crate::view::{View, merged};
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,6 +17,17 @@ pub enum Function {
     Affine(f32, f32),
     /// min(max(x, low), high); NaN stays.
     Clamp(f32, f32),
+}
+
+impl Function {
+    /// Its number in the shaders, and its constants.
+    fn code(self) -> (u32, f32, f32) {
+        match self {
+            Self::Unary(f) => (f as u32, 0.0, 0.0),
+            Self::Affine(a, b) => (100, a, b),
+            Self::Clamp(low, high) => (101, low, high),
+        }
+    }
 }
 
 fn signed(words: [i32; 6]) -> [u32; 6] {
@@ -51,11 +61,7 @@ impl Device {
         if x.numel() == 0 {
             return Ok(());
         }
-        let (code, a, b) = match f {
-            Function::Unary(f) => (f as u32, 0.0, 0.0),
-            Function::Affine(a, b) => (100, a, b),
-            Function::Clamp(low, high) => (101, low, high),
-        };
+        let (code, a, b) = f.code();
         let [(from, x_at), (to, y_at)] = [x.bind(0)?, y.bind(1)?];
         let m = merged([&x]);
         let n = x.numel();
@@ -84,31 +90,69 @@ impl Device {
         self.each(Shader::Zip, &[f as u32], &[left, right, to.writing()], &push, n)
     }
 
-    /// y[o, j, i] = x[o, index, i] for x of [outer, n, inner] and y of [outer, k, inner] elements, contiguous. `index` has k indices
-    /// of 32 bits below n, or one for each element of y.
+    /// dx = f'(kept) dy, contiguous; kept is x or f(x), as [`Unary::saves`] says; x for the others.
     ///
     /// # Errors
     /// As [`Self::copy`].
-    pub fn gather(
+    pub fn map_backward(&self, f: Function, kept: View<'_>, dy: View<'_>, dx: View<'_>) -> Result<()> {
+        let fits = [kept, dy, dx].iter().all(|v| v.is_contiguous() && v.dims == dx.dims);
+        assert!(fits, "map_backward: {:?} and {:?}", kept.dims, dy.dims);
+        if dx.numel() == 0 {
+            return Ok(());
+        }
+        let (code, a, b) = f.code();
+        let [(kept, kept_at), (from, dy_at), (to, dx_at)] = [kept.bind(0)?, dy.bind(1)?, dx.bind(2)?];
+        let n = dx.numel();
+        let push = [n as u32, kept_at, dy_at, dx_at, a.to_bits(), b.to_bits()];
+        self.each(Shader::MapBackward, &[code], &[kept, from, to.writing()], &push, n)
+    }
+
+    /// y = x / (1 - p) where kernels-cpu's `keeps` holds for the key and the element's number, else 0; contiguous, and they may be the
+    /// same.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn dropout(&self, p: f64, key: u64, x: View<'_>, y: View<'_>) -> Result<()> {
+        assert!(x.dims == y.dims && x.is_contiguous() && y.is_contiguous(), "dropout: {:?} to {:?}", x.dims, y.dims);
+        if x.numel() == 0 {
+            return Ok(());
+        }
+        let [(from, x_at), (to, y_at)] = [x.bind(0)?, y.bind(1)?];
+        let n = x.numel();
+        let (least, scale) = ((p * 4_294_967_296.0).ceil() as u32, (1.0 / (1.0 - p)) as f32);
+        let push = [n as u32, x_at, y_at, key as u32, (key >> 32) as u32, least, scale.to_bits()];
+        self.each(Shader::Dropout, &[], &[from, to.writing()], &push, n)
+    }
+
+    /// y = s (x - m) + t for each column of x, [rows, n] elements, with m, s and t of n; and with `more` = (r, u) + r u for u of the dims
+    /// of x. All contiguous.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn columns(
         &self,
         x: View<'_>,
-        [outer, n, inner]: [usize; 3],
-        index: &Memory,
-        k: usize,
+        [m, s, t]: [View<'_>; 3],
+        more: Option<[View<'_>; 2]>,
         y: View<'_>,
     ) -> Result<()> {
-        let all = outer * k * inner;
-        assert!(x.is_contiguous() && y.is_contiguous(), "gather: layouts");
-        assert!(x.numel() == outer * n * inner && y.numel() == all, "gather: {:?} to {:?}", x.dims, y.dims);
-        let full = index.len() == 4 * all && k != all;
-        assert!(full || index.len() == 4 * k, "gather: {} bytes of indices", index.len());
+        let (all, n) = (x.numel(), m.numel());
+        let each = [m, s, t].into_iter().chain(more.map(|[r, _]| r));
+        let whole = [x, y].into_iter().chain(more.map(|[_, u]| u));
+        assert!(each.clone().all(|v| v.is_contiguous() && v.numel() == n), "columns: numbers of each column");
+        assert!(whole.clone().all(|v| v.is_contiguous() && v.numel() == all), "columns: {:?} to {:?}", x.dims, y.dims);
         if all == 0 {
             return Ok(());
         }
-        let [(from, x_at), (to, y_at)] = [x.bind(0)?, y.bind(2)?];
-        let (indices, _) = Binding::words(1, index, 0, index.len() / 4)?;
-        let push = [all, n, k, inner].map(|n| n as u32);
-        let push = [&push[..], &[x_at, y_at]].concat();
-        self.each(Shader::Gather, &[u32::from(full)], &[from, indices, to.writing()], &push, all)
+        let bound = [x.bind(0)?, m.bind(1)?, s.bind(2)?, t.bind(3)?, y.bind(4)?];
+        let mut bindings = bound.map(|(binding, _)| binding).to_vec();
+        bindings[4].writes = true;
+        let mut push = [&[all as u32, n as u32][..], &bound.map(|(_, at)| at), &[0, 0]].concat();
+        if let Some([r, u]) = more {
+            let [(u, u_at), (r, r_at)] = [u.bind(5)?, r.bind(6)?];
+            bindings.extend([u, r]);
+            push[7..].copy_from_slice(&[u_at, r_at]);
+        }
+        self.each(Shader::Columns, &[u32::from(more.is_some())], &bindings, &push, all)
     }
 }

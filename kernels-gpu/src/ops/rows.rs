@@ -1,4 +1,4 @@
-//! Along rows: sums, softmax, layer norm. A workgroup takes a row, in a fixed tree: same device, same bits.
+//! Along rows: softmax and layer norm, with their derivatives. A workgroup takes a row, in a fixed tree: same device, same bits.
 
 use crate::device::Device;
 use crate::error::Result;
@@ -22,39 +22,6 @@ pub struct Softmax<'a> {
 }
 
 impl Device {
-    /// y[o, i] = sum over j of x[o, j, i] for x of [outer, n, inner] elements, both contiguous.
-    ///
-    /// # Errors
-    /// As [`Self::copy`].
-    pub fn sum(&self, x: View<'_>, [outer, n, inner]: [usize; 3], y: View<'_>) -> Result<()> {
-        assert!(x.is_contiguous() && y.is_contiguous(), "sum: layouts");
-        assert!(
-            x.numel() == outer * n * inner && y.numel() == outer * inner && n > 0,
-            "sum: {:?} to {:?}",
-            x.dims,
-            y.dims
-        );
-        if y.numel() == 0 {
-            return Ok(());
-        }
-        let [(from, x_at), (to, y_at)] = [x.bind(0)?, y.bind(1)?];
-        let bindings = [from, to.writing()];
-        let [outer_, n_, inner_] = [outer, n, inner].map(|n| n as u32);
-        if inner == 1 {
-            return self.rows(Shader::SumRows, &[], &bindings, &[outer_, n_, x_at, y_at], [outer, n]);
-        }
-        let threads = self.threads();
-        let groups = [(outer * inner) as u64, 1, 1].map(|n| n.div_ceil(u64::from(threads)));
-        self.dispatch(crate::device::Kernel {
-            shader: Shader::SumCols,
-            spec: &[threads],
-            bindings: &bindings,
-            push: &[outer_, n_, inner_, x_at, y_at],
-            groups,
-            work: 4 * x.numel() as u64,
-        })
-    }
-
     /// y = softmax of the last dimension of x, both contiguous; they may be the same. Places that may not be seen are 0, as is a row
     /// without any.
     ///
@@ -112,5 +79,50 @@ impl Device {
         let bindings = [xb, wb, bb, yb.writing(), mean?.0.writing(), rstd?.0.writing()];
         let push = [rows as u32, n as u32, x_at, w_at, b_at, y_at, eps.to_bits()];
         self.rows(Shader::LayerNorm, &[], &bindings, &push, [rows, n])
+    }
+
+    /// dx = scale y (dy - sum y dy) along the last dimension, for y = softmax(scale x); with `log` dx = scale (dy - e^y sum dy), for its
+    /// logarithm. All contiguous; dy and dx may be the same.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn softmax_backward(&self, log: bool, scale: f32, y: View<'_>, dy: View<'_>, dx: View<'_>) -> Result<()> {
+        let fits = [y, dy, dx].iter().all(|v| v.is_contiguous() && v.dims == y.dims);
+        assert!(fits, "softmax_backward: {:?} and {:?}", y.dims, dy.dims);
+        let n = y.dims.last().copied().unwrap_or(1);
+        if y.numel() == 0 {
+            return Ok(());
+        }
+        let rows = y.numel() / n;
+        let [(yb, y_at), (from, dy_at), (to, dx_at)] = [y.bind(0)?, dy.bind(1)?, dx.bind(2)?];
+        let push = [rows as u32, n as u32, y_at, dy_at, dx_at, scale.to_bits()];
+        self.rows(Shader::SoftmaxBackward, &[u32::from(log)], &[yb, from, to.writing()], &push, [rows, n])
+    }
+
+    /// Gradient of x of [`Self::layer_norm`]; `statistics` are mean and 1 / sqrt of each row. All contiguous.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn layer_norm_backward(
+        &self,
+        x: View<'_>,
+        w: View<'_>,
+        [mean, rstd]: [View<'_>; 2],
+        dy: View<'_>,
+        dx: View<'_>,
+    ) -> Result<()> {
+        let n = w.numel();
+        assert!([x, w, mean, rstd, dy, dx].iter().all(View::is_contiguous), "layer_norm_backward: layouts");
+        assert!(x.dims == dy.dims && x.dims == dx.dims, "layer_norm_backward: {:?} and {:?}", x.dims, dy.dims);
+        if x.numel() == 0 {
+            return Ok(());
+        }
+        let rows = x.numel() / n;
+        assert!(mean.numel() == rows && rstd.numel() == rows, "layer_norm_backward: statistics");
+        let bound = [x.bind(0)?, w.bind(1)?, mean.bind(2)?, rstd.bind(3)?, dy.bind(4)?, dx.bind(5)?];
+        let [x, w, mean, rstd, dy, dx] = bound;
+        let bindings = [x.0, w.0, mean.0, rstd.0, dy.0, dx.0.writing()];
+        let push = [rows as u32, n as u32, x.1, w.1, mean.1, rstd.1, dy.1, dx.1];
+        self.rows(Shader::LayerNormBackward, &[], &bindings, &push, [rows, n])
     }
 }

@@ -1,6 +1,8 @@
 //! Every kernel against its definition in f64, on drawn sizes and layouts, with a look at what lies beside its output.
 
 mod common;
+mod derivatives;
+mod windows;
 
 use common::{Drawn, check, close, device, devices, normal, size, wide};
 use kernels_cpu::map::Unary;
@@ -16,6 +18,7 @@ fn dims(rng: &mut Rng, low: usize, high: usize) -> Vec<usize> {
     (0..rank).map(|_| if rank > 3 { 1 + rng.below(4) } else { size(rng) }).collect()
 }
 
+/// An output, of which every element has to be written.
 fn out(device: &Device, rng: &mut Rng, dims: &[usize]) -> Drawn {
     Drawn::contiguous(device, rng, dims, |_| 777.0)
 }
