@@ -149,13 +149,10 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let (tiles_per_job, panels_per_job) = (row_tiles.div_ceil(row_jobs), panels.div_ceil(col_jobs));
     let (row_jobs, col_jobs) = (row_tiles.div_ceil(tiles_per_job), panels.div_ceil(panels_per_job));
 
-    // Rows that many panels read, and those that would crowd each other out of the cache, are packed: once for all jobs that have them in
+    // Words were written so that they can be read in place. Of f32, rows that many panels read, and those that would crowd each other out of the cache, are packed: once for all jobs that have them in
     // common, unless they are so many that they would only pass through the caches.
     let pack_a = match a {
-        Left::Mat(a) | Left::Words(a, _)
-            if !words.in_tiles()
-                && (a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || panels_per_job >= MANY_PANELS) =>
-        {
+        Left::Mat(a) if a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || panels_per_job >= MANY_PANELS => {
             Some(a)
         }
         _ => None,
@@ -275,7 +272,8 @@ impl WordsOp for Job<'_> {
     fn eval<S: Simd, D: Dot>(self, s: S, d: D) {
         let (mr, _) = tile::size(S::ISA);
         match self.a {
-            Left::Mat(a) | Left::Words(a, _) if self.pack_a && !D::TILES => {
+            Left::Mat(a) if self.pack_a => {
+                assert!(matches!(D::WORDS, Words::F32), "words lie as they should");
                 let depth = self.slab.min(self.end - self.start);
                 let size = self.packed_a.map_or(self.rows.len().next_multiple_of(mr) * depth + 16, |_| 0);
                 let mut lines = scratch::take(Use::Rows, size);
@@ -306,7 +304,6 @@ impl WordsOp for Job<'_> {
                 }
             }),
             Left::Windows(windows) => {
-                // For others there is no code.
                 assert!(matches!(D::WORDS, Words::F32), "windows are of f32");
                 // [tile of rows][tap][row of the tile]
                 let taps = windows.taps;
