@@ -17,6 +17,7 @@ use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par;
 
+pub use narrow::Numbers;
 pub use nest::Packed;
 pub(crate) use pack::numbers;
 use words::Words;

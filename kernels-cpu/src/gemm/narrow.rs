@@ -24,6 +24,30 @@ const LEVELS: f32 = 127.0;
 /// Most terms whose sum i32 holds: each is at most 255 times 128.
 const MOST_TERMS: usize = i32::MAX as usize / (255 * 128);
 
+/// What a right operand is packed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    /// [`Packed::new`]
+    F32,
+    /// [`Packed::bf16`]
+    Bf16,
+    /// [`Packed::int8`]
+    Int8,
+}
+
+impl Numbers {
+    /// Bytes that k by n of them take when they are packed for the tier in use.
+    pub fn packed_bytes(self, [k, n]: [usize; 2]) -> usize {
+        let isa = Isa::current();
+        let words = match self {
+            Self::F32 => Words::F32,
+            Self::Bf16 => Words::bf16(isa),
+            Self::Int8 => Words::int8(isa),
+        };
+        4 * words.count(k) * n.next_multiple_of(words.tile(isa).1)
+    }
+}
+
 impl Packed {
     /// Packs `b` [k, n] for products of bf16 on the tier in use: the left operand of a product with it is rounded to bf16.
     ///

@@ -149,8 +149,8 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let (tiles_per_job, panels_per_job) = (row_tiles.div_ceil(row_jobs), panels.div_ceil(col_jobs));
     let (row_jobs, col_jobs) = (row_tiles.div_ceil(tiles_per_job), panels.div_ceil(panels_per_job));
 
-    // Words were written so that they can be read in place. Of f32, rows that many panels read, and those that would crowd each other out of the cache, are packed: once for all jobs that have them in
-    // common, unless they are so many that they would only pass through the caches.
+    // Rows that many panels read, and those that would crowd each other out of the cache, are packed: once for all jobs that have them in
+    // common, unless they are so many that they would only pass through the caches. Words were written so that they are read in place.
     let pack_a = match a {
         Left::Mat(a) if a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || panels_per_job >= MANY_PANELS => {
             Some(a)
