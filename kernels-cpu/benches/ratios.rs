@@ -6,12 +6,13 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use half::bf16;
 use kernels_cpu::Isa;
 use kernels_cpu::conv::{Conv2d, Window};
 use kernels_cpu::gemm::{Finish, Mat, Packed, Right, gemm, gemm_batched, multiply};
 use kernels_cpu::map::Unary;
 use kernels_cpu::par::Pool;
-use kernels_cpu::simd::{Simd, SimdOp, dispatch};
+use kernels_cpu::simd::{Extra, Simd, SimdOp, dispatch, eval_with};
 
 /// The transformers' shapes of the peers' harness, and cubes.
 const SHAPES: [[usize; 3]; 19] = [
@@ -60,6 +61,78 @@ impl Peak {
         black_box(sums.map(|sum| s.sum(sum)));
         self.0 * N * S::LANES
     }
+}
+
+/// As [`Peak`], of the instructions that multiply words of fewer bits.
+struct NarrowPeak(usize, Extra);
+
+impl SimdOp for NarrowPeak {
+    type Output = usize;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> usize {
+        let (x, y) = (s.splat_i(black_box(0x3f80_3f80)), s.splat_i(black_box(0x0101_0101)));
+        let mut sums = [s.splat_i(0); 12];
+        for _ in 0..self.0 {
+            for sum in &mut sums {
+                // SAFETY: `narrow_peak` runs this by `eval_with` with what the machine has.
+                unsafe {
+                    *sum = match self.1 {
+                        Extra::Bf16 => s.bits(s.dot_bf16(s.as_float(*sum), s.as_float(x), s.as_float(y))),
+                        _ => s.dot_bytes(*sum, x, y),
+                    };
+                }
+            }
+        }
+        black_box(sums.map(|sum| s.sum(s.to_f32(sum))));
+        self.0 * 12 * S::LANES * if self.1 == Extra::Bf16 { 2 } else { 4 }
+    }
+}
+
+/// Multiply-adds per second of one core in bf16 and in int8: of AMX, whose registers no kernel outside reaches, 16 and 32 times those of f32,
+/// else of what is quickest.
+fn narrow_peaks() -> [f64; 2] {
+    let isa = Isa::current();
+    [(Extra::Bf16, 16.0), (Extra::Bytes, 32.0)].map(|(extra, in_tiles)| {
+        if isa == Isa::Amx {
+            return in_tiles * peak();
+        }
+        if !extra.is_available(isa) {
+            return peak();
+        }
+        let mut count = 0;
+        let seconds = time(|| count = eval_with(isa, extra, NarrowPeak(100_000, extra)));
+        (count as f64 / seconds).max(peak())
+    })
+}
+
+/// Products with a weight of bf16, and of int8: GFLOP/s on one thread, share of the peak, and two threads to one; f32 first.
+fn narrow([m, n, k]: [usize; 3], pools: &[Pool; 2]) -> [[f64; 3]; 3] {
+    let values = |len: usize, modulus: usize| (0..len).map(|i| (i % modulus) as f32 - 6.0).collect::<Vec<f32>>();
+    let (a, b, mut c) = (values(m * k, 17), values(k * n, 13), vec![0.0f32; m * n]);
+    let halves: Vec<bf16> = b.iter().map(|&x| bf16::from_f32(x)).collect();
+    let levels: Vec<i8> = b.iter().map(|&x| x as i8).collect();
+    let operands = [
+        Packed::new(Mat::new(&b, n, k).t()),
+        Packed::bf16(Mat::new(&halves, n, k).t()),
+        Packed::int8(Mat::new(&levels, n, k).t(), &vec![1.0; n]),
+    ];
+    let work = (m * k * n) as f64;
+    let repeats = (3e8 / work).ceil() as usize;
+    let mut best = [[f64::INFINITY; 2]; 3];
+    let mut peaks = [0.0f64; 3];
+    for _ in 0..15 {
+        for (best, b) in best.iter_mut().zip(&operands) {
+            for (best, pool) in best.iter_mut().zip(pools) {
+                let a = Mat::new(&a, m, k);
+                let mut all = || (0..repeats).for_each(|_| multiply(a, Right::Packed(b), &mut c, n, Finish::default(), true));
+                *best = pool.install(|| time(&mut all)).min(*best);
+            }
+        }
+        let [of_bf16, of_int8] = narrow_peaks();
+        peaks.iter_mut().zip([peak(), of_bf16, of_int8]).for_each(|(most, peak)| *most = peak.max(*most));
+    }
+    let work = work * repeats as f64;
+    core::array::from_fn(|i| [2e-9 * work / best[i][0], work / best[i][0] / peaks[i], best[i][0] / best[i][1]])
 }
 
 /// Multiply-adds per second of one core.
@@ -261,6 +334,16 @@ fn main() {
     println!("Tier {}, {:.0} Gflop/s at the peak of one core just now.\n", Isa::current(), 2e-9 * peak());
     if given("--training") {
         return print_trained(&pools);
+    }
+    if given("--narrow") {
+        println!("| product (m n k) | f32: GFLOP/s | bf16 | of peak | 2 threads | int8 | of peak | 2 threads |");
+        println!("|---|---|---|---|---|---|---|---|");
+        for [m, n, k] in SHAPES {
+            let [single, half, int8] = narrow([m, n, k], &pools);
+            let cell = |[rate, share, two]: [f64; 3]| format!("{rate:.0} | {:.0} % | {two:.2}", 100.0 * share);
+            println!("| {m} {n} {k} | {:.0} | {} | {} |", single[0], cell(half), cell(int8));
+        }
+        return;
     }
     println!("| convolution (side, channels, kernel, stride) | of peak |\n|---|---|");
     for c in [

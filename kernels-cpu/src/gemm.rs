@@ -4,18 +4,23 @@
 //! tile reads in order. An element of C is summed over k in slabs of fixed length, in order, whatever the sizes of the rest, the
 //! batch and the number of threads: its bits depend on K and the tier alone.
 
+mod amx;
+mod narrow;
 mod nest;
 mod pack;
 pub(crate) mod scratch;
 mod tile;
+mod words;
 
 use crate::float::{Float, as_f32, as_f32_mut, as_f64, as_f64_mut};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par;
 
+pub use narrow::Numbers;
 pub use nest::Packed;
 pub(crate) use pack::numbers;
+use words::Words;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +39,9 @@ pub struct Mat<'a, F> {
     pub col_stride: isize,
 }
 
-impl<'a, F: Float> Mat<'a, F> {
+impl<'a, T> Mat<'a, T> {
     /// A row-major matrix that fills `data`.
-    pub fn new(data: &'a [F], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         Self { data, offset: 0, rows, cols, row_stride: cols as isize, col_stride: 1 }
     }
 
@@ -44,16 +49,22 @@ impl<'a, F: Float> Mat<'a, F> {
     pub fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
+}
 
-    #[inline(always)]
-    fn at(&self, i: usize, j: usize) -> F {
-        self.data[(self.offset as isize + i as isize * self.row_stride + j as isize * self.col_stride) as usize]
-    }
+impl<'a, F: Float> Mat<'a, F> {
 
     /// The same as f32, if it is.
     pub(crate) fn single(self) -> Option<Mat<'a, f32>> {
         let Self { data, offset, rows, cols, row_stride, col_stride } = self;
         Some(Mat { data: as_f32(data)?, offset, rows, cols, row_stride, col_stride })
+    }
+
+}
+
+impl<T: Copy> Mat<'_, T> {
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize) -> T {
+        self.data[(self.offset as isize + i as isize * self.row_stride + j as isize * self.col_stride) as usize]
     }
 
     fn check(&self) {
@@ -126,13 +137,15 @@ impl Packed {
 #[derive(Clone, Copy)]
 enum Left<'a> {
     Mat(Mat<'a, f32>),
+    /// Words of narrower numbers, and the scales of rows of levels.
+    Words(Mat<'a, f32>, &'a [f32]),
     Windows(&'a Windows<'a>),
 }
 
 impl Left<'_> {
     fn size(&self) -> [usize; 2] {
         match self {
-            Self::Mat(a) => [a.rows, a.cols],
+            Self::Mat(a) | Self::Words(a, _) => [a.rows, a.cols],
             Self::Windows(w) => [w.rows, w.taps * w.channels],
         }
     }
@@ -175,7 +188,7 @@ pub(crate) unsafe fn multiply_windows(
 pub enum Right<'a, F> {
     /// Packed in passing, or read where it lies.
     Loose(Mat<'a, F>),
-    /// Packed before, all of it: f32 alone.
+    /// Packed before, all of it, from f32 or from fewer bits: for products in f32 alone.
     Packed(&'a Packed),
 }
 
@@ -191,6 +204,11 @@ impl<'a, F: Float> Right<'a, F> {
     /// The tier that a product with it runs on.
     fn isa(&self) -> Isa {
         if let Self::Packed(b) = self { b.isa() } else { Isa::current() }
+    }
+
+    /// What is multiplied.
+    fn words(&self) -> Words {
+        if let Self::Packed(b) = self { b.words } else { Words::F32 }
     }
 
     /// Number of rows.
@@ -210,7 +228,8 @@ impl<'a, F: Float> Right<'a, F> {
     }
 }
 
-/// C = act(A B + bias + residual), on several threads or the calling one alone. How B is given does not change a bit.
+/// C = act(A B + bias + residual), on several threads or the calling one alone. How B is given does not change a bit, but where it was packed
+/// from bf16 ([`Packed::bf16`]) or int8 ([`Packed::int8`]) A is narrowed to the same.
 ///
 /// # Panics
 /// As [`gemm`]; also if B is packed and not of f32.
@@ -329,7 +348,12 @@ fn run<F: Float>(
     };
     let (b, finish) = b.single().zip(finish.single()).expect("same type as A");
     let out = Out { c: as_f32_mut(c).expect("same type as A"), ldc, accumulate, finish };
-    nest::product(b.isa(), Left::Mat(a), b, out, threads);
+    match b {
+        Right::Packed(packed) if packed.words != Words::F32 => {
+            narrow::narrowed(a, packed, threads, |a| nest::product(b.isa(), a, b, out, threads));
+        }
+        _ => nest::product(b.isa(), Left::Mat(a), b, out, threads),
+    }
 }
 
 /// f64 through `matrixmultiply`.
@@ -454,7 +478,7 @@ mod tests {
         }
     }
 
-    struct Activated<'a>(Unary, &'a mut [f32]);
+    pub(super) struct Activated<'a>(pub Unary, pub &'a mut [f32]);
 
     impl crate::simd::SimdOp for Activated<'_> {
         type Output = ();

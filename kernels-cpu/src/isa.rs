@@ -19,11 +19,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
     Avx512,
+    /// AVX-512 and AMX's tiles for products of bf16 and of int8.
+    Amx,
 }
 
 impl Isa {
     /// Every tier, lowest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Portable, Self::Avx2, Self::Avx512, Self::Amx];
 
     /// The name that `TIER_ISA` knows.
     pub fn name(self) -> &'static str {
@@ -32,6 +34,7 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 
@@ -41,6 +44,7 @@ impl Isa {
             Self::Scalar | Self::Portable => true,
             Self::Avx2 => has_avx2(),
             Self::Avx512 => has_avx512(),
+            Self::Amx => has_avx512() && has_amx(),
         }
     }
 
@@ -82,7 +86,7 @@ impl Isa {
                 Some(isa) => {
                     Err(std::format!("TIER_ISA={isa}: this machine does not have it; its best is {}", Self::best()))
                 }
-                None => Err(std::format!("TIER_ISA={name}: not one of scalar, portable, avx2, avx512")),
+                None => Err(std::format!("TIER_ISA={name}: not one of scalar, portable, avx2, avx512, amx")),
             },
         }
     }
@@ -128,4 +132,34 @@ fn has_avx512() -> bool {
             target_feature = "avx512bw",
             target_feature = "avx512dq"
         ))
+}
+
+/// Whether the machine has tiles of bf16 and int8, and the system gives them to this process.
+#[cfg(all(target_arch = "x86_64", target_os = "linux", feature = "std"))]
+fn has_amx() -> bool {
+    use core::arch::x86_64::{__cpuid, __cpuid_count};
+    /// AMX-BF16, AMX-TILE and AMX-INT8 in EDX of leaf 7.
+    const TILES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    static GRANTED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *GRANTED.get_or_init(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES == TILES && ask_for_tiles())
+}
+
+/// Linux gives a process the state of tiles (8 KiB for each thread that uses it) when it asks: Documentation/arch/x86/xstate.rst.
+#[cfg(all(target_arch = "x86_64", target_os = "linux", feature = "std"))]
+fn ask_for_tiles() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    const XFEATURE_XTILEDATA: u64 = 18;
+    let result: i64;
+    // SAFETY: the call changes no memory of the process; the instruction overwrites rcx and r11.
+    unsafe {
+        core::arch::asm!("syscall", inlateout("rax") ARCH_PRCTL => result, in("rdi") ARCH_REQ_XCOMP_PERM, in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    result == 0
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux", feature = "std")))]
+fn has_amx() -> bool {
+    false
 }

@@ -91,6 +91,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
     /// a shifted right by N bits, keeping the sign.
     fn shr_i<const N: u32>(self, a: Self::I) -> Self::I;
+    /// sum + a b of the two i16 in each lane, wrapping.
+    fn dot_i16(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    /// sum + a b of the four bytes in each lane, those of `a` unsigned and those of `b` signed, wrapping.
+    ///
+    /// # Safety
+    /// In kernels that [`eval_with`] runs with [`Extra::Bytes`] alone.
+    unsafe fn dot_bytes(self, _sum: Self::I, _a: Self::I, _b: Self::I) -> Self::I {
+        unreachable!("{} has no products of bytes", Self::ISA)
+    }
+    /// sum + a b of the two bf16 in each lane, subnormal numbers taken for 0.
+    ///
+    /// # Safety
+    /// In kernels that [`eval_with`] runs with [`Extra::Bf16`] alone.
+    unsafe fn dot_bf16(self, _sum: Self::F, _a: Self::F, _b: Self::F) -> Self::F {
+        unreachable!("{} has no products of bf16", Self::ISA)
+    }
 
     /// The first `LANES` numbers of `x`.
     #[inline(always)]
@@ -201,6 +217,60 @@ pub fn eval_on<O: SimdOp>(isa: Isa, op: O) -> O::Output {
     run(isa, op)
 }
 
+/// Instructions that only some machines of a tier have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// [`Simd::dot_bytes`]: AVX-VNNI and AVX512-VNNI.
+    Bytes,
+    /// [`Simd::dot_bf16`]: AVX512-BF16.
+    Bf16,
+    /// AMX, whose instructions kernels write out.
+    Tiles,
+}
+
+impl Extra {
+    /// Whether this machine has them on a tier.
+    pub fn is_available(self, isa: Isa) -> bool {
+        #[cfg(all(target_arch = "x86_64", feature = "std"))]
+        return isa.is_available()
+            && match (isa, self) {
+                (Isa::Avx2, Self::Bytes) => std::is_x86_feature_detected!("avxvnni"),
+                (Isa::Avx512 | Isa::Amx, Self::Bytes) => std::is_x86_feature_detected!("avx512vnni"),
+                (Isa::Avx512 | Isa::Amx, Self::Bf16) => std::is_x86_feature_detected!("avx512bf16"),
+                (Isa::Amx, Self::Tiles) => true,
+                _ => false,
+            };
+        #[cfg(not(all(target_arch = "x86_64", feature = "std")))]
+        {
+            let _ = isa;
+            false
+        }
+    }
+}
+
+/// As [`eval_on`], compiled for such instructions too.
+///
+/// # Panics
+/// If the machine does not have them.
+pub fn eval_with<O: SimdOp>(isa: Isa, extra: Extra, op: O) -> O::Output {
+    assert!(extra.is_available(isa), "this machine does not have {extra:?} on {isa}");
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: checked.
+    return unsafe {
+        match (isa, extra) {
+            (Isa::Avx2, Extra::Bytes) => avx2::run_bytes(op),
+            (_, Extra::Bytes) => avx512::run_bytes(op),
+            (_, Extra::Bf16) => avx512::run_bf16(op),
+            (_, Extra::Tiles) => avx512::run(op),
+        }
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        drop(op);
+        unreachable!("no tier has it")
+    }
+}
+
 /// Runs another kernel on a token's tier, as a function of its own: for what is rare inside a kernel.
 #[inline]
 pub fn again<S: Simd, O: SimdOp>(_: S, op: O) -> O::Output {
@@ -218,9 +288,9 @@ fn run<O: SimdOp>(isa: Isa, op: O) -> O::Output {
         Isa::Avx2 => unsafe { avx2::run(op) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512::run(op) },
+        Isa::Avx512 | Isa::Amx => unsafe { avx512::run(op) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => op.eval(portable::Portable::new()),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => op.eval(portable::Portable::new()),
     }
 }
 
@@ -261,8 +331,9 @@ mod tests {
                     s.to_f32(s.and_i(i, one)),
                     s.to_f32(s.shl_i::<2>(i)),
                     s.to_f32(s.shr_i::<1>(i)),
+                    s.as_float(s.and_i(s.dot_i16(i, s.bits(x), s.bits(y)), s.splat_i(0x7ff_ffff))),
                 ];
-                let mut lanes = [[0.0; 16]; 20];
+                let mut lanes = [[0.0; 16]; 21];
                 results.iter().zip(&mut lanes).for_each(|(&r, l)| s.store(r, l));
                 for k in 0..a.len() {
                     out.extend(lanes.iter().map(|l| l[k]));

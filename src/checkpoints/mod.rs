@@ -22,7 +22,7 @@ use crate::models::single::{ImageOutput, TextOutput};
 use crate::models::{
     DualEncoderConfig, GlobalText, ImageModelConfig, ImageTowerConfig, Network, NetworkConfig, TextModelConfig,
 };
-use crate::nn::Source;
+use crate::nn::{SCALE, Source};
 use crate::op::Meta;
 use crate::spelling::nearest;
 use crate::tensor::Tensor;
@@ -31,7 +31,7 @@ pub use keys::Keys;
 pub use layouts::hf_clip::{Ends, written as hf_clip_config};
 use layouts::{Evidence, LAYOUTS, Layout};
 use names::{Names, Read, Table};
-pub use precision::Precision;
+pub use precision::{Precision, without_levels};
 use sizes::Shapes;
 
 /// An opened checkpoint: what it is, and its tensors as the parameters of a model here, none of them read yet.
@@ -84,6 +84,31 @@ impl Part {
 
     fn foreign(&self, name: &str) -> Option<&Tensor> {
         self.weights.get(&format!("{}{name}", self.prefix))
+    }
+
+    /// What an entry names, in the type that is wanted; of levels with their scales.
+    fn tensor(&self, entry: &names::Entry, wanted: &dyn Fn(&str, Meta) -> DType) -> Result<Option<(Tensor, Option<Tensor>)>> {
+        let name = &entry.canonical;
+        let Some(meta) = self.read.metas.get(name).copied() else {
+            return Ok(self.foreign(&entry.foreign).and_then(|tensor| entry.view.of(tensor)).map(|tensor| (tensor, None)));
+        };
+        let (dtype, scale) = (wanted(name, meta), self.scales.get(name).and_then(|scale| self.foreign(scale)));
+        if dtype == meta.dtype {
+            let tensor = self.foreign(&entry.foreign).and_then(|tensor| entry.view.of(tensor));
+            return Ok(tensor.map(|tensor| (tensor, scale.cloned())));
+        }
+        // What becomes another tensor is read once, so that the file's pages do not stay in memory beside it.
+        let kept = self.weights.read(&format!("{}{}", self.prefix, entry.foreign))?;
+        let wide = match (kept, scale) {
+            (Some(levels), Some(scale)) => Some(precision::widened(&levels, scale)),
+            (kept, _) => kept.and_then(|kept| entry.view.of(&kept)),
+        };
+        let Some(wide) = wide else { return Ok(None) };
+        if dtype == DType::I8 {
+            let (levels, scale) = precision::narrowed(name, &wide.to_dtype(DType::F32).packed()).at(self.weights.path())?;
+            return Ok(Some((levels, Some(scale))));
+        }
+        Ok(Some((wide.to_dtype(dtype), None)))
     }
 }
 
@@ -229,10 +254,14 @@ impl Checkpoint {
             _ => format!("{what}: {}", names.join(", ")),
         }));
         let details = passed.iter().map(|(what, names)| format!("{what}: {}", names.join(", "))).collect();
+        let tables: Vec<usize> = scales.keys().filter(|name| precision::is_table(name)).map(|name| read.metas[name].dims.numel()).collect();
         if !scales.is_empty() {
-            let numbers: usize = scales.keys().filter_map(|name| read.metas.get(name)).map(|m| m.dims.numel()).sum();
-            let mib = (4 * numbers) as f64 / f64::from(1 << 20);
-            notes.push(format!("{} int8 matrices, widened to f32 in memory: {mib:.1} MiB", scales.len()));
+            let mib = (4 * tables.iter().sum::<usize>()) as f64 / f64::from(1 << 20);
+            let rest = match tables.len() {
+                0 => String::new(),
+                n => format!("; of them {n} tables of embeddings, widened to f32 in memory: {mib:.1} MiB"),
+            };
+            notes.push(format!("{} int8 matrices{rest}", scales.len()));
         }
         let parts = vec![Part { path: path.to_path_buf(), layout, weights, prefix, read, scales }];
         Ok(Self { path: path.to_path_buf(), layout, config, notes, details, evidence, parts })
@@ -357,40 +386,29 @@ impl Checkpoint {
     /// # Errors
     /// If two names of one parameter have different values, or a file's bytes are not what its checksums say.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.tensors_with(&|_, _| false)
+        self.tensors_in(&|_, meta| if meta.dtype == DType::I8 { DType::F32 } else { meta.dtype })
     }
 
-    /// As [`Checkpoint::tensors`], those that `widened` chooses by name in f32.
-    fn tensors_with(&self, widened: &dyn Fn(&str, Meta) -> bool) -> Result<BTreeMap<String, Tensor>> {
+    /// As [`Checkpoint::tensors`], in the types that are wanted by name; what is to be i8 are levels, and their scales come too.
+    fn tensors_in(&self, wanted: &dyn Fn(&str, Meta) -> DType) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
-        let becomes_f32 =
-            |(name, meta): (&String, &Meta), part: &Part| part.scales.contains_key(name) || widened(name, *meta);
-        let of_part = |part: &Part| -> usize {
-            let wide = part.read.metas.iter().filter(|entry| becomes_f32(*entry, part));
-            wide.map(|(_, meta)| 4 * meta.dims.numel()).sum()
+        let made = |(name, meta): (&String, &Meta)| match wanted(name, *meta) {
+            dtype if dtype == meta.dtype => 0,
+            dtype => dtype.size() * meta.dims.numel(),
         };
-        memory::room(self.parts.iter().map(of_part).sum::<usize>() as u64, "these weights in f32")?;
+        let of_part = |part: &Part| part.read.metas.iter().map(made).sum::<usize>();
+        memory::room(self.parts.iter().map(of_part).sum::<usize>() as u64, "these weights, converted,")?;
         for part in &self.parts {
             part.weights.check()?;
-            let of = |entry: &names::Entry| -> Result<Option<Tensor>> {
-                let meta = part.read.metas.get(&entry.canonical).copied();
-                // What becomes another tensor is read once, so that the file's pages do not stay in memory beside it.
-                let once = |name: &str| part.weights.read(&format!("{}{name}", part.prefix));
-                let scale = part.scales.get(&entry.canonical);
-                if scale.is_none() && !meta.is_some_and(|meta| widened(&entry.canonical, meta)) {
-                    return Ok(part.foreign(&entry.foreign).and_then(|tensor| entry.view.of(tensor)));
-                }
-                let Some(kept) = once(&entry.foreign)? else { return Ok(None) };
-                Ok(match scale {
-                    Some(scale) => part.foreign(scale).map(|scale| precision::widened(&kept, scale)),
-                    None => entry.view.of(&kept).map(|tensor| tensor.to_dtype(DType::F32)),
-                })
-            };
+            let of = |entry: &names::Entry| part.tensor(entry, wanted);
             for entry in &part.read.names.0 {
-                out.extend(of(entry)?.map(|tensor| (entry.canonical.clone(), tensor)));
+                if let Some((tensor, scale)) = of(entry)? {
+                    out.extend(scale.map(|scale| (format!("{}{SCALE}", entry.canonical), scale)));
+                    out.insert(entry.canonical.clone(), tensor);
+                }
             }
             for alias in &part.read.aliases {
-                if let (Some(kept), Some(second)) = (out.get(&alias.canonical), of(alias)?)
+                if let (Some(kept), Some((second, _))) = (out.get(&alias.canonical), of(alias)?)
                     && !equal(kept, &second)
                 {
                     let first = part.read.names.foreign_name(&alias.canonical).unwrap_or_default();
@@ -405,12 +423,13 @@ impl Checkpoint {
         Ok(out)
     }
 
-    /// The model. Matrices and embeddings stay views of the file in their own type, f32 or half; all else is f32.
+    /// The model, which multiplies matrices as its file keeps them: f32 and half types stay views of the file, and so do int8 matrices,
+    /// but for tables of embeddings; all else is f32.
     ///
     /// # Errors
     /// If a tensor is not of a floating type, or see [`Checkpoint::tensors`].
     pub fn network(&self) -> Result<Network> {
-        self.network_with(true)
+        self.network_in(None)
     }
 
     /// The model, all of it in f32.
@@ -418,20 +437,25 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::network`].
     pub fn network_in_f32(&self) -> Result<Network> {
-        self.network_with(false)
+        self.network_in(Some(Precision::F32))
     }
 
-    fn network_with(&self, half: bool) -> Result<Network> {
+    /// The model with its matrices in a precision, whatever the file has them in.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::network`]; also if int8 is wanted of what is not finite.
+    pub fn network_in(&self, precision: Option<Precision>) -> Result<Network> {
         // Patches that are cut from the image are projected by a matrix product.
         let patches = match self.config.vision() {
             Some(ImageTowerConfig::Vit(vit)) if vit.stem.is_empty() => "vision_model.embeddings.patch_embedding.weight",
             _ => "",
         };
-        let tensors = self.tensors_with(&|name, meta| match meta.dtype {
-            DType::F16 | DType::BF16 => !(half && (precision::is_matrix(name, meta) || name == patches)),
-            other => other == DType::F64,
+        let integers = [DType::I64, DType::I32, DType::U8];
+        let tensors = self.tensors_in(&|name, meta| match meta.dtype {
+            dtype if integers.contains(&dtype) => dtype,
+            dtype => precision.unwrap_or(Precision::of_type(dtype)).of_parameter(name, meta, patches),
         })?;
-        if let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| !tensor.dtype().is_float()) {
+        if let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| integers.contains(&tensor.dtype())) {
             return Err(Error::new(format!("{name} is {}, not a floating type", tensor.dtype())).at(&self.path));
         }
         Network::new(&Source::tensors(&tensors).params(), &self.config).at(&self.path)

@@ -4,12 +4,13 @@
 //! tensor `NAME` of i8 [out, in] and the tensor `NAME.scale` of f32 `[out]`: W[i, j] = scale[i] q[i, j], where scale[i] is the largest
 //! |W[i, j]| of the row over 127 and q is rounded to the nearest, -127 to 127.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::names::{Read, View};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::Dims;
+use crate::nn::SCALE;
 use crate::op::Meta;
 use crate::tensor::Tensor;
 
@@ -23,12 +24,10 @@ pub enum Precision {
     Bf16,
     /// IEEE half: up to 65504, 11 bits of precision.
     F16,
-    /// 8-bit integers with a scale for every output channel; widened to f32 when opened.
+    /// 8-bit integers with a scale for every output channel.
     Int8,
 }
 
-/// What follows a matrix's name in the name of its scales.
-const SCALE: &str = ".scale";
 /// Largest level.
 const LEVELS: f32 = 127.0;
 /// The least f32 that f16 rounds to infinity.
@@ -42,7 +41,32 @@ pub(super) fn is_matrix(name: &str, meta: Meta) -> bool {
         && !name.contains("token_type_embeddings")
 }
 
+/// Whether it is a table of embeddings, of which rows are read.
+pub(super) fn is_table(name: &str) -> bool {
+    name.contains("embedding")
+}
+
 impl Precision {
+    /// The type in which a network of this precision has a parameter; `patches` is a matrix by another name.
+    pub(super) fn of_parameter(self, name: &str, meta: Meta, patches: &str) -> DType {
+        match self {
+            Self::Bf16 if is_matrix(name, meta) || name == patches => DType::BF16,
+            Self::F16 if is_matrix(name, meta) || name == patches => DType::F16,
+            Self::Int8 if is_matrix(name, meta) && !is_table(name) => DType::I8,
+            _ => DType::F32,
+        }
+    }
+
+    /// What matrices of this type are kept in.
+    pub(super) fn of_type(dtype: DType) -> Self {
+        match dtype {
+            DType::BF16 => Self::Bf16,
+            DType::F16 => Self::F16,
+            DType::I8 => Self::Int8,
+            _ => Self::F32,
+        }
+    }
+
     /// Its short name, as on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -53,13 +77,13 @@ impl Precision {
         }
     }
 
-    /// Parameters as a file of this precision has them.
+    /// Parameters, whatever they are kept in, as a file of this precision has them.
     ///
     /// # Errors
     /// If a value does not fit.
     pub fn stored(self, parameters: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
         let mut out = Vec::with_capacity(parameters.len());
-        for (name, tensor) in parameters {
+        for (name, tensor) in without_levels(parameters) {
             let matrix = is_matrix(&name, tensor.meta());
             let wide = tensor.to_dtype(DType::F32).packed();
             match self {
@@ -71,9 +95,7 @@ impl Precision {
                     out.push((name, wide.to_dtype(DType::F16)));
                 }
                 Self::Int8 if matrix => {
-                    let (levels, scale) = narrowed(&wide).ok_or_else(|| {
-                        Error::new(format!("{name} has values that are not finite: no int8 for them"))
-                    })?;
+                    let (levels, scale) = narrowed(&name, &wide)?;
                     out.extend([(format!("{name}{SCALE}"), scale), (name, levels)]);
                 }
                 _ => out.push((name, wide)),
@@ -83,12 +105,15 @@ impl Precision {
     }
 }
 
-/// A contiguous f32 matrix as levels and the scales of its rows; nothing if a value is not finite.
-fn narrowed(matrix: &Tensor) -> Option<(Tensor, Tensor)> {
+/// A contiguous f32 matrix as levels and the scales of its rows.
+///
+/// # Errors
+/// If a value is not finite.
+pub(super) fn narrowed(name: &str, matrix: &Tensor) -> Result<(Tensor, Tensor)> {
     let [rows, columns] = [0, 1].map(|k| matrix.dims()[k]);
     let values = matrix.as_slice::<f32>();
     if !values.iter().all(|x| x.is_finite()) {
-        return None;
+        return Err(Error::new(format!("{name} has values that are not finite: no int8 for them")));
     }
     let (mut scales, mut levels) = (Vec::with_capacity(rows), Vec::with_capacity(values.len()));
     for row in values.chunks(columns.max(1)) {
@@ -103,7 +128,20 @@ fn narrowed(matrix: &Tensor) -> Option<(Tensor, Tensor)> {
         scales.push(own);
     }
     scales.resize(rows, 0.0);
-    Some((Tensor::from_slice(&levels, [rows, columns]), Tensor::from_slice(&scales, [rows])))
+    Ok((Tensor::from_slice(&levels, [rows, columns]), Tensor::from_slice(&scales, [rows])))
+}
+
+/// Parameters of a model, those in int8 widened.
+pub fn without_levels(parameters: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
+    let scales: BTreeMap<String, Tensor> = parameters.iter().filter(|(name, _)| name.ends_with(SCALE)).cloned().collect();
+    let of = |name: &str, tensor: &Tensor| scales.get(&format!("{name}{SCALE}")).filter(|_| tensor.dtype() == DType::I8);
+    let levels: BTreeSet<String> =
+        parameters.iter().filter(|(name, tensor)| of(name, tensor).is_some()).map(|(name, _)| format!("{name}{SCALE}")).collect();
+    let wide = parameters.into_iter().filter(|(name, _)| !levels.contains(name)).map(|(name, tensor)| {
+        let wide = of(&name, &tensor).map(|scale| widened(&tensor, scale));
+        (name, wide.unwrap_or(tensor))
+    });
+    wide.collect()
 }
 
 /// The matrix of these levels [out, in] and scales `[out]`, in f32.
@@ -155,7 +193,7 @@ mod tests {
         let mut rng = Rng::new(3, 0);
         let sizes = Tensor::from_slice(&[1e-3f32, 1.0, 300.0, 0.0], [4, 1]);
         let matrix = Tensor::randn([4, 50], DType::F32, &mut rng).mul(&sizes);
-        let (levels, scale) = narrowed(&matrix).unwrap();
+        let (levels, scale) = narrowed("w", &matrix).unwrap();
         let back = widened(&levels, &scale);
         for (i, (row, back)) in matrix.to_vec::<f32>().chunks(50).zip(back.to_vec::<f32>().chunks(50)).enumerate() {
             let largest = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
@@ -170,10 +208,10 @@ mod tests {
         let many = Tensor::randn([500, 40], DType::F32, &mut rng).mul(&Tensor::from_slice(&scales, [500, 1]));
         for matrix in [back, many] {
             let widen = |(levels, scale): (Tensor, Tensor)| widened(&levels, &scale);
-            let once = widen(narrowed(&matrix).unwrap());
-            assert_eq!(widen(narrowed(&once).unwrap()).to_vec::<f32>(), once.to_vec::<f32>());
+            let once = widen(narrowed("w", &matrix).unwrap());
+            assert_eq!(widen(narrowed("w", &once).unwrap()).to_vec::<f32>(), once.to_vec::<f32>());
         }
-        assert!(narrowed(&Tensor::from_slice(&[1.0, f32::NAN], [1, 2])).is_none());
+        assert!(narrowed("w", &Tensor::from_slice(&[1.0, f32::NAN], [1, 2])).is_err());
     }
 
     #[test]

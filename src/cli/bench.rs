@@ -10,6 +10,7 @@ use super::Global;
 use super::model::ModelArgs;
 use crate::check::Inputs;
 use crate::check::inputs::drawn_texts;
+use crate::checkpoints::Precision;
 use crate::device::Gpu;
 use crate::error::{Error, Result};
 use crate::formats::Weights;
@@ -55,15 +56,9 @@ pub struct Args {
     /// What the steps of inference or the ops of a training step take, by kind, the longest first.
     #[arg(long, conflicts_with = "once")]
     profile: bool,
-    /// Arithmetic of inference.
-    #[arg(long, default_value = "f32")]
-    dtype: Arithmetic,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Arithmetic {
-    /// Products and sums in f32, whatever the file's weights are.
-    F32,
+    /// What matrices are multiplied in (default: what the file has them in).
+    #[arg(long, value_enum)]
+    dtype: Option<Precision>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -225,7 +220,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let usual = if checkpoint.config.vision().is_some() { What::Image } else { What::Text };
     let what = args.what.unwrap_or(usual);
     // Pixels and ids are drawn: nothing beside the model is needed.
-    let mut pipeline = args.model.ways().open(&checkpoint, Unused { pictures: true, texts: true }, global)?;
+    let mut pipeline = args.model.ways().open_in(args.dtype, &checkpoint, Unused { pictures: true, texts: true }, global)?;
     let batch = args.batch.unwrap_or(1);
     let golden = args.golden.as_ref().map(|path| Weights::open(path, !global.no_mmap)).transpose()?;
     let of = |what: &str| -> Result<Option<Tensor>> {
@@ -274,7 +269,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let median = times[times.len() / 2];
     let what = if what == What::Text { "text" } else { "image" };
     Ok(
-        serde_json::json!({ "bench": "infer", "profile": profile, "what": what, "model": args.model.name(), "dtype": checkpoint.precision().name(), "batch": batch, "threads": global.thread_count(),
+        serde_json::json!({ "bench": "infer", "profile": profile, "what": what, "model": args.model.name(), "dtype": args.dtype.unwrap_or_else(|| checkpoint.precision()).name(), "batch": batch, "threads": global.thread_count(),
         "ms": round(median * 1e3), "best_ms": round(times[0] * 1e3), "per_s": round(batch as f64 / median), "runs": times.len(),
         "first_ms": round(first * 1e3), "rss_mib": peak_mib(), "relerr": relerr }),
     )

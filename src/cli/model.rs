@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Global;
 use super::preprocess::Pixels;
-use crate::checkpoints::Checkpoint;
+use crate::checkpoints::{Checkpoint, Precision};
 use crate::data::{Loader, LoaderOptions};
 use crate::error::{At, Error, Result};
 use crate::models::ImageTowerConfig;
@@ -104,12 +104,27 @@ impl Ways {
 
     /// Makes a model of a checkpoint, these ways before those beside it, and says what was loaded.
     pub(super) fn open(&self, checkpoint: &Checkpoint, unused: Unused, global: &Global) -> Result<Pipeline> {
+        self.open_in(None, checkpoint, unused, global)
+    }
+
+    /// As [`Self::open`], where matrices may be multiplied in another precision than the file's.
+    pub(super) fn open_in(
+        &self,
+        precision: Option<Precision>,
+        checkpoint: &Checkpoint,
+        unused: Unused,
+        global: &Global,
+    ) -> Result<Pipeline> {
         let flags = self.pixels != Pixels::default();
+        // Devices have no kernels for levels.
+        let levels = precision.unwrap_or_else(|| checkpoint.precision()) == Precision::Int8;
+        let precision = if levels && global.gpu()?.is_some() { Some(Precision::F32) } else { precision };
         let given = Given {
             tokenizer: self.tokenizer.clone(),
             max_length: self.max_length,
             preprocess: self.pixels.preset.map(|preset| preset.preprocess()),
             unused,
+            precision,
         };
         let mut pipeline = Pipeline::load(checkpoint, given)?;
         if flags {

@@ -13,7 +13,7 @@ pub use block::{Block, Config as EncoderConfig, Encoder};
 pub use conv::{Conv2d, ConvNorm};
 pub use kernels_cpu::map::Unary;
 pub(crate) use params::join;
-pub use params::{Init, Module, Params, Source};
+pub use params::{Init, Module, Params, SCALE, Source};
 pub use projection::{Projection, ProjectionHead, ProjectionKind, ProjectionMlp};
 
 use crate::error::Result;
@@ -23,6 +23,8 @@ use crate::tensor::Tensor;
 pub struct Linear {
     /// [out, in]
     pub weight: Tensor,
+    /// `[out]`, of a weight of int8.
+    pub scale: Option<Tensor>,
     /// `[out]`
     pub bias: Option<Tensor>,
 }
@@ -33,18 +35,24 @@ impl Linear {
         let p = params.at(name);
         let weight = p.get("weight", &[output, input], Init::Normal(std))?;
         let bias = bias.then(|| p.get("bias", &[output], Init::Constant(0.0))).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self { weight, scale: p.scale("weight"), bias })
     }
 
     /// x [.., in] to [.., out].
     pub fn forward(&self, x: &Tensor, act: Option<Unary>) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref(), act)
+        match &self.scale {
+            Some(scale) => x.linear_int8(&self.weight, scale, self.bias.as_ref(), act),
+            None => x.linear(&self.weight, self.bias.as_ref(), act),
+        }
     }
 }
 
 impl Module for Linear {
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
         f(&format!("{at}.weight"), &mut self.weight);
+        if let Some(scale) = &mut self.scale {
+            f(&format!("{at}.weight{SCALE}"), scale);
+        }
         if let Some(bias) = &mut self.bias {
             f(&format!("{at}.bias"), bias);
         }

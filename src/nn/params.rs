@@ -10,6 +10,9 @@ use crate::layout::Dims;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
+/// What follows the name of a matrix of int8 in the name of its scales.
+pub const SCALE: &str = ".scale";
+
 /// Something with parameters.
 pub trait Module {
     /// Calls `f` with the full name and the tensor of every parameter below `at`, always in the same order.
@@ -158,6 +161,14 @@ impl Params<'_> {
                 Ok(tensor.clone())
             }
         }
+    }
+
+    /// The scales of the matrix `name`, where it is given in int8.
+    pub fn scale(&self, name: &str) -> Option<Tensor> {
+        let Kind::Tensors(tensors) = &self.source.kind else { return None };
+        let name = self.full(name);
+        let levels = tensors.get(&name).is_some_and(|tensor| tensor.dtype() == DType::I8);
+        tensors.get(&format!("{name}{SCALE}")).filter(|_| levels).cloned()
     }
 }
 

@@ -89,7 +89,8 @@ impl Op for Conv2d {
     }
 
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], _: &mut Packs) -> Option<Box<dyn Prepared>> {
-        Product::prepare(x, constants, None, Tensor::packed, |weight| {
+        let bytes = x[1].dims.numel() * size_of::<f32>();
+        Product::prepare(x, constants, None, Tensor::packed, bytes, |weight| {
             let kernel = self.kernel(x[0], x[1]);
             let weight = kernel.pack(weight.packed().as_slice())?;
             Some(Box::new(move |map: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| {

@@ -2,7 +2,7 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use kernels_cpu::gemm::{self, Finish, Mat, Packed, Right};
+use kernels_cpu::gemm::{self, Finish, Mat, Numbers, Packed, Right};
 use kernels_cpu::map::{self, Saved as Needs, Unary};
 #[cfg(feature = "vulkan")]
 use kernels_gpu::ops::Gemm;
@@ -160,11 +160,37 @@ pub(super) fn check_trains(op: &str, weight: DType) {
     assert!(!is_half(weight), "{op}: a weight stored as {weight} has no gradient; convert it to f32 to train it");
 }
 
-/// y = act(x W^T + b) for x [.., in], W [out, in] and b `[out]`: one matrix product, the activation on its rows. W and b may be stored
-/// in half beside an x of f32; they are then not trained.
+/// What a weight is multiplied as.
+fn numbers(weight: DType) -> Numbers {
+    match weight {
+        DType::BF16 => Numbers::Bf16,
+        DType::I8 => Numbers::Int8,
+        _ => Numbers::F32,
+    }
+}
+
+/// A weight [out, in] beside an x of f32, as the kernels read it.
+fn packed(weight: &Tensor, scale: Option<&Tensor>) -> Packed {
+    match numbers(weight.dtype()) {
+        Numbers::F32 => Packed::new(matrix(&widened(weight), 0).t()),
+        Numbers::Bf16 => Packed::bf16(matrix(weight, 0).t()),
+        Numbers::Int8 => Packed::int8(matrix(weight, 0).t(), scale.expect("beside levels").packed().as_slice()),
+    }
+}
+
+/// y = act(x W^T + b) for x [.., in], W [out, in] and b `[out]`: one matrix product, the activation on its rows. Beside an x of f32, W and b may be
+/// stored in half; they are then not trained. With W in bf16 the numbers of x are rounded to bf16 for the product, whose sums are f32. With W in i8
+/// its scales `[out]` come after it: they are levels, W[i, j] = scale[i] level, the rows of x become levels too, and there is no derivative.
 pub struct Linear {
     /// Applied last.
     pub act: Option<Unary>,
+}
+
+impl Linear {
+    /// Of inputs x, W, the scales of levels, b: the scales and b, where they are.
+    fn rest<T>(x: &[T], weight: DType) -> [Option<&T>; 2] {
+        if weight == DType::I8 { [x.get(2), x.get(3)] } else { [None, x.get(2)] }
+    }
 }
 
 impl Op for Linear {
@@ -174,22 +200,30 @@ impl Op for Linear {
 
     fn shape(&self, x: &[Meta]) -> Meta {
         let (d, w) = (x[0].dims, x[1].dims);
-        let types = x[1..].iter().all(|m| weight_fits(m.dtype, x[0].dtype));
-        let fits = !d.is_empty() && w.len() == 2 && d[d.len() - 1] == w[1] && types;
-        assert!(fits && x.get(2).is_none_or(|b| b.dims[..] == w[..1]), "linear: {x:?}");
+        let levels = x[1].dtype == DType::I8 && x[0].dtype == DType::F32;
+        let [scale, bias] = Self::rest(x, x[1].dtype);
+        let fits = !d.is_empty() && w.len() == 2 && d[d.len() - 1] == w[1];
+        let types = (levels || weight_fits(x[1].dtype, x[0].dtype)) && x.len() <= 3 + usize::from(levels);
+        let scaled = !levels || scale.is_some_and(|s| s.dims[..] == w[..1] && s.dtype == DType::F32);
+        let biased = bias.is_none_or(|b| b.dims[..] == w[..1] && weight_fits(b.dtype, x[0].dtype));
+        assert!(fits && types && scaled && biased, "linear: {x:?}");
         Meta { dims: d.with(d.len() - 1, w[0]), ..x[0] }
     }
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
-        let (w, bias) = (&widened(x[1]), x.get(2).map(|b| widened(b).packed()));
-        let rows = rows_of(x[0]);
+        let [scale, bias] = Self::rest(x, x[1].dtype());
+        let bias = bias.map(|b| widened(b).packed());
+        let (rows, narrow) = (rows_of(x[0]), numbers(x[1].dtype()) != Numbers::F32);
+        let w = &if narrow { x[1].detach() } else { widened(x[1]) };
         // The derivative needs the value before the activation.
         let apart = self.act.filter(|act| act.saves() == Needs::Input && x.iter().any(|x| x.is_tracked()));
         let act = self.act.filter(|_| apart.is_none());
         for_float!("linear", out.dtype, F => {
             let product = Tensor::write(out.dims, |z: &mut [F]| {
                 let finish = Finish { bias: bias.as_ref().map(|b| b.as_slice::<F>()), residual: None, act };
-                gemm::multiply(matrix(&rows, 0), Right::Loose(matrix::<F>(w, 0).t()), z, w.dims()[0].max(1), finish, true);
+                let packed = narrow.then(|| packed(w, scale.copied()));
+                let right = packed.as_ref().map_or_else(|| Right::Loose(matrix::<F>(w, 0).t()), Right::Packed);
+                gemm::multiply(matrix(&rows, 0), right, z, w.dims()[0].max(1), finish, true);
             });
             match apart {
                 None => product.into(),
@@ -203,6 +237,9 @@ impl Op for Linear {
 
     #[cfg(feature = "vulkan")]
     fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
+        if x[1].dtype() == DType::I8 {
+            return None;
+        }
         let rows = matrices(on, &rows_of(&x[0].to_device(on)), &[])?;
         let weight = matrices(on, &x[1].with_layout(x[1].layout().permute(&[1, 0])), &[])?;
         let bias = match x.get(2) {
@@ -226,8 +263,13 @@ impl Op for Linear {
     }
 
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], packs: &mut Packs) -> Option<Box<dyn Prepared>> {
-        Product::prepare(x, constants, self.act, rows_of, |weight| {
-            let weight = packs.get(weight, || Packed::new(matrix::<f32>(&widened(weight), 0).t()));
+        let (mut constants, mut scale) = (constants.to_vec(), None);
+        if x[1].dtype == DType::I8 {
+            scale = Some(constants.remove(2)?);
+        }
+        let bytes = numbers(x[1].dtype).packed_bytes([x[1].dims[1], x[1].dims[0]]);
+        Product::prepare(x, &constants, self.act, rows_of, bytes, |weight| {
+            let weight = packs.get(weight, || packed(weight, scale));
             Some(Box::new(move |rows: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| {
                 gemm::multiply(matrix(rows, 0), Right::Packed(&weight), y, weight.size()[1].max(1), finish, true);
             }))
@@ -244,6 +286,7 @@ impl Op for Linear {
     }
 
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        assert!(saved.meta(1).dtype != DType::I8, "linear: a weight of levels has no derivative; convert it to f32");
         (1..saved.count()).filter(|&i| saved.needs(i)).for_each(|i| check_trains("linear", saved.meta(i).dtype));
         let dy = dy.packed();
         let dz = match self.act {
@@ -312,6 +355,14 @@ impl Tensor {
         apply(Linear { act }, &inputs)
     }
 
+    /// act(x W^T + b) for a weight of int8: `levels` [out, in], their `scale` `[out]`, and `bias` `[out]`.
+    #[track_caller]
+    pub fn linear_int8(&self, levels: &Tensor, scale: &Tensor, bias: Option<&Tensor>, act: Option<Unary>) -> Tensor {
+        let mut inputs = vec![self, levels, scale];
+        inputs.extend(bias);
+        apply(Linear { act }, &inputs)
+    }
+
     /// Sum over the dimension before the last `after` - 1.
     fn sum_of_inner(&self, after: usize) -> Tensor {
         self.sum(&[self.rank() - after], false)
@@ -324,13 +375,14 @@ crate::check_ops!(Matmul, Linear);
 mod tests {
     use super::*;
 
+    /// Of bf16 beside an x that is rounded to it too, but for the order of sums.
     #[test]
     fn a_weight_stored_in_half_computes_as_its_f32_values() {
         let mut g = Gen::new(4, 9);
         for i in 0..60 {
             let (front, [input, output]) = (g.dims(0, 2), [g.size(), g.size()]);
             let dtype = [DType::BF16, DType::F16][i % 2];
-            let x = g.tensor(front.followed_by(&[input])).to_dtype(DType::F32).trainable();
+            let x = g.tensor(front.followed_by(&[input])).to_dtype(dtype).to_dtype(DType::F32).trainable();
             // Transposed half of the time: the layout of a weight is its file's.
             let weight = if g.rng.chance(0.5) {
                 g.tensor([output, input]).to_dtype(dtype)
@@ -344,9 +396,54 @@ mod tests {
                 let value = y.to_vec::<f32>();
                 (value, y.sum_all().backward().get(&x).map(Tensor::to_vec::<f32>))
             };
-            let wide = run(&weight.to_dtype(DType::F32), &bias.to_dtype(DType::F32));
-            assert_eq!(run(&weight, &bias), wide);
+            let (ours, wide) = (run(&weight, &bias), run(&weight.to_dtype(DType::F32), &bias.to_dtype(DType::F32)));
+            if dtype == DType::F16 {
+                assert_eq!(ours, wide);
+                continue;
+            }
+            let close = |a: &[f32], b: &[f32]| {
+                let most = b.iter().fold(1.0f32, |most, x| most.max(x.abs()));
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-6 * most)
+            };
+            assert!(close(&ours.0, &wide.0) && close(&ours.1.unwrap_or_default(), &wide.1.unwrap_or_default()));
         }
+    }
+
+    /// Within half a level of each factor, and a plan has the bits of the eager product: of bf16 too.
+    #[test]
+    fn a_weight_of_levels_computes_as_its_values() {
+        use crate::plan::Plan;
+        let mut g = Gen::new(5, 9);
+        for i in 0..60 {
+            let (front, [input, output]) = (g.dims(0, 2), [g.size(), g.size()]);
+            let x = g.tensor(front.followed_by(&[input])).to_dtype(DType::F32);
+            let levels: Vec<i8> = (0..output * input).map(|_| g.rng.below(255) as u8 as i8).collect();
+            let levels = Tensor::from_slice(&levels, [output, input]);
+            let [scale, bias] = [0, 1].map(|_| g.tensor([output]).to_dtype(DType::F32));
+            let (bias, act) = ((i % 3 > 0).then_some(&bias), g.choose(&[None, Some(Unary::Gelu), Some(Unary::Relu)]));
+            let weight = levels.to_dtype(DType::F32).mul(&scale.reshape([output, 1]));
+            let run = |x: &[Tensor]| vec![x[0].linear_int8(&levels, &scale, bias, act)];
+            let eager = run(std::slice::from_ref(&x));
+            let expected = x.linear(&weight, bias, act);
+            // A level of x is a 127th of the largest, and there are `input` terms; no activation has a slope beyond 1.2.
+            let largest = |t: &Tensor| t.to_vec::<f32>().iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            let bound = 0.6 * input as f32 * largest(&x) / 127.0 * largest(&weight) + 1e-5;
+            let off = |a: &Tensor, b: &Tensor| largest(&(a - b));
+            assert!(off(&eager[0], &expected) <= bound, "{i}: {} beyond {bound}", off(&eager[0], &expected));
+            let plan = Plan::new(std::slice::from_ref(&x), run).0;
+            assert_eq!(plan.run(std::slice::from_ref(&x))[0].to_vec::<f32>(), eager[0].to_vec::<f32>());
+            let half = weight.to_dtype(DType::BF16);
+            let run = |x: &[Tensor]| vec![x[0].linear(&half, bias, act)];
+            let (plan, eager) = (Plan::new(std::slice::from_ref(&x), run).0, run(std::slice::from_ref(&x)));
+            assert_eq!(plan.run(std::slice::from_ref(&x))[0].to_vec::<f32>(), eager[0].to_vec::<f32>());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "linear: a weight of levels has no derivative")]
+    fn levels_have_no_derivative() {
+        let (levels, scale) = (Tensor::zeros([2, 3], DType::I8), Tensor::zeros([2], DType::F32));
+        Tensor::zeros([4, 3], DType::F32).trainable().linear_int8(&levels, &scale, None, None).sum_all().backward();
     }
 
     #[test]

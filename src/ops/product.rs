@@ -23,12 +23,14 @@ pub(super) struct Product {
 }
 
 impl Product {
-    /// Of an op on x, a weight and perhaps a bias, all in f32 or half, if x alone changes. `pack` may see no gain in it.
+    /// Of an op on x, a weight and perhaps a bias, if x alone changes, which is f32; packed, the weight takes so many bytes. `pack` may see no
+    /// gain in it.
     pub(super) fn prepare(
         x: &[Meta],
         constants: &[Option<&Tensor>],
         act: Option<Unary>,
         arrange: fn(&Tensor) -> Tensor,
+        bytes: usize,
         pack: impl FnOnce(&Tensor) -> Option<Box<Multiply>>,
     ) -> Option<Box<dyn Prepared>> {
         if x[0].dtype != DType::F32 || constants[0].is_some() {
@@ -39,7 +41,7 @@ impl Product {
             Some(bias) => Some(widened((*bias)?).packed()),
             None => None,
         };
-        let multiply = if count_beside(weight.numel() * size_of::<f32>()) {
+        let multiply = if count_beside(bytes) {
             // Nothing will be multiplied.
             Box::new(|_: &Tensor, _: Finish<'_, f32>, _: &mut [f32]| ())
         } else {

@@ -22,7 +22,7 @@ pub enum Target {
 pub struct Conversion {
     /// In which layout.
     pub to: Target,
-    /// What matrices are kept in; default: as they are, in f32 or half.
+    /// What matrices are kept in; default: as they are (for Hugging Face's CLIPModel int8 in f32).
     pub precision: Option<Precision>,
     /// What the model was read from, for the record in the weights' metadata.
     pub source: String,
@@ -62,6 +62,8 @@ impl Pipeline {
         let parameters = tensors(&mut self.network);
         let parameters = match conversion.precision {
             Some(precision) => precision.stored(parameters).at(&conversion.source)?,
+            // Others do not know int8.
+            None if conversion.to == Target::HfClip => checkpoints::without_levels(parameters),
             None => parameters,
         };
         let mut metadata = self.provenance();

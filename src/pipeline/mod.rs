@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::buffer::FileBytes;
-use crate::checkpoints::Checkpoint;
+use crate::checkpoints::{Checkpoint, Precision};
 use crate::device::Gpu;
 use crate::error::{At, Error, Result};
 use crate::files;
@@ -84,6 +84,8 @@ pub struct Given {
     pub preprocess: Option<Preprocess>,
     /// What need not be looked for beside the checkpoint.
     pub unused: Unused,
+    /// What matrices are multiplied in, where not in what the file has them in.
+    pub precision: Option<Precision>,
 }
 
 /// What is said where a text comes and there is no tokenizer.
@@ -136,7 +138,7 @@ impl Pipeline {
     /// # Errors
     /// If tokenizer or preprocessing are damaged or do not fit the model. A tokenizer that is nowhere is none until a text comes.
     pub fn load(checkpoint: &Checkpoint, given: Given) -> Result<Self> {
-        let network = checkpoint.network()?;
+        let network = checkpoint.network_in(given.precision)?;
         let unused = given.unused;
         let (preprocess, sixteen_bit, preprocessing) = match given.preprocess {
             Some(preprocess) => (preprocess, SixteenBit::default(), "as the flags say".to_owned()),

@@ -6,7 +6,8 @@ use core::ops::Range;
 
 use super::pack::{self, Line};
 use super::tile::{self, Columns, Target};
-use super::{Finish, Left, Mat, Out, Right, scratch};
+use super::words::{Dot, Words, WordsOp};
+use super::{Finish, Left, Mat, Out, Right, amx, scratch};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par::{self, Shared};
@@ -33,29 +34,39 @@ const MANY_PANELS: usize = 16;
 /// Most numbers of rows that are packed for several jobs.
 const PACKED_A: usize = 1 << 20;
 
-/// Slabs of about equal length, which depends on K alone.
-fn slab_of(k: usize) -> usize {
-    k.div_ceil(k.div_ceil(KC).max(1))
+/// Slabs of about equal length, which depends on K alone: for `k` words.
+pub(super) fn slab_of(words: Words, k: usize) -> usize {
+    k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(words.step())
 }
 
 /// A right operand in the order in which the register tile of a tier reads it.
 pub struct Packed {
-    isa: Isa,
+    pub(super) isa: Isa,
+    pub(super) words: Words,
     rows: usize,
     cols: usize,
-    lines: Vec<Line>,
+    pub(super) lines: Vec<Line>,
+    /// Of levels, a number per column: its scale ...
+    pub(super) scale: Vec<f32>,
+    /// ... and what its sums have too much.
+    pub(super) zero: Vec<i32>,
 }
 
 impl Packed {
     /// Packs `b` [k, n] for a tier.
     pub(super) fn on(isa: Isa, b: Mat<'_, f32>) -> Self {
-        let ((k, n), (_, nr)) = ((b.rows, b.cols), tile::size(isa));
-        let panels = n.div_ceil(nr);
-        let mut lines = vec![Line::ZERO; (panels * nr * k + 16).div_ceil(16)];
-        if k > 0 {
-            pack_panels(isa, b, 0..k, 0, &mut lines, true);
+        let mut packed = Self::room(isa, Words::F32, [b.rows, b.cols]);
+        if b.rows > 0 {
+            pack_panels(isa, b, 0..b.rows, 0, &mut packed.lines, true);
         }
-        Self { isa, rows: k, cols: n, lines }
+        packed
+    }
+
+    /// Zeros.
+    pub(super) fn room(isa: Isa, words: Words, [rows, cols]: [usize; 2]) -> Self {
+        let (_, nr) = words.tile(isa);
+        let lines = vec![Line::ZERO; (cols.next_multiple_of(nr) * words.count(rows) + 16).div_ceil(16)];
+        Self { isa, words, rows, cols, lines, scale: Vec::new(), zero: Vec::new() }
     }
 
     pub(super) fn isa(&self) -> Isa {
@@ -71,7 +82,7 @@ impl Packed {
 /// Rows `ks` of `b` but for its `skip` first panels, as [slab][panel][depth][width].
 fn pack_panels(isa: Isa, b: Mat<'_, f32>, ks: Range<usize>, skip: usize, lines: &mut [Line], threads: bool) {
     let (_, nr) = tile::size(isa);
-    let (slab, panels) = (slab_of(b.rows), b.cols.div_ceil(nr) - skip);
+    let (slab, panels) = (slab_of(Words::F32, b.rows), b.cols.div_ceil(nr) - skip);
     let place = Shared::new(pack::numbers(lines));
     spread(threads, ks.len().div_ceil(slab) * panels, 2 * nr * slab, &|range| {
         for item in range {
@@ -94,7 +105,7 @@ fn packed_tile(height: usize, depth: usize) -> usize {
 /// Columns `ks` of `a`, as [slab][tile of rows][depth][height], each tile in a place of [`packed_tile`].
 fn pack_rows(isa: Isa, a: Mat<'_, f32>, ks: Range<usize>, lines: &mut [Line], threads: bool) {
     let (mr, _) = tile::size(isa);
-    let (slab, tiles) = (slab_of(a.cols), a.rows.div_ceil(mr));
+    let (slab, tiles) = (slab_of(Words::F32, a.cols), a.rows.div_ceil(mr));
     let place = Shared::new(pack::numbers(lines));
     spread(threads, ks.len().div_ceil(slab) * tiles, mr * slab, &|range| {
         for item in range {
@@ -108,20 +119,20 @@ fn pack_rows(isa: Isa, a: Mat<'_, f32>, ks: Range<usize>, lines: &mut [Line], th
     });
 }
 
-fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+pub(super) fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     if threads { par::for_each(items, cost, f) } else { f(0..items) }
 }
 
 /// C = A B (+ C), finished, on a tier. No size is 0.
 pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, threads: bool) {
-    let ([m, k], n) = (a.size(), b.cols());
-    let (mr, nr) = tile::size(isa);
+    let ([m, k], n, words) = (a.size(), b.cols(), b.words());
+    let (mr, nr) = words.tile(isa);
     let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
-    let slab = slab_of(k);
+    let slab = slab_of(words, k);
 
     // Enough jobs that a disturbed thread does not hold up the rest, but where every job reads more rows of A than stay near, one for each
     // thread. The larger operand is split, so that none of it is read twice; a job of rows is at least two tiles high.
-    let long = n > m && m * k > NEAR_A && matches!(a, Left::Mat(_));
+    let long = n > m && m * k > NEAR_A && !matches!(a, Left::Windows(_));
     let wanted = match if threads { par::threads() } else { 1 } {
         1 => 1,
         threads if long => threads,
@@ -139,7 +150,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let (row_jobs, col_jobs) = (row_tiles.div_ceil(tiles_per_job), panels.div_ceil(panels_per_job));
 
     // Rows that many panels read, and those that would crowd each other out of the cache, are packed: once for all jobs that have them in
-    // common, unless they are so many that they would only pass through the caches.
+    // common, unless they are so many that they would only pass through the caches. Words were written so that they are read in place.
     let pack_a = match a {
         Left::Mat(a) if a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || panels_per_job >= MANY_PANELS => {
             Some(a)
@@ -172,13 +183,14 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
                     packed_a: packed_a.as_deref(),
                     start: ks.start,
                     end: ks.end,
+                    k,
                     slab,
                     c,
                     ldc: out.ldc,
                     accumulate: out.accumulate,
                     finish: out.finish,
                 };
-                eval_on(isa, job);
+                words.eval(isa, job);
             }
         });
         if let Some(lines) = packed_a {
@@ -187,7 +199,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     };
     let loose = match b {
         Right::Packed(b) => {
-            assert!(b.isa == isa && b.rows == k, "gemm: an operand packed for {} and k = {}", b.isa, b.rows);
+            assert!(b.isa == isa && words.count(b.rows) == k, "gemm: an operand packed for {} and k = {}", b.isa, b.rows);
             return run(&b.lines, 0, 0..k);
         }
         Right::Loose(b) => b,
@@ -215,12 +227,12 @@ fn crowds_cache_sets(stride: isize, rows: usize) -> bool {
     stride.unsigned_abs().is_multiple_of(16) && rows > 4 * period
 }
 
-struct PackPanel<'a> {
-    x: Mat<'a, f32>,
-    rows: [usize; 2],
-    width: usize,
-    columns: [usize; 2],
-    out: *mut f32,
+pub(super) struct PackPanel<'a> {
+    pub x: Mat<'a, f32>,
+    pub rows: [usize; 2],
+    pub width: usize,
+    pub columns: [usize; 2],
+    pub out: *mut f32,
 }
 
 impl SimdOp for PackPanel<'_> {
@@ -246,6 +258,8 @@ struct Job<'a> {
     packed_a: Option<&'a [Line]>,
     start: usize,
     end: usize,
+    /// Words of all slabs.
+    k: usize,
     slab: usize,
     c: Shared<f32>,
     ldc: usize,
@@ -253,19 +267,19 @@ struct Job<'a> {
     finish: Finish<'a, f32>,
 }
 
-impl SimdOp for Job<'_> {
-    type Output = ();
+impl WordsOp for Job<'_> {
     #[inline(always)]
-    fn eval<S: Simd>(self, s: S) {
+    fn eval<S: Simd, D: Dot>(self, s: S, d: D) {
         let (mr, _) = tile::size(S::ISA);
         match self.a {
             Left::Mat(a) if self.pack_a => {
+                assert!(matches!(D::WORDS, Words::F32), "words lie as they should");
                 let depth = self.slab.min(self.end - self.start);
                 let size = self.packed_a.map_or(self.rows.len().next_multiple_of(mr) * depth + 16, |_| 0);
                 let mut lines = scratch::take(Use::Rows, size);
                 let own = pack::numbers(&mut lines).as_mut_ptr();
                 let (common, tiles) = (self.packed_a.map(|lines| lines.as_ptr().cast::<f32>()), a.rows.div_ceil(mr));
-                self.slabs(s, |start, depth| {
+                self.slabs(s, d, |start, depth| {
                     let (first, apart) = match common {
                         Some(common) => {
                             let before = (start - self.start) / self.slab * tiles * packed_tile(mr, self.slab);
@@ -283,19 +297,20 @@ impl SimdOp for Job<'_> {
                 });
                 scratch::give(Use::Rows, lines);
             }
-            Left::Mat(a) => self.slabs(s, |start, _| {
+            Left::Mat(a) | Left::Words(a, _) => self.slabs(s, d, |start, _| {
                 move |i: usize| tile::Strided {
                     start: element(&a, self.rows.start + i, start),
                     row_stride: a.row_stride,
                 }
             }),
             Left::Windows(windows) => {
+                assert!(matches!(D::WORDS, Words::F32), "windows are of f32");
                 // [tile of rows][tap][row of the tile]
                 let taps = windows.taps;
                 let mut table = vec![core::ptr::null::<f32>(); self.rows.len().next_multiple_of(mr) * taps];
                 (windows.locate)(self.rows.clone(), mr, &mut table);
                 let table = table.as_ptr();
-                self.slabs(s, |start, _| {
+                self.slabs(s, d, |start, _| {
                     move |i: usize| tile::Windowed {
                         table: table.wrapping_add(i * taps),
                         width: mr,
@@ -314,11 +329,21 @@ fn element(x: &Mat<'_, f32>, i: usize, j: usize) -> *const f32 {
 }
 
 impl Job<'_> {
+    /// The scales of levels from a row and a column on.
+    #[inline(always)]
+    fn scale(&self, row: usize, col: usize) -> Option<tile::Scale> {
+        let (Left::Words(_, rows), Right::Packed(b)) = (self.a, self.b) else { return None };
+        let (rows, cols, zero) = (rows.get(row..)?, b.scale.get(col..)?, b.zero.get(col..)?);
+        Some(tile::Scale { rows: rows.as_ptr(), cols: cols.as_ptr(), zero: zero.as_ptr().cast() })
+    }
+
     /// Every tile. For a slab that starts somewhere and is so deep, `rows_of` gives the rows of the tile that begins with a row of the job.
     #[inline(always)]
-    fn slabs<S: Simd, A: tile::Rows, F: Fn(usize) -> A>(&self, s: S, rows_of: impl Fn(usize, usize) -> F) {
-        let (mr, nr) = tile::size(S::ISA);
-        let (m, k, n) = (self.rows.len(), self.b.rows(), self.b.cols());
+    fn slabs<S: Simd, D: Dot, A: tile::Rows, F: Fn(usize) -> A>(&self, s: S, _: D, rows_of: impl Fn(usize, usize) -> F) {
+        let (mr, nr) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
+        // SAFETY: what is in tiles is on the tier that has them.
+        let _configured = D::TILES.then(|| unsafe { amx::Configured::new() });
+        let (m, k, n) = (self.rows.len(), self.k, self.b.cols());
         let packed_b = self.packed_b.as_ptr().cast::<f32>();
         let packed_panels = n.div_ceil(nr) - self.direct_b;
         for start in (self.start..self.end).step_by(self.slab) {
@@ -361,11 +386,16 @@ impl Job<'_> {
                         c: self.c.at(at),
                         ldc: self.ldc,
                         accumulate: self.accumulate || start > 0,
+                        scale: self.scale(self.rows.start + i, p * nr).filter(|_| last),
                         bias: finish.bias.map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr()),
                         residual: finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr()),
                         relu: finish.act == Some(Unary::Relu),
                     };
-                    tile::run(s, rows_of(i), b, depth, rows, cols, out);
+                    if D::TILES {
+                        amx::run::<S, A, D>(s, rows_of(i), b, depth, rows, cols, out);
+                    } else {
+                        tile::run::<S, A, D>(s, rows_of(i), b, depth, rows, cols, out);
+                    }
                     if let Some(act) = finish.act.filter(|_| !out.relu) {
                         again(s, Activate { act, c: out.c, ldc: self.ldc, rows, cols });
                     }
@@ -403,7 +433,7 @@ mod tests {
     #[test]
     fn slabs_are_as_few_as_fit_and_about_equal() {
         for k in 1..4 * KC {
-            let slab = slab_of(k);
+            let slab = slab_of(Words::F32, k);
             assert!(slab <= KC && k.div_ceil(slab) == k.div_ceil(KC), "{k} in slabs of {slab}");
             assert!(k.div_ceil(slab) * slab - k < k.div_ceil(slab), "{k}: the last slab of {slab} is short");
         }
@@ -436,7 +466,7 @@ mod tests {
             super::super::gemm_serial(Mat::new(&a, k, m).t(), Mat::new(&b, k, n), false, &mut c, n, None);
             let rows = m.next_multiple_of(tile::size(Isa::current()).0);
             let kept = scratch::take(Use::Rows, 1);
-            assert_eq!(kept.len(), (rows * slab_of(k) + 16).div_ceil(16));
+            assert_eq!(kept.len(), (rows * slab_of(Words::F32, k) + 16).div_ceil(16));
             let place = kept.as_ptr();
             scratch::give(Use::Rows, kept);
             let again = scratch::take(Use::Rows, 1);

@@ -18,6 +18,12 @@ pub(crate) fn numbers(lines: &mut [Line]) -> &mut [f32] {
     unsafe { core::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
 }
 
+/// The bytes of numbers.
+pub(super) fn bytes(numbers: &mut [f32]) -> &mut [u8] {
+    // SAFETY: four bytes each; any bytes are numbers.
+    unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 4 * numbers.len()) }
+}
+
 /// Rows `first..first + rows` of `x`, columns `start..start + depth`, as `[panel][depth][width]`. The places of missing rows of
 /// the last panel get numbers that mean nothing. Columns of B are rows of its transpose.
 ///

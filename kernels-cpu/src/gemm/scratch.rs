@@ -15,6 +15,8 @@ pub(crate) enum Use {
     CommonRows,
     /// Packed columns.
     Panels,
+    /// Rows of A in fewer bits.
+    Words,
     /// What is multiplied by a kernel that calls products.
     Operand,
     /// What it makes of them.
@@ -23,7 +25,7 @@ pub(crate) enum Use {
 
 #[cfg(feature = "std")]
 std::thread_local! {
-    static KEPT: core::cell::RefCell<[Vec<Line>; 5]> = const { core::cell::RefCell::new([const { Vec::new() }; 5]) };
+    static KEPT: core::cell::RefCell<[Vec<Line>; 6]> = const { core::cell::RefCell::new([const { Vec::new() }; 6]) };
 }
 
 /// Room for `len` numbers.

@@ -1,5 +1,6 @@
 //! The register tile: up to `MR` rows by two vectors of C, summed over a slab of k.
 
+use super::words::Dot;
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::simd::Simd;
@@ -10,7 +11,7 @@ pub(super) const fn size(isa: Isa) -> (usize, usize) {
         Isa::Scalar => (4, 2),
         Isa::Portable => (4, 16),
         Isa::Avx2 => (6, 16),
-        Isa::Avx512 => (14, 32),
+        Isa::Avx512 | Isa::Amx => (14, 32),
     }
 }
 
@@ -110,6 +111,8 @@ pub(super) struct Target {
     pub c: *mut f32,
     pub ldc: usize,
     pub accumulate: bool,
+    /// What makes numbers of finished sums of levels.
+    pub scale: Option<Scale>,
     /// The tile's part of the bias, or null.
     pub bias: *const f32,
     /// Its part of what is added last, rows as far apart as those of C, or null.
@@ -118,13 +121,21 @@ pub(super) struct Target {
     pub relu: bool,
 }
 
+/// The tile's part of the scales of levels: a number is (sum - zero of the column) * scale of the row * scale of the column.
+#[derive(Clone, Copy)]
+pub(super) struct Scale {
+    pub rows: *const f32,
+    pub cols: *const f32,
+    pub zero: *const f32,
+}
+
 /// C (+)= A B (+ bias) (+ residual) for a tile of `rows` by `cols`.
 ///
 /// # Safety
 /// Everything of the tile must be readable, and C writable; two vectors (one where `cols` fits it) of B must be readable for every k.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn run<S: Simd, A: Rows>(
+pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     s: S,
     a: A,
     b: Columns,
@@ -137,19 +148,19 @@ pub(super) unsafe fn run<S: Simd, A: Rows>(
     // SAFETY: the caller's promise.
     unsafe {
         match (S::ISA, rows) {
-            (Isa::Avx512, 9..) => wide::<S, A, 14>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx512, 5..) => wide::<S, A, 8>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx512, _) => wide::<S, A, 4>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx2, 4..) => wide::<S, A, 6>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx2, _) => wide::<S, A, 3>(s, a, b, depth, rows, cols, out),
-            _ => wide::<S, A, 4>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx512, 9..) => wide::<S, A, D, 14>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx512, 5..) => wide::<S, A, D, 8>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx512, _) => wide::<S, A, D, 4>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx2, 4..) => wide::<S, A, D, 6>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx2, _) => wide::<S, A, D, 3>(s, a, b, depth, rows, cols, out),
+            _ => wide::<S, A, D, 4>(s, a, b, depth, rows, cols, out),
         }
     }
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn wide<S: Simd, A: Rows, const MR: usize>(
+unsafe fn wide<S: Simd, A: Rows, D: Dot, const MR: usize>(
     s: S,
     a: A,
     b: Columns,
@@ -161,18 +172,18 @@ unsafe fn wide<S: Simd, A: Rows, const MR: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         if cols > S::LANES {
-            let sums = multiply::<S, A, MR, 2>(s, a, b, depth, rows, out);
-            store(s, sums, rows, cols, out);
+            let sums = multiply::<S, A, D, MR, 2>(s, a, b, depth, rows, out);
+            store::<S, D, MR, _>(s, sums, rows, cols, out);
         } else {
-            let sums = multiply::<S, A, MR, 1>(s, a, b, depth, rows, out);
-            store(s, sums, rows, cols, out);
+            let sums = multiply::<S, A, D, MR, 1>(s, a, b, depth, rows, out);
+            store::<S, D, MR, _>(s, sums, rows, cols, out);
         }
     }
 }
 
 /// Sum over k of (column of A) times (row of B). Rows beyond `rows` repeat the last one, or are whatever was packed.
 #[inline(always)]
-unsafe fn multiply<S: Simd, A: Rows, const MR: usize, const NV: usize>(
+unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     s: S,
     a: A,
     b: Columns,
@@ -208,7 +219,7 @@ unsafe fn multiply<S: Simd, A: Rows, const MR: usize, const NV: usize>(
                 for r in 0..MR {
                     let x = s.splat(if A::PACKED { *packed.add(r) } else { *starts[r].add(k) });
                     for v in 0..NV {
-                        sums[r][v] = s.fma(x, b_row[v], sums[r][v]);
+                        sums[r][v] = D::add_product(s, sums[r][v], x, b_row[v]);
                     }
                 }
                 for v in 0..NV {
@@ -230,7 +241,7 @@ const AHEAD: isize = 32;
 
 /// Writes the tile, or adds it to what is there.
 #[inline(always)]
-unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
+unsafe fn store<S: Simd, D: Dot, const MR: usize, const NV: usize>(
     s: S,
     sums: [[S::F; NV]; MR],
     rows: usize,
@@ -244,7 +255,13 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
             let place = |r: usize, v: usize| out.c.add(r * out.ldc + v * S::LANES);
             let mut sums = sums;
             if out.accumulate {
-                each(&mut sums, |r, v, x| s.add(s.load_ptr(place(r, v)), x));
+                each(&mut sums, |r, v, x| D::add(s, s.load_ptr(place(r, v)), x));
+            }
+            if let Some(scale) = out.scale.filter(|_| D::LEVELS) {
+                each(&mut sums, |r, v, x| {
+                    let [cols, zero] = [scale.cols, scale.zero].map(|x| s.load_ptr(x.add(v * S::LANES)));
+                    scaled(s, x, zero, s.splat(*scale.rows.add(r)), cols)
+                });
             }
             if !out.bias.is_null() {
                 let bias: [S::F; NV] = core::array::from_fn(|v| s.load_ptr(out.bias.add(v * S::LANES)));
@@ -268,23 +285,52 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
             x
         });
         for (r, sums) in block.iter().enumerate().take(rows) {
-            for (v, sum) in sums.iter().enumerate() {
-                let (from, n) = (v * S::LANES, S::LANES.min(cols - v * S::LANES));
-                let place = out.c.add(r * out.ldc + from);
-                for (i, &sum) in sum[..n].iter().enumerate() {
-                    let mut x = sum;
-                    if out.accumulate {
-                        x += *place.add(i);
-                    }
-                    if !out.bias.is_null() {
-                        x += *out.bias.add(from + i);
-                    }
-                    if !out.residual.is_null() {
-                        x += *out.residual.add(r * out.ldc + from + i);
-                    }
-                    *place.add(i) = if out.relu { Unary::Relu.f(x) } else { x };
-                }
+            for (v, sums) in sums.iter().enumerate().take(cols.div_ceil(S::LANES)) {
+                finish::<S, D>(s, s.load(sums), r, v * S::LANES, cols, out);
             }
+        }
+    }
+}
+
+/// The number of levels' sum.
+#[inline(always)]
+fn scaled<S: Simd>(s: S, sum: S::F, zero: S::F, row: S::F, col: S::F) -> S::F {
+    s.mul(s.mul(s.to_f32(s.sub_i(s.bits(sum), s.bits(zero))), row), col)
+}
+
+/// Writes a vector of sums, or as much as there is of it, from column `from` of row `r` on.
+///
+/// # Safety
+/// The place must be in the tile, which is [`Target`]'s.
+#[inline(always)]
+pub(super) unsafe fn finish<S: Simd, D: Dot>(s: S, sum: S::F, r: usize, from: usize, cols: usize, out: Target) {
+    let n = S::LANES.min(cols - from);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let read = |start: *const f32| {
+            let start = start.add(from);
+            if n == S::LANES { s.load_ptr(start) } else { s.load_partial(core::slice::from_raw_parts(start, n), 0.0) }
+        };
+        let place = out.c.add(r * out.ldc);
+        let mut x = sum;
+        if out.accumulate {
+            x = D::add(s, read(place), x);
+        }
+        if let Some(scale) = out.scale.filter(|_| D::LEVELS) {
+            x = scaled(s, x, read(scale.zero), s.splat(*scale.rows.add(r)), read(scale.cols));
+        }
+        if !out.bias.is_null() {
+            x = s.add(x, read(out.bias));
+        }
+        if !out.residual.is_null() {
+            x = s.add(x, read(out.residual.add(r * out.ldc)));
+        }
+        if out.relu {
+            x = map::vector(s, Unary::Relu, x);
+        }
+        match n == S::LANES {
+            true => s.store_ptr(x, place.add(from)),
+            false => s.store_partial(x, core::slice::from_raw_parts_mut(place.add(from), n)),
         }
     }
 }

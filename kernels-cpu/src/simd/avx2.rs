@@ -18,6 +18,15 @@ pub(super) unsafe fn run<O: SimdOp>(op: O) -> O::Output {
     op.eval(Avx2(()))
 }
 
+/// As [`run`], with AVX-VNNI.
+///
+/// # Safety
+/// The machine must have both.
+#[target_feature(enable = "avx2,fma,avxvnni")]
+pub(super) unsafe fn run_bytes<O: SimdOp>(op: O) -> O::Output {
+    op.eval(Avx2(()))
+}
+
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const ISA: Isa = Isa::Avx2;
@@ -206,6 +215,16 @@ impl Simd for Avx2 {
                 }
             }
         }
+    }
+    #[inline(always)]
+    fn dot_i16(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_dpbusd_avx_epi32(sum, a, b) }
     }
 }
 

@@ -18,6 +18,24 @@ pub(super) unsafe fn run<O: SimdOp>(op: O) -> O::Output {
     op.eval(Avx512(()))
 }
 
+/// As [`run`], with AVX512-VNNI.
+///
+/// # Safety
+/// The machine must have both.
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
+pub(super) unsafe fn run_bytes<O: SimdOp>(op: O) -> O::Output {
+    op.eval(Avx512(()))
+}
+
+/// As [`run`], with AVX512-BF16.
+///
+/// # Safety
+/// The machine must have both.
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+pub(super) unsafe fn run_bf16<O: SimdOp>(op: O) -> O::Output {
+    op.eval(Avx512(()))
+}
+
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const ISA: Isa = Isa::Avx512;
@@ -208,6 +226,24 @@ impl Simd for Avx512 {
                     _mm512_storeu_ps(out.add((4 * quad + k) * step), column);
                 }
             }
+        }
+    }
+    #[inline(always)]
+    fn dot_i16(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_dpbusd_epi32(sum, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(self, sum: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller's promise; both are sixteen lanes of bits.
+        unsafe {
+            let pairs = |x| core::mem::transmute::<__m512, __m512bh>(x);
+            _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
         }
     }
 }

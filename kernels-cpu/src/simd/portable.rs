@@ -1,6 +1,6 @@
 //! Eight numbers at a time through the `wide` crate, which uses what the build target has (SSE2, NEON, wasm128).
 
-use wide::{f32x8, i32x8};
+use wide::{f32x8, i16x16, i32x8};
 
 use super::Simd;
 use crate::isa::Isa;
@@ -133,5 +133,13 @@ impl Simd for Portable {
     #[inline(always)]
     fn shr_i<const N: u32>(self, a: i32x8) -> i32x8 {
         a >> N
+    }
+    #[inline(always)]
+    fn dot_i16(self, sum: i32x8, a: i32x8, b: i32x8) -> i32x8 {
+        let halves = |x: i32x8| {
+            let x = x.to_array();
+            i16x16::new(core::array::from_fn(|k| (x[k / 2] >> (16 * (k % 2))) as i16))
+        };
+        sum + halves(a).dot(halves(b))
     }
 }

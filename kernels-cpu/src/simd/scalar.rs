@@ -130,4 +130,10 @@ impl Simd for Scalar {
     fn shr_i<const N: u32>(self, a: i32) -> i32 {
         a >> N
     }
+    #[inline(always)]
+    fn dot_i16(self, sum: i32, a: i32, b: i32) -> i32 {
+        let halves = |x: i32| [i32::from(x as i16), x >> 16];
+        let ([a0, a1], [b0, b1]) = (halves(a), halves(b));
+        sum.wrapping_add(a0 * b0).wrapping_add(a1 * b1)
+    }
 }
