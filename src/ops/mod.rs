@@ -15,6 +15,7 @@ pub mod reduce;
 pub mod resize;
 pub mod shape;
 pub mod softmax;
+pub mod tier;
 pub mod topk;
 pub mod unary;
 
@@ -79,7 +80,7 @@ pub const REGISTRY: &[Entry] = &[
     entry::<loss::CrossEntropy>("cross_entropy"),
     entry::<loss::BceWithLogits>("bce_with_logits"),
     entry::<loss::Contrastive>("contrastive"),
-    entry::<loss::Tier>("tier"),
+    entry::<tier::Tier>("tier"),
 ];
 
 /// One test per op of a file: `check_ops!(Exp, Log);`. Each draws cases from seeds and sizes by proptest and runs every
@@ -331,7 +332,7 @@ mod tests {
         );
         let similar = f(&[2, 3, 4]);
         refuses(
-            &loss::Tier { eps: 1e-7, temperature: 1.0 },
+            &tier::Tier { eps: 1e-7, temperature: 1.0 },
             "tier: similarities",
             &[&[f(&[2, 3]), mask(&[2, 3])], &[similar, ids(&[2, 3])], &[similar, mask(&[2, 4])]],
         );

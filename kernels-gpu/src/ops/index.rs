@@ -72,7 +72,7 @@ impl Device {
     }
 }
 
-/// For each of n rows where its places j with `index[j]` = row begin, n + 1 numbers, and then the places, row by row and in order.
+/// For each of n rows where its places j (whose index is the row) begin, n + 1 numbers, and then the places, row by row and in order.
 ///
 /// # Panics
 /// If an index is not below n.

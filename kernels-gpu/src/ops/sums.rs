@@ -35,7 +35,7 @@ impl Device {
         self.sum_of(Term::Squared, x, [1, x.numel(), 1], y)
     }
 
-    /// y[i] = sum over rows of (x[row, i] - mean[i])^2 for x of [rows, n] elements, all contiguous.
+    /// `y[i]` = sum over rows of `(x[row, i] - mean[i])^2` for x of [rows, n] elements, all contiguous.
     ///
     /// # Errors
     /// As [`Self::copy`].
