@@ -124,7 +124,8 @@ fn narrow([m, n, k]: [usize; 3], pools: &[Pool; 2]) -> [[f64; 3]; 3] {
         for (best, b) in best.iter_mut().zip(&operands) {
             for (best, pool) in best.iter_mut().zip(pools) {
                 let a = Mat::new(&a, m, k);
-                let mut all = || (0..repeats).for_each(|_| multiply(a, Right::Packed(b), &mut c, n, Finish::default(), true));
+                let mut all =
+                    || (0..repeats).for_each(|_| multiply(a, Right::Packed(b), &mut c, n, Finish::default(), true));
                 *best = pool.install(|| time(&mut all)).min(*best);
             }
         }

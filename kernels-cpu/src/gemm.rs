@@ -4,6 +4,7 @@
 //! tile reads in order. An element of C is summed over k in slabs of fixed length, in order, whatever the sizes of the rest, the
 //! batch and the number of threads: its bits depend on K and the tier alone.
 
+#[cfg_attr(not(target_arch = "x86_64"), path = "gemm/amx/none.rs")]
 mod amx;
 mod narrow;
 mod nest;
@@ -52,13 +53,11 @@ impl<'a, T> Mat<'a, T> {
 }
 
 impl<'a, F: Float> Mat<'a, F> {
-
     /// The same as f32, if it is.
     pub(crate) fn single(self) -> Option<Mat<'a, f32>> {
         let Self { data, offset, rows, cols, row_stride, col_stride } = self;
         Some(Mat { data: as_f32(data)?, offset, rows, cols, row_stride, col_stride })
     }
-
 }
 
 impl<T: Copy> Mat<'_, T> {

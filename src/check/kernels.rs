@@ -1,7 +1,8 @@
 //! Kernels that no op of the registry reaches: each in f32 against the same in f64, which is its definition.
 
+use half::bf16;
 use kernels_cpu::conv::{Conv2d, Window, conv2d_def};
-use kernels_cpu::gemm::{Finish, Mat, Packed, Right, gemm_def, multiply};
+use kernels_cpu::gemm::{Finish, Mat, Numbers, Packed, Right, gemm_def, multiply};
 use kernels_cpu::map::Unary;
 use kernels_cpu::optim::{Adam, adam, sgd};
 use kernels_cpu::{Float, batch_norm, reduce, rng};
@@ -24,7 +25,9 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { name: "sgd", deviation: |rng| by_type(rng, 1003, momentum::<f32>, momentum::<f64>) },
     Kernel { name: "batch statistics", deviation: |rng| by_type(rng, 130 * 19, statistics::<f32>, statistics::<f64>) },
     Kernel { name: "sum of squares", deviation: |rng| by_type(rng, 9001, squares::<f32>, squares::<f64>) },
-    Kernel { name: "packed product", deviation: packed_product },
+    Kernel { name: "packed product", deviation: |rng| packed_product(rng, Numbers::F32) },
+    Kernel { name: "packed product of bf16", deviation: |rng| packed_product(rng, Numbers::Bf16) },
+    Kernel { name: "packed product of int8", deviation: |rng| packed_product(rng, Numbers::Int8) },
     Kernel { name: "packed convolution", deviation: packed_convolution },
     Kernel { name: "random numbers", deviation: |_| known_answers() },
 ];
@@ -82,14 +85,29 @@ fn finished(x: &[f64], residual: &[f32], act: Unary) -> Vec<f64> {
     x.iter().zip(residual).map(|(x, &r)| act.f(x + f64::from(r))).collect()
 }
 
-/// What plans run: a right operand packed before; bias, residual and activation on the way out.
-fn packed_product(rng: &mut Rng) -> f64 {
+/// What plans run: a right operand packed before; bias, residual and activation on the way out. Both operands are numbers that the type has,
+/// so that nothing is lost where they are narrowed.
+fn packed_product(rng: &mut Rng, numbers: Numbers) -> f64 {
     let mut most = 0.0f64;
     for (m, k, n, act) in [(3, 40, 35, Unary::Gelu), (29, 17, 70, Unary::Relu)] {
-        let [a, b, bias, residual] = [m * k, k * n, n, m * n].map(|n| normals(rng, n));
+        let [mut a, mut b, bias, residual] = [m * k, k * n, n, m * n].map(|n| normals(rng, n));
+        let each = |x: &mut [f32], f: fn(f32) -> f32| x.iter_mut().for_each(|x| *x = f(*x));
+        let packed = match numbers {
+            Numbers::F32 => Packed::new(Mat::new(&b, k, n)),
+            Numbers::Bf16 => {
+                [&mut a, &mut b].into_iter().for_each(|x| each(x, |x| bf16::from_f32(x).to_f32()));
+                Packed::bf16(Mat::new(&b.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), k, n))
+            }
+            Numbers::Int8 => {
+                [&mut a, &mut b].into_iter().for_each(|x| each(x, |x| (40.0 * x).round().clamp(-127.0, 127.0)));
+                // The largest level of each row.
+                a.iter_mut().step_by(k).for_each(|x| *x = 127.0);
+                Packed::int8(Mat::new(&b.iter().map(|&x| x as i8).collect::<Vec<_>>(), k, n), &vec![1.0; n])
+            }
+        };
         let mut c = vec![f32::NAN; m * n];
         let finish = Finish { bias: Some(&bias[..]), residual: Some(&residual[..]), act: Some(act) };
-        multiply(Mat::new(&a, m, k), Right::Packed(&Packed::new(Mat::new(&b, k, n))), &mut c, n, finish, true);
+        multiply(Mat::new(&a, m, k), Right::Packed(&packed), &mut c, n, finish, true);
         let mut exact = vec![f64::NAN; m * n];
         gemm_def(Mat::new(&wide(&a), m, k), Mat::new(&wide(&b), k, n), false, &mut exact, n, Some(&wide(&bias)));
         most = most.max(apart(&c, &finished(&exact, &residual, act)));

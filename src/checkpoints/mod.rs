@@ -87,10 +87,17 @@ impl Part {
     }
 
     /// What an entry names, in the type that is wanted; of levels with their scales.
-    fn tensor(&self, entry: &names::Entry, wanted: &dyn Fn(&str, Meta) -> DType) -> Result<Option<(Tensor, Option<Tensor>)>> {
+    fn tensor(
+        &self,
+        entry: &names::Entry,
+        wanted: &dyn Fn(&str, Meta) -> DType,
+    ) -> Result<Option<(Tensor, Option<Tensor>)>> {
         let name = &entry.canonical;
         let Some(meta) = self.read.metas.get(name).copied() else {
-            return Ok(self.foreign(&entry.foreign).and_then(|tensor| entry.view.of(tensor)).map(|tensor| (tensor, None)));
+            return Ok(self
+                .foreign(&entry.foreign)
+                .and_then(|tensor| entry.view.of(tensor))
+                .map(|tensor| (tensor, None)));
         };
         let (dtype, scale) = (wanted(name, meta), self.scales.get(name).and_then(|scale| self.foreign(scale)));
         if dtype == meta.dtype {
@@ -105,7 +112,8 @@ impl Part {
         };
         let Some(wide) = wide else { return Ok(None) };
         if dtype == DType::I8 {
-            let (levels, scale) = precision::narrowed(name, &wide.to_dtype(DType::F32).packed()).at(self.weights.path())?;
+            let (levels, scale) =
+                precision::narrowed(name, &wide.to_dtype(DType::F32).packed()).at(self.weights.path())?;
             return Ok(Some((levels, Some(scale))));
         }
         Ok(Some((wide.to_dtype(dtype), None)))
@@ -254,7 +262,8 @@ impl Checkpoint {
             _ => format!("{what}: {}", names.join(", ")),
         }));
         let details = passed.iter().map(|(what, names)| format!("{what}: {}", names.join(", "))).collect();
-        let tables: Vec<usize> = scales.keys().filter(|name| precision::is_table(name)).map(|name| read.metas[name].dims.numel()).collect();
+        let tables: Vec<usize> =
+            scales.keys().filter(|name| precision::is_table(name)).map(|name| read.metas[name].dims.numel()).collect();
         if !scales.is_empty() {
             let mib = (4 * tables.iter().sum::<usize>()) as f64 / f64::from(1 << 20);
             let rest = match tables.len() {
@@ -455,6 +464,8 @@ impl Checkpoint {
             dtype if integers.contains(&dtype) => dtype,
             dtype => precision.unwrap_or(Precision::of_type(dtype)).of_parameter(name, meta, patches),
         })?;
+        // What was read to become something else would stay beside it.
+        crate::buffer::release();
         if let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| integers.contains(&tensor.dtype())) {
             return Err(Error::new(format!("{name} is {}, not a floating type", tensor.dtype())).at(&self.path));
         }

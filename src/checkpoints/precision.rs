@@ -133,10 +133,15 @@ pub(super) fn narrowed(name: &str, matrix: &Tensor) -> Result<(Tensor, Tensor)> 
 
 /// Parameters of a model, those in int8 widened.
 pub fn without_levels(parameters: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
-    let scales: BTreeMap<String, Tensor> = parameters.iter().filter(|(name, _)| name.ends_with(SCALE)).cloned().collect();
-    let of = |name: &str, tensor: &Tensor| scales.get(&format!("{name}{SCALE}")).filter(|_| tensor.dtype() == DType::I8);
-    let levels: BTreeSet<String> =
-        parameters.iter().filter(|(name, tensor)| of(name, tensor).is_some()).map(|(name, _)| format!("{name}{SCALE}")).collect();
+    let scales: BTreeMap<String, Tensor> =
+        parameters.iter().filter(|(name, _)| name.ends_with(SCALE)).cloned().collect();
+    let of =
+        |name: &str, tensor: &Tensor| scales.get(&format!("{name}{SCALE}")).filter(|_| tensor.dtype() == DType::I8);
+    let levels: BTreeSet<String> = parameters
+        .iter()
+        .filter(|(name, tensor)| of(name, tensor).is_some())
+        .map(|(name, _)| format!("{name}{SCALE}"))
+        .collect();
     let wide = parameters.into_iter().filter(|(name, _)| !levels.contains(name)).map(|(name, tensor)| {
         let wide = of(&name, &tensor).map(|scale| widened(&tensor, scale));
         (name, wide.unwrap_or(tensor))

@@ -220,7 +220,8 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let usual = if checkpoint.config.vision().is_some() { What::Image } else { What::Text };
     let what = args.what.unwrap_or(usual);
     // Pixels and ids are drawn: nothing beside the model is needed.
-    let mut pipeline = args.model.ways().open_in(args.dtype, &checkpoint, Unused { pictures: true, texts: true }, global)?;
+    let mut pipeline =
+        args.model.ways().open_in(args.dtype, &checkpoint, Unused { pictures: true, texts: true }, global)?;
     let batch = args.batch.unwrap_or(1);
     let golden = args.golden.as_ref().map(|path| Weights::open(path, !global.no_mmap)).transpose()?;
     let of = |what: &str| -> Result<Option<Tensor>> {

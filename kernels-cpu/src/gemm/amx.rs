@@ -83,7 +83,8 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
                 s.prefetch_far(next);
                 next = next.wrapping_add(16);
             }
-            let (upper, lower, columns) = (upper.add(16 * step), lower.wrapping_add(16 * step), columns.add(512 * step));
+            let (upper, lower, columns) =
+                (upper.add(16 * step), lower.wrapping_add(16 * step), columns.add(512 * step));
             macro_rules! multiply {
                 ($product:literal) => {
                     asm!("tileloadd tmm6, [{b} + {line}]", "tileloadd tmm7, [{b} + {line} + 64]", "tileloadd tmm4, [{a} + {apart}]",

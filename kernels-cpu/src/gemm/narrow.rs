@@ -76,7 +76,13 @@ impl Packed {
     }
 
     pub(super) fn int8_for(isa: Isa, words: Words, b: Mat<'_, i8>, scale: &[f32]) -> Self {
-        assert!(scale.len() == b.cols && b.rows <= MOST_TERMS, "gemm: [{}, {}], {} scales", b.rows, b.cols, scale.len());
+        assert!(
+            scale.len() == b.cols && b.rows <= MOST_TERMS,
+            "gemm: [{}, {}], {} scales",
+            b.rows,
+            b.cols,
+            scale.len()
+        );
         let mut packed = match words {
             Words::I16 => Self::narrow(isa, words, b, |x| i16::from(x).to_ne_bytes()),
             _ => Self::narrow(isa, words, b, i8::to_ne_bytes),
@@ -94,7 +100,12 @@ impl Packed {
     }
 
     /// Packs numbers of which a word has several, each in N bytes.
-    fn narrow<T: Copy + Sync, const N: usize>(isa: Isa, words: Words, b: Mat<'_, T>, bytes: impl Fn(T) -> [u8; N] + Sync) -> Self {
+    fn narrow<T: Copy + Sync, const N: usize>(
+        isa: Isa,
+        words: Words,
+        b: Mat<'_, T>,
+        bytes: impl Fn(T) -> [u8; N] + Sync,
+    ) -> Self {
         b.check();
         let (k, (_, nr)) = (words.count(b.rows), words.tile(isa));
         let (panels, slab) = (b.cols.div_ceil(nr), slab_of(words, k));
@@ -234,7 +245,9 @@ mod tests {
 
     /// What products of bf16 and of int8 may be made of, on every tier of this machine.
     fn every_way(kinds: [Words; 3]) -> impl Iterator<Item = (Isa, Words)> {
-        Isa::available().flat_map(move |isa| kinds.map(|words| (isa, words))).filter(|(isa, words)| words.is_available(*isa))
+        Isa::available()
+            .flat_map(move |isa| kinds.map(|words| (isa, words)))
+            .filter(|(isa, words)| words.is_available(*isa))
     }
 
     const OF_BF16: [Words; 3] = [Words::WideBf16, Words::Bf16, Words::Bf16Tiles];
@@ -245,7 +258,14 @@ mod tests {
         let (transposed, gap) = (rng.chance(0.5), rng.below(3));
         let (outer, inner) = if transposed { (cols, rows) } else { (rows, cols) };
         let data: Vec<T> = (0..gap + outer * (inner + gap)).map(|_| one(rng)).collect();
-        let x = Mat { data: Box::leak(data.into_boxed_slice()), offset: gap, rows: outer, cols: inner, row_stride: (inner + gap) as isize, col_stride: 1 };
+        let x = Mat {
+            data: Box::leak(data.into_boxed_slice()),
+            offset: gap,
+            rows: outer,
+            cols: inner,
+            row_stride: (inner + gap) as isize,
+            col_stride: 1,
+        };
         if transposed { x.t() } else { x }
     }
 
@@ -364,7 +384,9 @@ mod tests {
         let levels: Vec<i8> = w.iter().map(|&x| (30.0 * x) as i8).collect();
         let scale = numbers(rng, n);
         let packs = every_way(OF_BF16).map(|(isa, words)| Packed::bf16_for(isa, words, Mat::new(&halves, k, n)));
-        let packs = packs.chain(every_way(OF_INT8).map(|(isa, words)| Packed::int8_for(isa, words, Mat::new(&levels, k, n), &scale)));
+        let packs = packs.chain(
+            every_way(OF_INT8).map(|(isa, words)| Packed::int8_for(isa, words, Mat::new(&levels, k, n), &scale)),
+        );
         for packed in packs.collect::<Vec<_>>() {
             let run = |m: usize, threads: usize| {
                 Pool::new(threads).install(|| product(Mat::new(&a[..m * k], m, k), &packed, n, Finish::default(), true))
@@ -385,7 +407,10 @@ mod tests {
         for i in 0..200_000u32 {
             // Ties, their neighbours, and anything else.
             let bits = rng.next_u64() as u32;
-            let x = f32::from_bits([bits, bits & 0xffff_0000 | 0x8000, (bits & 0xffff_0000 | 0x8000) + i % 3 - 1, 0x7f80_0000 + i % 9][i as usize % 4]);
+            let x = f32::from_bits(
+                [bits, bits & 0xffff_0000 | 0x8000, (bits & 0xffff_0000 | 0x8000) + i % 3 - 1, 0x7f80_0000 + i % 9]
+                    [i as usize % 4],
+            );
             let (ours, theirs) = (bf16::from_bits(rounded(x)), bf16::from_f32(x));
             assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{x:e}: {ours} instead of {theirs}");
         }
@@ -397,13 +422,20 @@ mod tests {
         let weights = vec![bf16::ONE; k * n];
         let levels = vec![1i8; k * n];
         let packs = every_way(OF_BF16).map(|(isa, words)| Packed::bf16_for(isa, words, Mat::new(&weights, k, n)));
-        let packs = packs.chain(every_way(OF_INT8).map(|(isa, words)| Packed::int8_for(isa, words, Mat::new(&levels, k, n), &[1.0; 5])));
+        let packs = packs.chain(
+            every_way(OF_INT8).map(|(isa, words)| Packed::int8_for(isa, words, Mat::new(&levels, k, n), &[1.0; 5])),
+        );
         for packed in packs {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut a = vec![1.0f32; 3 * k];
                 a[k + 7] = bad;
                 let c = product(Mat::new(&a, 3, k), &packed, n, Finish::default(), false);
-                assert!(c[n..2 * n].iter().all(|x| !x.is_finite()), "{:?}: {bad} became {:?}", packed.words, &c[n..2 * n]);
+                assert!(
+                    c[n..2 * n].iter().all(|x| !x.is_finite()),
+                    "{:?}: {bad} became {:?}",
+                    packed.words,
+                    &c[n..2 * n]
+                );
                 assert!(c[..n].iter().chain(&c[2 * n..]).all(|&x| x == 40.0), "{:?}", packed.words);
             }
         }

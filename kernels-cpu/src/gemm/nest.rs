@@ -199,7 +199,12 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     };
     let loose = match b {
         Right::Packed(b) => {
-            assert!(b.isa == isa && words.count(b.rows) == k, "gemm: an operand packed for {} and k = {}", b.isa, b.rows);
+            assert!(
+                b.isa == isa && words.count(b.rows) == k,
+                "gemm: an operand packed for {} and k = {}",
+                b.isa,
+                b.rows
+            );
             return run(&b.lines, 0, 0..k);
         }
         Right::Loose(b) => b,
@@ -339,7 +344,12 @@ impl Job<'_> {
 
     /// Every tile. For a slab that starts somewhere and is so deep, `rows_of` gives the rows of the tile that begins with a row of the job.
     #[inline(always)]
-    fn slabs<S: Simd, D: Dot, A: tile::Rows, F: Fn(usize) -> A>(&self, s: S, _: D, rows_of: impl Fn(usize, usize) -> F) {
+    fn slabs<S: Simd, D: Dot, A: tile::Rows, F: Fn(usize) -> A>(
+        &self,
+        s: S,
+        _: D,
+        rows_of: impl Fn(usize, usize) -> F,
+    ) {
         let (mr, nr) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
         // SAFETY: what is in tiles is on the tier that has them.
         let _configured = D::TILES.then(|| unsafe { amx::Configured::new() });
