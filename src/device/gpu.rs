@@ -11,7 +11,7 @@ use kernels_gpu::{Choice, Device, Memory, Options, View};
 use crate::buffer::{Buffer, Heap};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
-use crate::layout::{Dims, Layout, MAX_RANK};
+use crate::layout::{Dims, Layout};
 use crate::op::{Meta, Output};
 use crate::plan::trace;
 use crate::tensor::Tensor;
@@ -184,19 +184,14 @@ impl Gpu {
 
     /// A new contiguous tensor of one value.
     pub(crate) fn filled(&self, dims: impl Into<Dims>, value: f32) -> Option<Tensor> {
-        self.write(Meta::new(dims, DType::F32), |y| self.fill(value, y))
-    }
-
-    fn fill(&self, value: f32, y: View<'_>) -> kernels_gpu::Result<()> {
-        let one = self.upload(&value.to_le_bytes());
-        self.kernels().copy(View { memory: &one, offset: 0, dims: y.dims, strides: &[0; MAX_RANK][..y.dims.len()] }, y)
+        self.write(Meta::new(dims, DType::F32), |y| self.kernels().fill(value, y))
     }
 
     /// Zeros of `dims` but for x at the places of `layout`.
     pub(crate) fn among_zeros(&self, x: &Tensor, dims: Dims, layout: Layout) -> Option<Tensor> {
         let x = self.operand(x)?;
         self.write(Meta::new(dims, DType::F32), |y| {
-            self.fill(0.0, y)?;
+            self.kernels().fill(0.0, y)?;
             let at = View { offset: y.offset + layout.offset(), dims: layout.dims(), strides: layout.strides(), ..y };
             self.kernels().copy(x.view(), at)
         })
@@ -228,7 +223,7 @@ impl Gpu {
     pub(crate) fn sums_of_squares(&self, tensors: &[&Tensor]) -> Option<Vec<f32>> {
         let tensors: Vec<Operand> = tensors.iter().map(|x| self.packed(x)).collect::<Option<_>>()?;
         let sums = self.write(Meta::new([tensors.len()], DType::F32), |y| {
-            self.fill(0.0, y)?;
+            self.kernels().fill(0.0, y)?;
             let filled = tensors.iter().enumerate().filter(|(_, x)| x.view().numel() > 0);
             filled.into_iter().try_for_each(|(i, x)| {
                 self.kernels().sum_squares(x.view(), View { offset: y.offset + i, dims: &[], strides: &[], ..y })

@@ -48,8 +48,22 @@ impl Device {
         let m = merged([&x, &y]);
         let [xs, ys] = m.strides.map(signed);
         let n = x.numel();
-        let push = [&[n as u32, x_at, y_at, m.rank][..], &m.dims, &xs, &ys].concat();
-        self.each(Shader::Copy, &[], &[from, to.writing()], &push, n)
+        let push = [&[n as u32, x_at, y_at, m.rank][..], &m.dims, &xs, &ys, &[0]].concat();
+        self.each(Shader::Copy, &[0], &[from, to.writing()], &push, n)
+    }
+
+    /// y = a value, in any layout.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn fill(&self, value: f32, y: View<'_>) -> Result<()> {
+        if y.numel() == 0 {
+            return Ok(());
+        }
+        let ((to, y_at), m, n) = (y.bind(1)?, merged([&y]), y.numel());
+        let ys = signed(m.strides[0]);
+        let push = [&[n as u32, 0, y_at, m.rank][..], &m.dims, &ys, &ys, &[value.to_bits()]].concat();
+        self.each(Shader::Copy, &[1], &[to.writing()], &push, n)
     }
 
     /// y = f(x) with y contiguous.

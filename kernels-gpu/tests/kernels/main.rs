@@ -32,6 +32,9 @@ fn copies_keep_every_bit_and_touch_nothing_else() {
         d.copy(x.view(), y.view()).unwrap();
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&y.read()), bits(&x.values));
+        let value = f32::from_bits(rng.next_u64() as u32);
+        d.fill(value, y.view()).unwrap();
+        assert!(y.read().iter().all(|y| y.to_bits() == value.to_bits()));
     });
 }
 
