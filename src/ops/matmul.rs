@@ -180,7 +180,7 @@ fn packed(weight: &Tensor, scale: Option<&Tensor>) -> Packed {
 
 /// y = act(x W^T + b) for x [.., in], W [out, in] and b `[out]`: one matrix product, the activation on its rows. Beside an x of f32, W and b may be
 /// stored in half; they are then not trained. With W in bf16 the numbers of x are rounded to bf16 for the product, whose sums are f32. With W in i8
-/// its scales `[out]` come after it: they are levels, W[i, j] = scale[i] level, the rows of x become levels too, and there is no derivative.
+/// its scales `[out]` come after it: they are levels, `W[i, j] = scale[i] level`, the rows of x become levels too, and there is no derivative.
 pub struct Linear {
     /// Applied last.
     pub act: Option<Unary>,
