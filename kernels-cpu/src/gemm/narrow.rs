@@ -2,7 +2,7 @@
 //!
 //! bf16: numbers of A are rounded to the nearest (ties to even), products are summed up in f32. int8: a row of A has the scale s, its
 //! largest |x| over 127, and the levels round(x / s); levels are multiplied and summed up exactly, so
-//! C[i, j] = s[i] scale[j] sum, on every tier the same.
+//! `C[i, j] = s[i] scale[j] sum`, on every tier the same.
 
 use alloc::vec;
 use alloc::vec::Vec;
