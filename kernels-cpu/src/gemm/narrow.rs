@@ -243,6 +243,22 @@ mod tests {
     use alloc::boxed::Box;
     use proptest::prelude::*;
 
+    #[test]
+    fn packed_bytes_are_those_of_what_is_packed() {
+        for [k, n] in [[1, 1], [64, 48], [97, 130]] {
+            let (wide, half, levels) = (vec![1f32; k * n], vec![bf16::ONE; k * n], vec![1i8; k * n]);
+            for (numbers, packed) in [
+                (Numbers::F32, Packed::new(Mat::new(&wide, k, n))),
+                (Numbers::Bf16, Packed::bf16(Mat::new(&half, k, n))),
+                (Numbers::Int8, Packed::int8(Mat::new(&levels, k, n), &vec![1.0; n])),
+            ] {
+                let (told, taken) = (numbers.packed_bytes([k, n]), size_of_val(&packed.lines[..]));
+                // Whole lines, and one beyond.
+                assert!((told..=told + 128).contains(&taken), "{numbers:?} {k} x {n}: {told} of {taken}");
+            }
+        }
+    }
+
     /// What products of bf16 and of int8 may be made of, on every tier of this machine.
     fn every_way(kinds: [Words; 3]) -> impl Iterator<Item = (Isa, Words)> {
         Isa::available()

@@ -466,6 +466,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_packed_tile_has_whole_lines_and_one_more() {
+        for (height, depth) in [(1, 1), (6, 8), (8, 16), (14, 512)] {
+            let room = packed_tile(height, depth);
+            assert!(room.is_multiple_of(16) && (16..32).contains(&(room - height * depth)), "{height} x {depth}: {room}");
+        }
+    }
+
     /// On a thread of its own, whose buffers no other product has used.
     #[cfg(feature = "std")]
     #[test]
@@ -479,7 +487,7 @@ mod tests {
             assert_eq!(kept.len(), (rows * slab_of(Words::F32, k) + 16).div_ceil(16));
             let place = kept.as_ptr();
             scratch::give(Use::Rows, kept);
-            let again = scratch::take(Use::Rows, 1);
+            let again = scratch::take(Use::Rows, rows * slab_of(Words::F32, k));
             assert_eq!(again.as_ptr(), place);
         };
         std::thread::spawn(product).join().unwrap();
