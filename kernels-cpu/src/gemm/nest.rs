@@ -470,7 +470,10 @@ mod tests {
     fn a_packed_tile_has_whole_lines_and_one_more() {
         for (height, depth) in [(1, 1), (6, 8), (8, 16), (14, 512)] {
             let room = packed_tile(height, depth);
-            assert!(room.is_multiple_of(16) && (16..32).contains(&(room - height * depth)), "{height} x {depth}: {room}");
+            assert!(
+                room.is_multiple_of(16) && (16..32).contains(&(room - height * depth)),
+                "{height} x {depth}: {room}"
+            );
         }
     }
 
