@@ -3,6 +3,10 @@
 //! Shape and type mistakes in engine calls panic and tell both shapes; everything from outside returns [`error::Error`].
 #![doc = include_str!("../README.md")]
 
+// What tests share names the crate as those outside of it do.
+#[cfg(test)]
+extern crate self as tiergrad;
+
 pub mod buffer;
 pub mod check;
 pub mod checkpoints;

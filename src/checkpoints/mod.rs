@@ -124,7 +124,7 @@ impl Part {
 const MISSPELT: usize = 3;
 
 /// What to say of a file that would be of a layout if a few of its names were what they are most like.
-fn nearly(metas: &[(&str, Meta)], path: &Path, weights: &Weights) -> Result<Option<String>> {
+fn nearly(metas: &[(&str, Meta)], evidence: &Evidence) -> Option<String> {
     for layout in LAYOUTS {
         let table = Table::new(&(layout.names)());
         let Ok(read) = table.read(metas.to_vec()) else { continue };
@@ -133,12 +133,13 @@ fn nearly(metas: &[(&str, Meta)], path: &Path, weights: &Weights) -> Result<Opti
         let Some(meant) = meant.filter(|meant| (1..=MISSPELT).contains(&meant.len())) else { continue };
         let names = metas.iter().map(|(name, _)| *name).filter(|name| !read.unknown.iter().any(|u| u == name));
         let names = names.map(str::to_owned).chain(meant.iter().map(|(_, near)| near.clone())).collect();
-        if (layout.fits)(&Evidence::new(names, configs_of(path, weights.path()).as_deref())?) {
+        let (config, open_clip) = (evidence.config.clone(), evidence.open_clip.clone());
+        if (layout.fits)(&Evidence { names, config, open_clip }) {
             let told: Vec<String> = meant.iter().map(|(name, near)| format!("{name} (nearest: {near})")).collect();
-            return Ok(Some(format!("tensors of no known model, but nearly {}: {}", layout.name, told.join(", "))));
+            return Some(format!("tensors of no known model, but nearly {}: {}", layout.name, told.join(", ")));
         }
     }
-    Ok(None)
+    None
 }
 
 impl Checkpoint {
@@ -214,7 +215,7 @@ impl Checkpoint {
                 None => {
                     let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
                     let first: Vec<&str> = metas.iter().take(3).map(|(name, _)| *name).collect();
-                    if let Some(nearly) = nearly(&metas, path, &weights)? {
+                    if let Some(nearly) = nearly(&metas, &evidence) {
                         return Err(Error::new(nearly));
                     }
                     return Err(Error::new(format!(

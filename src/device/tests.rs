@@ -1,24 +1,14 @@
 //! Every op on a device against its definition, in value and in gradient.
 
-use super::Gpu;
+#[path = "../../tests/common/device.rs"]
+mod device;
+
 use crate::DType;
 use crate::gradcheck::Gen;
 use crate::ops::REGISTRY;
 use crate::plan::Plan;
 use crate::tensor::Tensor;
-
-/// The device that `TIER_DEVICE` names, or the first; `None` without Vulkan, said aloud, which `TIER_GPU_REQUIRED` makes a failure.
-fn gpu() -> Option<Gpu> {
-    let named = std::env::var("TIER_DEVICE").unwrap_or_default();
-    match Gpu::open(named.strip_prefix("vulkan:").unwrap_or("0")) {
-        Ok(gpu) => Some(gpu),
-        Err((_, error)) => {
-            eprintln!("SKIPPED: {error}");
-            assert!(std::env::var_os("TIER_GPU_REQUIRED").is_none(), "a device is required: {error}");
-            None
-        }
-    }
-}
+use device::gpu;
 
 /// Ops that run on a device, forward and backward, in everything that their cases draw.
 const ARMED: &[&str] = &[
