@@ -14,7 +14,7 @@ use crate::plan::trace;
 use pool::Counted;
 
 pub use file::FileBytes;
-pub(crate) use pool::{Heap, count_beside, is_counting};
+pub(crate) use pool::{Heap, count_beside, count_scratch, is_counting};
 pub use pool::{Memory, counted, memory, release, watched};
 
 /// Alignment of heap bytes: a cache line, and the widest SIMD register.

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::float::{Float, as_f32, as_f32_mut};
-use crate::gemm::{Finish, Mat, Packed, Right, gemm, gemm_serial};
+use crate::gemm::{Finish, MOST_PACKED_BYTES, Mat, Packed, Right, gemm, gemm_serial};
 use crate::par::{self, Shared};
 use crate::simd::dispatch;
 use crate::zip::add_assign;
@@ -201,6 +201,23 @@ impl Conv2d {
         }
         let packed = (0..self.groups).map(|group| Packed::new(self.matrix(&ordered, group)));
         Some(PackedWeight(Order::Windows(packed.collect())))
+    }
+
+    /// Bytes that [`Conv2d::pack`] makes of the weight.
+    pub fn packed_bytes(&self) -> usize {
+        let weight = size_of::<f32>() * self.lengths()[1];
+        if winograd::serves(self) { weight * 16 / 9 } else { weight }
+    }
+
+    /// Bytes that [`Conv2d::forward`] takes in f32 beside its operands, about: the weight in the kernels' order and packed, and what threads keep.
+    pub fn forward_bytes(&self) -> usize {
+        let ordered = size_of::<f32>() * self.lengths()[1];
+        ordered
+            + if winograd::serves(self) {
+                self.packed_bytes() + par::threads() * winograd::bytes_of_a_job(self)
+            } else {
+                ordered.min(MOST_PACKED_BYTES)
+            }
     }
 
     /// y = act(x * weight + bias + residual) for a packed weight: the bits are those of [`Conv2d::forward`] and what follows.

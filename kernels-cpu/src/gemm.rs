@@ -19,6 +19,7 @@ use crate::map::{self, Unary};
 use crate::par;
 
 pub use narrow::Numbers;
+pub(crate) use nest::MOST_PACKED_BYTES;
 pub use nest::Packed;
 pub(crate) use pack::numbers;
 use words::Words;

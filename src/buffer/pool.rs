@@ -129,7 +129,7 @@ pub struct Memory {
     pub peak: usize,
     /// Most that was held at once: in use, or kept for the next tensor of that size.
     pub held: usize,
-    /// Where it is only counted, what is no tensor and stays: packed weights of plans.
+    /// Where it is only counted, what is no tensor and stays: packed weights of plans, and what kernels work in.
     pub beside: usize,
 }
 
@@ -249,6 +249,8 @@ thread_local! {
 
 struct Count {
     id: u64,
+    /// Bytes that one op takes for itself, at most.
+    scratch: usize,
     pool: Pool<(), ()>,
 }
 
@@ -265,11 +267,12 @@ pub fn counted<R>(f: impl FnOnce() -> R) -> (R, Memory) {
         }
     }
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let before = COUNT.replace(Some(Count { id: NEXT.fetch_add(1, Ordering::Relaxed), pool: Pool::new() }));
+    let before = COUNT.replace(Some(Count { id: NEXT.fetch_add(1, Ordering::Relaxed), scratch: 0, pool: Pool::new() }));
     assert!(before.is_none(), "counted inside of counted");
     let end = End;
     let result = f();
-    let memory = COUNT.with_borrow(|count| count.as_ref().map_or_else(Memory::default, |count| count.pool.memory));
+    let all = |count: &Count| Memory { beside: count.pool.memory.beside + count.scratch, ..count.pool.memory };
+    let memory = COUNT.with_borrow(|count| count.as_ref().map_or_else(Memory::default, all));
     drop(end);
     (result, memory)
 }
@@ -282,6 +285,15 @@ pub(crate) fn is_counting() -> bool {
 /// Counts bytes that are no tensor's, where this thread counts; tells whether it does.
 pub(crate) fn count_beside(bytes: usize) -> bool {
     COUNT.with_borrow_mut(|count| count.as_mut().map(|count| count.pool.memory.beside += bytes).is_some())
+}
+
+/// Counts bytes that an op takes for itself while it runs, where this thread counts: one op's at a time.
+pub(crate) fn count_scratch(bytes: impl FnOnce() -> usize) {
+    COUNT.with_borrow_mut(|count| {
+        if let Some(count) = count {
+            count.scratch = count.scratch.max(bytes());
+        }
+    });
 }
 
 /// Bytes that are counted, and made, all zero, where somebody looks at them after all.

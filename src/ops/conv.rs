@@ -3,6 +3,7 @@
 use kernels_cpu::conv::{self, Window};
 use kernels_cpu::gemm::Finish;
 
+use crate::buffer::count_scratch;
 #[cfg(feature = "vulkan")]
 use crate::device::{Gpu, Operand};
 use crate::for_float;
@@ -70,6 +71,7 @@ impl Op for Conv2d {
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let kernel = self.kernel(x[0].meta(), x[1].meta());
+        count_scratch(|| kernel.forward_bytes());
         let (map, weight, bias) = (x[0].packed(), x[1].packed(), x.get(2).map(|b| b.packed()));
         for_float!("conv2d", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
             kernel.forward(map.as_slice(), weight.as_slice(), bias.as_ref().map(|b| b.as_slice()), y)
@@ -89,7 +91,7 @@ impl Op for Conv2d {
     }
 
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], _: &mut Packs) -> Option<Box<dyn Prepared>> {
-        let bytes = x[1].dims.numel() * size_of::<f32>();
+        let bytes = self.kernel(x[0], x[1]).packed_bytes();
         Product::prepare(x, constants, None, Tensor::packed, bytes, |weight| {
             let kernel = self.kernel(x[0], x[1]);
             let weight = kernel.pack(weight.packed().as_slice())?;

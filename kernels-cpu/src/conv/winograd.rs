@@ -37,6 +37,17 @@ pub(super) fn serves(conv: &Conv2d) -> bool {
     plain && conv.window.dilation == [1, 1] && wide(conv.input) && wide(conv.output) && tiles() >= ROWS
 }
 
+/// Tiles that a job has at most.
+fn most_tiles(conv: &Conv2d) -> usize {
+    (NEAR / (16 * (conv.input + GROUP))).max(2 * ROWS)
+}
+
+/// Bytes of the inputs and products of a job, at most, which its thread keeps.
+pub(super) fn bytes_of_a_job(conv: &Conv2d) -> usize {
+    let tiles = conv.n * conv.grid().iter().map(|side| side.div_ceil(2)).product::<usize>();
+    size_of::<f32>() * 16 * most_tiles(conv).min(tiles) * (conv.input + GROUP)
+}
+
 impl Weight {
     /// G g Gᵀ of a weight [output][tap][channel].
     pub(super) fn new(conv: &Conv2d, ordered: &[f32]) -> Self {
@@ -66,7 +77,7 @@ impl Weight {
         }
         // Equal blocks of tiles for all threads; where those are too few, groups of outputs are shared out too, whose inputs are transformed by
         // each. A single thread takes whole register tiles.
-        let (threads, most) = (par::threads(), (NEAR / (16 * (conv.input + GROUP))).max(2 * ROWS));
+        let (threads, most) = (par::threads(), most_tiles(conv));
         let blocks = count.div_ceil(most).next_multiple_of(threads.min(count / ROWS).max(1));
         let block = count.div_ceil(blocks);
         let block = if threads == 1 { block.next_multiple_of(ROWS) } else { block };

@@ -21,6 +21,8 @@ const KC: usize = 512;
 const ROW_TILES: usize = 32;
 /// Numbers of packed B that several slabs may take together.
 const PACKED_B: usize = 1 << 20;
+/// Bytes of an operand that is packed in passing.
+pub(crate) const MOST_PACKED_BYTES: usize = PACKED_B * size_of::<f32>();
 /// With at most so many rows of C, rows of B are read where they lie: packing them would not pay ...
 const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
