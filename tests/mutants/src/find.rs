@@ -36,8 +36,10 @@ pub struct Mutant {
     pub kind: Kind,
 }
 
-/// Functions that say how much work something is or ask for memory ahead: no result depends on them. `cases` draws what ops are tested with.
-const PASSED_OVER: [&str; 5] = ["cost", "prefetch", "prefetch_far", "spread", "cases"];
+/// Functions that say how much work something is or ask for memory ahead: no result depends on them. `cases` draws what ops are tested
+/// with, and the last four compute what they are compared with there.
+const PASSED_OVER: [&str; 9] =
+    ["cost", "prefetch", "prefetch_far", "spread", "cases", "composed", "pick", "one_hot", "sum_of_inner"];
 
 /// Calls of `par`, or of what hands it on, and which of their arguments is the amount of work.
 const COSTS: [(&str, usize); 6] =

@@ -1,19 +1,13 @@
 //! One op, drawn from the bytes, on both sides.
 
 use tiergrad::Tensor;
-use tiergrad::ops::attention::{Attention, attention};
-use tiergrad::ops::conv::Conv2d;
-use tiergrad::ops::pool::{AvgPool2d, Window};
-use tiergrad::ops::resize::Filter;
 
-use super::naive::{
-    Naive, broadcast, extreme, interpolation, logsumexp, masked_softmax, moments, norm, parts, softmax, unravel,
-};
+use super::naive::{Naive, broadcast, extreme, logsumexp, moments, unravel};
 use super::num::{Num, num, sum};
 use super::{ELEMENTS, Graph, Value};
 
 /// Ops that `Graph::step` knows.
-pub const COUNT: usize = 43;
+pub const COUNT: usize = 45;
 
 /// tanh(sqrt(2 / pi) (x + 0.044715 x^3)), inside GELU's approximation, with its derivative.
 fn gelu_tanh(x: f64) -> (f64, f64) {
@@ -99,7 +93,9 @@ impl Graph<'_> {
             39 => self.attention(),
             40 => self.cross_entropy(),
             41 => self.contrastive(),
-            _ => self.tier(),
+            42 => self.tier(),
+            43 => self.bce_with_logits(),
+            _ => self.dropout(),
         }
     }
 
@@ -111,7 +107,7 @@ impl Graph<'_> {
     }
 
     /// Something whose last dimension is not empty.
-    fn with_rows(&mut self) -> (Value, usize) {
+    pub(super) fn with_rows(&mut self) -> (Value, usize) {
         let x = self.of_rank(1, 6);
         match x.naive.dims.last() {
             Some(&n) if n > 0 => (x, n),
@@ -120,7 +116,7 @@ impl Graph<'_> {
     }
 
     /// A map [n, h, w, c] of at least one place.
-    fn map(&mut self) -> Value {
+    pub(super) fn map(&mut self) -> Value {
         let x = self.of_rank(4, 4);
         if x.naive.dims[1] * x.naive.dims[2] > 0 {
             return x;
@@ -129,7 +125,7 @@ impl Graph<'_> {
         self.of_dims(&dims)
     }
 
-    fn ids(&mut self, dims: &[usize], below: usize) -> (Tensor, Vec<usize>) {
+    pub(super) fn ids(&mut self, dims: &[usize], below: usize) -> (Tensor, Vec<usize>) {
         let n: usize = dims.iter().product();
         let ids: Vec<usize> = (0..n).map(|_| self.below(below)).collect();
         let tensor = Tensor::from_slice(&ids.iter().map(|&id| id as i64).collect::<Vec<_>>(), dims);
@@ -137,16 +133,41 @@ impl Graph<'_> {
     }
 
     /// A mask, mostly ones.
-    fn mask(&mut self, dims: &[usize]) -> (Tensor, Vec<u8>) {
+    pub(super) fn mask(&mut self, dims: &[usize]) -> (Tensor, Vec<u8>) {
         let mask: Vec<u8> = (0..dims.iter().product()).map(|_| u8::from(self.below(4) != 3)).collect();
         (Tensor::from_slice(&mask, dims), mask)
     }
 
     fn unary(&mut self) {
-        let (x, (name, engine, formula)) = (self.pick(), UNARY[self.below(UNARY.len())]);
+        let x = self.pick();
+        self.function_of(x);
+    }
+
+    fn function_of(&mut self, x: Value) {
+        let (name, engine, formula) = UNARY[self.below(UNARY.len())];
         self.tie |= matches!(name, "abs" | "relu") && x.naive.at.iter().any(|x| x.v == 0.0);
         let naive = x.naive.map(|x| x.map(formula(x.v).0, formula(x.v).1));
         self.keep(name, engine(&x.tensor), naive);
+    }
+
+    /// What a plan may join to a product that was just made: something of its dims is added, made before or after it, or a function applied.
+    pub(super) fn joined(&mut self) {
+        for _ in 0..self.below(4) {
+            let Some(x) = self.values.last().cloned() else { return };
+            if self.flag() {
+                self.function_of(x);
+                continue;
+            }
+            let mut y = self.of_dims(&x.naive.dims);
+            if self.below(4) == 0 {
+                self.function_of(y);
+                y = self.of_dims(&x.naive.dims);
+            }
+            let (a, b) = if self.flag() { (x, y) } else { (y, x) };
+            if a.naive.dims == b.naive.dims {
+                self.keep("add", a.tensor.add(&b.tensor), a.naive.zip(&b.naive, |a, b| a + b));
+            }
+        }
     }
 
     fn affine(&mut self) {
@@ -181,9 +202,12 @@ impl Graph<'_> {
     }
 
     fn binary(&mut self) {
-        let ((x, y), op) = (self.two(), self.below(6));
+        let ((x, y), op) = (self.two(), self.below(7));
         let smaller = |a: Num, b: Num, sign: f64| if sign * a.v < sign * b.v { a } else { b };
-        self.tie |= op > 3 && {
+        if op == 6 && x.naive.at.iter().any(|x| x.v <= 0.0) {
+            return;
+        }
+        self.tie |= matches!(op, 4 | 5) && {
             let same = x.naive.zip(&y.naive, |a, b| num(f64::from(u8::from(a.v == b.v))));
             same.at.iter().any(|x| x.v == 1.0)
         };
@@ -194,7 +218,8 @@ impl Graph<'_> {
             2 => ("mul", a.mul(b), x.naive.zip(&y.naive, |a, b| a * b)),
             3 => ("div", a.div(b), x.naive.zip(&y.naive, |a, b| a / b)),
             4 => ("minimum", a.minimum(b), x.naive.zip(&y.naive, |a, b| smaller(a, b, 1.0))),
-            _ => ("maximum", a.maximum(b), x.naive.zip(&y.naive, |a, b| smaller(a, b, -1.0))),
+            5 => ("maximum", a.maximum(b), x.naive.zip(&y.naive, |a, b| smaller(a, b, -1.0))),
+            _ => ("pow", a.pow(b), x.naive.zip(&y.naive, |a, b| (b * a.ln()).exp())),
         };
         self.keep(name, tensor, naive);
     }
@@ -347,194 +372,6 @@ impl Graph<'_> {
         self.keep("pad", x.tensor.pad(dim, before, after), naive);
     }
 
-    fn matmul(&mut self) {
-        let (x, n) = (self.of_rank(2, 4), self.size());
-        let d = &x.naive.dims;
-        let mut dims = vec![d[d.len() - 1], n];
-        if d.len() > 2 && self.flag() {
-            dims.insert(0, if self.flag() { d[d.len() - 3] } else { 1 });
-        }
-        if dims.iter().product::<usize>() > ELEMENTS || d[..d.len() - 1].iter().product::<usize>() * n > ELEMENTS {
-            return;
-        }
-        let turned = self.flag();
-        let last = dims.len() - 1;
-        if turned {
-            dims.swap(last - 1, last);
-        }
-        let y = self.of_dims(&dims);
-        if y.naive.dims != dims {
-            return;
-        }
-        let y = match turned {
-            true => Value { tensor: y.tensor.transpose(-2, -1), naive: y.naive.transposed() },
-            false => y,
-        };
-        self.keep("matmul", x.tensor.matmul(&y.tensor), x.naive.matmul(&y.naive));
-    }
-
-    fn linear(&mut self) {
-        let (x, out, biased) = (self.of_rank(1, 4), self.size(), self.flag());
-        let input = x.naive.dims[x.naive.dims.len() - 1];
-        let rows = x.naive.at.len() / input.max(1);
-        if out * input.max(rows) > ELEMENTS || input == 0 {
-            return;
-        }
-        let (w, b) = (self.of_dims(&[out, input]), self.of_dims(&[out]));
-        let tensor = x.tensor.linear(&w.tensor, biased.then_some(&b.tensor), None);
-        let mut naive = x.naive.reshape(&[rows, input]).matmul(&w.naive.transposed());
-        if biased {
-            naive = naive.zip(&b.naive, |a, b| a + b);
-        }
-        let mut dims = x.naive.dims;
-        let last = dims.len() - 1;
-        dims[last] = out;
-        self.keep("linear", tensor, naive.reshape(&dims));
-    }
-
-    fn softmax(&mut self) {
-        let ((x, _), log) = (self.with_rows(), self.flag());
-        if log {
-            let naive = x.naive.rows(|_, row| {
-                let total = logsumexp(row);
-                row.iter().map(|&x| x - total).collect()
-            });
-            self.keep("log_softmax", x.tensor.log_softmax(), naive);
-        } else {
-            self.keep("softmax", x.tensor.softmax(), x.naive.rows(|_, row| softmax(row)));
-        }
-    }
-
-    fn masked_softmax(&mut self) {
-        let x = self.of_rank(2, 2);
-        let [rows, cols] = [x.naive.dims[0], x.naive.dims[1]];
-        let each = if rows > 0 && rows % 2 == 0 { 2 } else { 1 };
-        if rows == 0 {
-            return;
-        }
-        let (mask, seen) = self.mask(&[rows / each, cols]);
-        let naive = x.naive.rows(|i, row| masked_softmax(row, |k| seen[i / each * cols + k] != 0));
-        self.keep("masked_softmax", x.tensor.masked_softmax(&mask), naive);
-    }
-
-    fn layer_norm(&mut self) {
-        let (x, n) = self.with_rows();
-        let (w, b) = (self.of_dims(&[n]), self.of_dims(&[n]));
-        let naive = x.naive.rows(|_, row| {
-            let (mean, var) = moments(row);
-            (0..n).map(|k| norm(row[k], mean, var, [w.naive.at[k], b.naive.at[k]], 1e-3)).collect()
-        });
-        self.keep("layer_norm", x.tensor.layer_norm(&w.tensor, &b.tensor, 1e-3), naive);
-    }
-
-    fn l2_normalise(&mut self) {
-        let (x, _) = self.with_rows();
-        // The length is at least 1e-12, which is a kink that only rows of zeros come near.
-        let zero = |row: &[Num]| row.iter().map(|x| x.v * x.v).sum::<f64>() < 1e-20;
-        let n = x.naive.dims[x.naive.dims.len() - 1];
-        if x.naive.at.chunks(n).any(zero) {
-            return;
-        }
-        let naive = x.naive.rows(|_, row| {
-            let length = sum(row.iter().map(|&x| x * x)).sqrt();
-            row.iter().map(|&x| x / length).collect()
-        });
-        self.keep("l2_normalise", x.tensor.l2_normalise(), naive);
-    }
-
-    fn batch_norm(&mut self) {
-        let ((x, c), given) = (self.with_rows(), self.flag());
-        let rows = x.naive.at.len() / c;
-        let (w, b) = (self.of_dims(&[c]), self.of_dims(&[c]));
-        let flat = x.naive.reshape(&[rows, c]);
-        let of = |k: usize| [w.naive.at[k], b.naive.at[k]];
-        if given {
-            // They get no gradient.
-            let (mean, var) = (self.of_dims(&[c]), self.of_dims(&[c]));
-            let var = var.tensor.detach().square();
-            let fixed = match self.again {
-                None => [mean.tensor.to_f64_vec(), var.to_f64_vec()],
-                Some(_) => [vec![0.0; c], vec![0.0; c]],
-            };
-            let naive = flat
-                .rows(|_, row| (0..c).map(|k| norm(row[k], num(fixed[0][k]), num(fixed[1][k]), of(k), 1e-3)).collect());
-            let tensor = x.tensor.batch_norm(&w.tensor, &b.tensor, &mean.tensor.detach(), &var, 1e-3);
-            self.keep("batch_norm", tensor, naive.reshape(&x.naive.dims));
-        } else if rows > 1 {
-            let all: Vec<_> =
-                (0..c).map(|k| moments(&flat.at.iter().skip(k).step_by(c).copied().collect::<Vec<_>>())).collect();
-            let naive = flat.rows(|_, row| (0..c).map(|k| norm(row[k], all[k].0, all[k].1, of(k), 1e-3)).collect());
-            let (tensor, _) = x.tensor.batch_norm_train(&w.tensor, &b.tensor, 1e-3);
-            self.keep("batch_norm of a batch", tensor, naive.reshape(&x.naive.dims));
-        }
-    }
-
-    fn conv2d(&mut self) {
-        let x = self.map();
-        let [n, h, w, c] = [0, 1, 2, 3].map(|k| x.naive.dims[k]);
-        let [kernel, stride, padding, dilation] =
-            [1 + self.below(3), 1 + self.below(3), self.below(3), 1 + self.below(2)];
-        let groups = if c > 0 && self.flag() { c } else { 1 };
-        let out = groups * (1 + self.below(4));
-        if dilation * (kernel - 1) + 1 > h.min(w) + 2 * padding || c > 40 || n * h * w * out > 4 * ELEMENTS {
-            return;
-        }
-        let (weight, bias) = (self.of_dims(&[out, c / groups, kernel, kernel]), self.of_dims(&[out]));
-        let bias = self.flag().then_some(bias);
-        let options = Conv2d { stride: [stride; 2], padding: [padding; 2], dilation: [dilation; 2], groups };
-        let tensor = x.tensor.conv2d(&weight.tensor, bias.as_ref().map(|b| &b.tensor), options);
-        let naive = x.naive.conv2d(&weight.naive, bias.as_ref().map(|b| &b.naive), [stride, padding, dilation, groups]);
-        self.keep("conv2d", tensor, naive);
-    }
-
-    /// Kernel, stride and padding that fit a map.
-    fn window(&mut self, x: &Naive) -> Option<[[usize; 2]; 3]> {
-        let kernel = [1 + self.below(3), 1 + self.below(3)];
-        let stride = [1 + self.below(3), 1 + self.below(3)];
-        let padding = kernel.map(|k| self.below(k / 2 + 1));
-        (0..2).all(|k| kernel[k] <= x.dims[k + 1] + 2 * padding[k]).then_some([kernel, stride, padding])
-    }
-
-    fn max_pool2d(&mut self) {
-        let x = self.map();
-        let Some(shape @ [kernel, stride, padding]) = self.window(&x.naive) else { return };
-        let (mut tie, mut empty) = (false, false);
-        let naive = x.naive.windows(shape, |seen| {
-            empty |= seen.is_empty();
-            let (place, tied) = if seen.is_empty() { (0, true) } else { extreme(seen, true) };
-            tie |= tied;
-            seen.get(place).copied().unwrap_or_default()
-        });
-        if !empty {
-            self.tie |= tie;
-            self.keep("max_pool2d", x.tensor.max_pool2d(Window { kernel, stride, padding, dilation: [1; 2] }), naive);
-        }
-    }
-
-    fn avg_pool2d(&mut self) {
-        let (x, count_include_pad) = (self.map(), self.flag());
-        let Some(shape @ [kernel, stride, padding]) = self.window(&x.naive) else { return };
-        let naive = x.naive.windows(shape, |seen| {
-            let n = if count_include_pad { kernel[0] * kernel[1] } else { seen.len() };
-            sum(seen.iter().copied()) * num(1.0 / n as f64)
-        });
-        self.keep("avg_pool2d", x.tensor.avg_pool2d(AvgPool2d { kernel, stride, padding, count_include_pad }), naive);
-    }
-
-    fn adaptive_avg_pool2d(&mut self) {
-        let (x, size) = (self.map(), [1 + self.below(5), 1 + self.below(5)]);
-        let naive = (0..2).fold(x.naive.clone(), |y, k| y.resampled(k + 1, &parts(x.naive.dims[k + 1], size[k])));
-        self.keep("adaptive_avg_pool2d", x.tensor.adaptive_avg_pool2d(size), naive);
-    }
-
-    fn resize(&mut self) {
-        let (x, size, cubic) = (self.map(), [1 + self.below(8), 1 + self.below(8)], self.flag());
-        let table = |k: usize| interpolation(x.naive.dims[k + 1], size[k], cubic);
-        let naive = (0..2).fold(x.naive.clone(), |y, k| y.resampled(k + 1, &table(k)));
-        let filter = if cubic { Filter::Bicubic } else { Filter::Bilinear };
-        self.keep("resize", x.tensor.resize(size, filter, false), naive);
-    }
-
     fn embedding(&mut self) {
         let x = self.of_rank(2, 2);
         let [rows, cols] = [x.naive.dims[0], x.naive.dims[1]];
@@ -553,7 +390,10 @@ impl Graph<'_> {
         if n == 0 {
             return;
         }
+        // The index may be smaller beside.
         let mut dims = x.naive.dims.clone();
+        let least = self.below(8);
+        dims.iter_mut().for_each(|d| *d = if least < 4 { (*d).min(least) } else { *d });
         dims[dim] = self.below(4);
         if dims.iter().product::<usize>() > ELEMENTS {
             return;
@@ -619,77 +459,12 @@ impl Graph<'_> {
         self.keep("topk", x.tensor.topk(k, dim as isize, largest).0, naive);
     }
 
-    fn attention(&mut self) {
-        let [b, h, d] = [1 + self.below(2), 1 + self.below(2), 1 + self.below(9)];
-        let (tk, causal, masked) = (self.below(7), self.flag(), self.flag());
-        let tq = if causal { tk } else { self.below(5) };
-        let q = self.of_dims(&[b, h, tq, d]);
-        let (k, v) = (self.of_dims(&[b, h, tk, d]), self.of_dims(&[b, h, tk, d]));
-        let (mask, seen) = self.mask(&[b, tk]);
-        let options = Attention { causal, dropout: None };
-        let tensor = attention(&q.tensor, &k.tensor, &v.tensor, masked.then_some(&mask), options);
-        let scale = num(1.0 / (d as f64).sqrt());
-        let scores = q.naive.matmul(&k.naive.transposed()).map(|x| x * scale);
-        let sees =
-            |row: usize, key: usize| (!causal || key <= row % tq) && (!masked || seen[row / (h * tq) * tk + key] != 0);
-        let naive = scores.rows(|i, row| masked_softmax(row, |key| sees(i, key))).matmul(&v.naive);
-        self.keep("attention", tensor, naive.permute(&[0, 2, 1, 3]));
-    }
-
-    fn cross_entropy(&mut self) {
-        let x = self.of_rank(2, 2);
-        let [n, classes] = [x.naive.dims[0], x.naive.dims[1]];
-        if classes == 0 {
-            return;
-        }
-        let targets: Vec<i64> = (0..n).map(|_| self.below(classes + 1) as i64 - 1).collect();
-        let counted: Vec<usize> = (0..n).filter(|&i| targets[i] >= 0).collect();
-        let of = |i: usize| {
-            let row = &x.naive.at[i * classes..][..classes];
-            logsumexp(row) - row[targets[i] as usize]
-        };
-        let y = sum(counted.iter().map(|&i| of(i))) * num(1.0 / counted.len().max(1) as f64);
-        let tensor = x.tensor.cross_entropy(&Tensor::from_slice(&targets, [n]), -1);
-        self.keep("cross_entropy", tensor, Naive { dims: Vec::new(), at: vec![y] });
-    }
-
-    fn contrastive(&mut self) {
-        let n = 1 + self.below(6);
-        let x = self.of_dims(&[n, n]);
-        let (groups, group) = self.ids(&[n], n);
-        let side = |x: &Naive| {
-            sum((0..n).map(|i| {
-                let row = &x.at[i * n..][..n];
-                let own: Vec<Num> = (0..n).filter(|&j| group[i] == group[j]).map(|j| row[j]).collect();
-                logsumexp(row) - sum(own.iter().copied()) * num(1.0 / own.len() as f64)
-            }))
-        };
-        let y = (side(&x.naive) + side(&x.naive.transposed())) * num(0.5 / n as f64);
-        self.keep("contrastive", x.tensor.contrastive(&groups), Naive { dims: Vec::new(), at: vec![y] });
-    }
-
-    fn tier(&mut self) {
-        let x = self.of_rank(3, 3);
-        let [n, t, p] = [0, 1, 2].map(|k| x.naive.dims[k]);
-        if n * t * p == 0 {
-            return;
-        }
-        let (mask, real) = self.mask(&[n, t]);
-        let (eps, temperature) = (1e-7, [1.0, 0.5][self.below(2)]);
-        let entropy = |row: &[Num]| {
-            let p = softmax(row);
-            -sum(p.iter().map(|&p| (p + num(eps)) * (p + num(eps)).ln()))
-        };
-        let rows: Vec<Vec<Num>> =
-            x.naive.at.chunks(p).map(|row| row.iter().map(|&s| s * num(1.0 / temperature)).collect()).collect();
-        let tokens = real.iter().filter(|&&m| m != 0).count();
-        let of_tokens = sum((0..n * t).filter(|&i| real[i] != 0).map(|i| entropy(&rows[i])));
-        let of_patches = sum((0..n * p).map(|k| {
-            let (pair, patch) = (k / p, k % p);
-            let places = (0..t).map(|i| pair * t + i).filter(|&i| real[i] != 0);
-            entropy(&places.map(|i| rows[i][patch]).collect::<Vec<_>>())
-        }));
-        let at = vec![of_tokens * num(1.0 / tokens.max(1) as f64), of_patches * num(1.0 / (n * p) as f64)];
-        self.keep("tier", x.tensor.tier(&mask, eps, temperature), Naive { dims: vec![2], at });
+    /// Which elements are dropped is the engine's to draw; the others are scaled.
+    fn dropout(&mut self) {
+        let (x, p, key) = (self.pick(), [0.25, 0.5][self.below(2)], self.byte() as u64);
+        let factors = Tensor::full(&x.naive.dims[..], 1.0, tiergrad::DType::F64).dropout(p, key).to_f64_vec();
+        assert!(factors.iter().all(|&f| f == 0.0 || f == 1.0 / (1.0 - p)), "dropout by {p}: {factors:?}");
+        let at = x.naive.at.iter().zip(&factors).map(|(&x, &f)| x * num(f)).collect();
+        self.keep("dropout", x.tensor.dropout(p, key), Naive { at, ..x.naive });
     }
 }
