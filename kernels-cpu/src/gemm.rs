@@ -9,6 +9,7 @@ mod amx;
 mod narrow;
 mod nest;
 mod pack;
+mod rounded;
 pub(crate) mod scratch;
 mod tile;
 mod words;
@@ -22,6 +23,7 @@ pub use narrow::Numbers;
 pub(crate) use nest::MOST_PACKED_BYTES;
 pub use nest::Packed;
 pub(crate) use pack::numbers;
+pub use rounded::Rounds;
 use words::Words;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.
@@ -242,6 +244,32 @@ pub fn multiply<F: Float>(
     threads: bool,
 ) {
     run(a, b, false, c, ldc, finish, threads);
+}
+
+/// As [`multiply`], with the numbers of both operands rounded to the nearest bf16, ties to even; sums are f32.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn multiply_bf16<A: Rounds, B: Rounds>(
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
+    c: &mut [f32],
+    ldc: usize,
+    finish: Finish<'_, f32>,
+    threads: bool,
+) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    check([m, k], [b.rows, n], c, ldc, &finish);
+    a.check();
+    b.check();
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        return nothing(false, m, n, c, ldc, &finish);
+    }
+    let isa = Isa::current();
+    rounded::product(isa, Words::bf16(isa), a, b, Out { c, ldc, accumulate: false, finish }, threads);
 }
 
 /// C = A B, or C + A B where `accumulate`; plus a bias per column. C is row-major with rows `ldc` apart.

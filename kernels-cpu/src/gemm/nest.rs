@@ -65,9 +65,17 @@ impl Packed {
     }
 
     /// Zeros.
-    pub(super) fn room(isa: Isa, words: Words, [rows, cols]: [usize; 2]) -> Self {
-        let (_, nr) = words.tile(isa);
-        let lines = vec![Line::ZERO; (cols.next_multiple_of(nr) * words.count(rows) + 16).div_ceil(16)];
+    pub(super) fn room(isa: Isa, words: Words, size: [usize; 2]) -> Self {
+        Self::of(isa, words, size, vec![Line::ZERO; Self::length(isa, words, size).div_ceil(16)])
+    }
+
+    /// Words that an operand of a size takes.
+    pub(super) fn length(isa: Isa, words: Words, [rows, cols]: [usize; 2]) -> usize {
+        cols.next_multiple_of(words.tile(isa).1) * words.count(rows) + 16
+    }
+
+    /// What was packed into `lines`.
+    pub(super) fn of(isa: Isa, words: Words, [rows, cols]: [usize; 2], lines: Vec<Line>) -> Self {
         Self { isa, words, rows, cols, lines, scale: Vec::new(), zero: Vec::new() }
     }
 
