@@ -40,6 +40,7 @@ pub mod phantom;
 pub mod pipeline;
 pub mod plan;
 pub mod process;
+pub mod products;
 pub mod profile;
 #[cfg(feature = "cli")]
 pub mod report;

@@ -10,6 +10,7 @@ use tiergrad::models::vit::VitConfig;
 use tiergrad::models::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText, ImageProjectionKind};
 use tiergrad::nn::{Activation, Module, ProjectionKind};
 use tiergrad::optim::{Optimiser, OptimiserConfig};
+use tiergrad::products::Products;
 use tiergrad::rng::Rng;
 use tiergrad::{DType, Tensor};
 
@@ -110,6 +111,24 @@ fn a_tiny_model_learns_its_pairs() {
     for class_token in [true, false] {
         let losses = train(&mut model(class_token, DType::F32), 150, &weighed(0.0, 0.0));
         assert!(losses[0] > 1.5 && losses[149] < 0.3, "loss went from {} to {}", losses[0], losses[149]);
+    }
+}
+
+/// Within 3 % of the first loss over 20 steps: bf16 has 8 bits, of which sums of many terms keep more.
+#[test]
+fn products_in_bf16_learn_as_those_in_f32() {
+    for config in [config(true), bert_config()] {
+        let curve = |products: Products, steps: usize| {
+            let mut model = build(&config, DType::F32);
+            products.within(|| train(&mut model, steps, &TierOptions::default()))
+        };
+        let (wide, half) = (curve(Products::F32, 20), curve(Products::Bf16, 20));
+        for (i, (a, b)) in wide.iter().zip(&half).enumerate() {
+            assert!((a - b).abs() < 0.03 * wide[0], "step {i}: {b} instead of {a}");
+        }
+        assert!(wide != half && half[19] < 0.9 * half[0], "{half:?}");
+        let long = curve(Products::Bf16, 150);
+        assert!(long[149] < 0.5 * long[0], "from {} to {}", long[0], long[149]);
     }
 }
 

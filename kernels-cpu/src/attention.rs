@@ -1,10 +1,12 @@
 //! Scaled dot-product attention (Vaswani et al. 2017). Scores of one head at a time; only their log-sum-exp is kept.
 
+mod operand;
+
 use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::float::{Float, as_f32, as_f32_mut};
-use crate::gemm::{Mat, gemm_serial};
+use crate::gemm::Mat;
 use crate::math;
 use crate::norm::lanes;
 use crate::par::{self, Shared};
@@ -12,6 +14,7 @@ use crate::rng::philox;
 use crate::simd::{Simd, SimdOp, dispatch};
 use crate::softmax::softmax_row_def;
 use crate::view::Strided;
+pub use operand::Operand;
 
 /// Sizes and options of one attention.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +47,7 @@ pub fn keeps(key: u64, index: u64, p: f64) -> bool {
 
 impl Attention<'_> {
     /// Matrix of item b, head h of a [batch, heads, n, width] view.
-    fn head<'d, F: Float>(&self, x: Strided<'d, F>, n: usize, item: usize) -> Mat<'d, F> {
+    fn head<'d, T>(&self, x: Strided<'d, T>, n: usize, item: usize) -> Mat<'d, T> {
         let (b, h) = (item / self.heads, item % self.heads);
         let offset = x.offset as isize + b as isize * x.strides[0] + h as isize * x.strides[1];
         Mat {
@@ -94,49 +97,54 @@ impl Attention<'_> {
         self.queries * self.keys * (self.width / 4 + 16)
     }
 
-    fn check<F: Float>(&self, q: Strided<'_, F>, k: Strided<'_, F>, v: Strided<'_, F>) {
+    fn check<T>(&self, q: Strided<'_, T>, k: Strided<'_, T>, v: Strided<'_, T>) {
         q.check(&[self.batch, self.heads, self.queries, self.width]);
         k.check(&[self.batch, self.heads, self.keys, self.width]);
         v.check(&[self.batch, self.heads, self.keys, self.width]);
         assert!(self.key_mask.is_none_or(|m| m.len() == self.batch * self.keys), "attention: length of the key mask");
     }
 
+    /// Where row `i` of a head of `n` rows starts in [batch, n, heads, width].
+    fn row(&self, item: usize, n: usize, i: usize) -> usize {
+        ((item / self.heads * n + i) * self.heads + item % self.heads) * self.width
+    }
+
     /// out [batch, queries, heads, width] = softmax(scale q k^T) v, and the log-sum-exp of the scores [batch, heads, queries].
     /// q, k, v are [batch, heads, n, width] in any layout. A query that sees no key gives zeros.
-    pub fn forward<F: Float>(
+    pub fn forward<T: Operand>(
         &self,
-        q: Strided<'_, F>,
-        k: Strided<'_, F>,
-        v: Strided<'_, F>,
-        out: &mut [F],
-        lse: &mut [F],
+        q: Strided<'_, T>,
+        k: Strided<'_, T>,
+        v: Strided<'_, T>,
+        out: &mut [T::Sum],
+        lse: &mut [T::Sum],
     ) {
         let (tq, tk, d, heads) = (self.queries, self.keys, self.width, self.heads);
+        let zero = T::Sum::ZERO;
         assert!(
             out.len() == self.batch * tq * heads * d && lse.len() == self.batch * heads * tq,
             "attention: lengths of the outputs"
         );
         if out.is_empty() || tk == 0 {
-            out.fill(F::ZERO);
-            lse.fill(F::NEG_INFINITY);
+            out.fill(zero);
+            lse.fill(T::Sum::NEG_INFINITY);
             return;
         }
         self.check(q, k, v);
         let (out, lse) = (Shared::new(out), Shared::new(lse));
         par::for_each(self.batch * heads, self.cost(), |items| {
-            let (mut p, mut o) = (vec![F::ZERO; tq * tk], vec![F::ZERO; tq * d]);
-            let (mut mask, mut factors) = (vec![F::ZERO; tk], vec![F::ZERO; tq]);
+            let (mut p, mut o) = (vec![zero; tq * tk], vec![zero; tq * d]);
+            let (mut mask, mut factors) = (vec![zero; tk], vec![zero; tq]);
             for item in items {
-                gemm_serial(self.head(q, tq, item), self.head(k, tk, item).t(), false, &mut p, tk, None);
+                T::both(self.head(q, tq, item), self.head(k, tk, item).t(), &mut p);
                 self.mask(item, &mut mask);
                 // SAFETY: one head's rows, handed out once.
                 let lse = unsafe { lse.slice(item * tq..(item + 1) * tq) };
                 softmax(Weigh { attention: self, mask: &mask, scores: &mut p, lse, factors: Some(&mut factors) });
                 self.drop_all(item, &mut p);
-                gemm_serial(Mat::new(&p, tq, tk), self.head(v, tk, item), false, &mut o, d, None);
-                let (b, h) = (item / heads, item % heads);
+                T::right(Mat::new(&p, tq, tk), self.head(v, tk, item), &mut o);
                 for ((i, o), &factor) in o.chunks(d).enumerate().zip(&factors) {
-                    let at = ((b * tq + i) * heads + h) * d;
+                    let at = self.row(item, tq, i);
                     // SAFETY: as above.
                     unsafe { out.slice(at..at + d) }.iter_mut().zip(o).for_each(|(out, &o)| *out = o * factor);
                 }
@@ -144,23 +152,23 @@ impl Attention<'_> {
         });
     }
 
-    /// Gradients of q, k and v, each [batch, heads, n, width] contiguous, from those of the output. Probabilities are
-    /// computed again from the log-sum-exp.
+    /// Gradients of q, k and v, each [batch, n, heads, width], from that of the output. Probabilities are computed again from the log-sum-exp.
     #[allow(clippy::too_many_arguments)]
-    pub fn backward<F: Float>(
+    pub fn backward<T: Operand>(
         &self,
-        q: Strided<'_, F>,
-        k: Strided<'_, F>,
-        v: Strided<'_, F>,
-        lse: &[F],
-        dout: &[F],
-        dq: &mut [F],
-        dk: &mut [F],
-        dv: &mut [F],
+        q: Strided<'_, T>,
+        k: Strided<'_, T>,
+        v: Strided<'_, T>,
+        lse: &[T::Sum],
+        dout: &[T::Sum],
+        dq: &mut [T::Sum],
+        dk: &mut [T::Sum],
+        dv: &mut [T::Sum],
     ) {
         let (tq, tk, d, heads) = (self.queries, self.keys, self.width, self.heads);
+        let zero = T::Sum::ZERO;
         if dout.is_empty() || tk == 0 {
-            return [dq, dk, dv].into_iter().for_each(|x| x.fill(F::ZERO));
+            return [dq, dk, dv].into_iter().for_each(|x| x.fill(zero));
         }
         self.check(q, k, v);
         assert!(
@@ -169,39 +177,39 @@ impl Attention<'_> {
         );
         let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
         par::for_each(self.batch * heads, self.cost() * 3, |items| {
-            let (mut p, mut dp) = (vec![F::ZERO; tq * tk], vec![F::ZERO; tq * tk]);
-            let (mut mask, mut lse_of_item) = (vec![F::ZERO; tk], vec![F::ZERO; tq]);
+            let (mut p, mut dp) = (vec![zero; tq * tk], vec![zero; tq * tk]);
+            let (mut mask, mut lse_of_item) = (vec![zero; tk], vec![zero; tq]);
+            let mut gradient = vec![zero; tq.max(tk) * d];
             for item in items {
                 let (q, k, v) = (self.head(q, tq, item), self.head(k, tk, item), self.head(v, tk, item));
-                let (b, h) = (item / heads, item % heads);
                 let dout = Mat {
                     data: dout,
-                    offset: (b * tq * heads + h) * d,
+                    offset: self.row(item, tq, 0),
                     rows: tq,
                     cols: d,
                     row_stride: (heads * d) as isize,
                     col_stride: 1,
                 };
-                gemm_serial(q, k.t(), false, &mut p, tk, None);
+                T::both(q, k.t(), &mut p);
                 self.mask(item, &mut mask);
                 lse_of_item.copy_from_slice(&lse[item * tq..][..tq]);
                 softmax(Weigh { attention: self, mask: &mask, scores: &mut p, lse: &mut lse_of_item, factors: None });
-                gemm_serial(dout, v.t(), false, &mut dp, tk, None);
+                T::right(dout, v.t(), &mut dp);
                 self.drop_all(item, &mut dp);
-                dispatch(ScoreGradient { p: &p, dp: &mut dp, cols: tk, scale: F::from_f64(self.scale) });
+                dispatch(ScoreGradient { p: &p, dp: &mut dp, cols: tk, scale: T::Sum::from_f64(self.scale) });
                 self.drop_all(item, &mut p);
                 let (p, ds) = (Mat::new(&p, tq, tk), Mat::new(&dp, tq, tk));
-                // SAFETY: one head's gradients, handed out once.
-                let (dq, dk, dv) = unsafe {
-                    (
-                        dq.slice(item * tq * d..(item + 1) * tq * d),
-                        dk.slice(item * tk * d..(item + 1) * tk * d),
-                        dv.slice(item * tk * d..(item + 1) * tk * d),
-                    )
+                let mut put = |place: Shared<T::Sum>, n: usize, multiply: &dyn Fn(&mut [T::Sum])| {
+                    multiply(&mut gradient[..n * d]);
+                    for (i, row) in gradient[..n * d].chunks(d).enumerate() {
+                        let at = self.row(item, n, i);
+                        // SAFETY: one head's rows, handed out once.
+                        unsafe { place.slice(at..at + d) }.copy_from_slice(row);
+                    }
                 };
-                gemm_serial(p.t(), dout, false, dv, d, None);
-                gemm_serial(ds, k, false, dq, d, None);
-                gemm_serial(ds.t(), q, false, dk, d, None);
+                put(dv, tk, &|dv| T::sums(p.t(), dout, dv));
+                put(dq, tq, &|dq| T::right(ds, k, dq));
+                put(dk, tk, &|dk| T::right(ds.t(), q, dk));
             }
         });
     }
@@ -348,6 +356,7 @@ pub fn attention_def<F: Float>(a: &Attention<'_>, q: Strided<'_, F>, k: Strided<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemm::gemm_serial;
     use crate::isa::Isa;
     use crate::simd::eval_on;
     use proptest::prelude::*;
@@ -426,7 +435,7 @@ mod tests {
                 out.iter().zip(&weights).map(|(o, w)| o * w).sum::<f64>()
             };
             for (which, dims) in [dq, dk, dk].iter().enumerate() {
-                for (at, index) in indices(dims).enumerate().step_by(3) {
+                for index in indices(dims).step_by(3) {
                     let at_shift = |h: f64| {
                         let moved = [&q, &k, &v][which].shifted(&index, h);
                         let mut x = [&q, &k, &v];
@@ -434,7 +443,7 @@ mod tests {
                         loss(x)
                     };
                     let numeric = (at_shift(1e-5) - at_shift(-1e-5)) / 2e-5;
-                    let analytic = grads[which][at];
+                    let analytic = grads[which][a.row(index[0] * heads + index[1], dims[2], index[2]) + index[3]];
                     assert!((numeric - analytic).abs() < 1e-8, "input {which} {index:?}: {analytic}, not {numeric}");
                 }
             }
@@ -450,6 +459,58 @@ mod tests {
                 assert!(off < 3e-5, "gradients are {off} apart on {isa}: {a:?}");
             });
         }
+    }
+
+    /// Of numbers that bf16 has: off by what rounding weights and gradients on their way to a product leaves, 2^-9 of each factor, of which up to four follow each
+    /// other.
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn products_of_bf16_are_near() {
+        use crate::testing::{Drawn, apart, narrow, normals, on_every_tier, wide};
+        use half::bf16;
+        let mut rng = crate::rng::Rng::new(5, 0);
+        let furthest = std::sync::Mutex::new(0.0f64);
+        for round in 0..30 {
+            let [batch, heads, width] = [1 + rng.below(2), 1 + rng.below(3), 1 + rng.below(40)];
+            let [queries, keys] = [1 + rng.below(40), 1 + rng.below(70)];
+            let mask: Vec<u8> = (0..batch * keys).map(|_| u8::from(rng.chance(0.6))).collect();
+            let dropout = rng.chance(0.5).then_some((0.3, 17 + round));
+            let key_mask = rng.chance(0.5).then_some(&mask[..]);
+            let (causal, scale) = (rng.chance(0.5), 1.0 / (width as f64).sqrt());
+            let a = Attention { batch, heads, queries, keys, width, scale, causal, key_mask, dropout };
+            let (dq, dk) = ([batch, heads, queries, width], [batch, heads, keys, width]);
+            let halves =
+                [&dq, &dk, &dk].map(|dims| Drawn::new(&mut rng, dims, false, |rng| bf16::from_f64(rng.normal())));
+            let wides = [0, 1, 2].map(|i| {
+                let Strided { data, offset, strides } = halves[i].view();
+                let data: Vec<f64> = data.iter().map(|&x| f64::from(x)).collect();
+                Drawn::of(&data, Strided { data: &data, offset, strides })
+            });
+            let weights = wide(&narrow(&normals(&mut rng, batch * queries * heads * width)));
+            let (mut out, mut lse) = (vec![7.0; weights.len()], vec![7.0; batch * heads * queries]);
+            let [q, k, v] = [0, 1, 2].map(|i| wides[i].view());
+            a.forward(q, k, v, &mut out, &mut lse);
+            let mut grads = [&dq, &dk, &dk].map(|dims| vec![7.0; dims.iter().product()]);
+            let [gq, gk, gv] = &mut grads;
+            a.backward(q, k, v, &lse, &weights, gq, gk, gv);
+            let largest = |x: &[f64]| x.iter().fold(1.0f64, |most, x| most.max(x.abs()));
+            on_every_tier(|isa| {
+                let [q, k, v] = [0, 1, 2].map(|i| halves[i].view());
+                let (mut y, mut sums) = (vec![7.0f32; out.len()], vec![7.0; lse.len()]);
+                a.forward(q, k, v, &mut y, &mut sums);
+                let mut single = [&dq, &dk, &dk].map(|dims| vec![7.0f32; dims.iter().product()]);
+                let [gq, gk, gv] = &mut single;
+                a.backward(q, k, v, &sums, &narrow(&weights), gq, gk, gv);
+                let pairs = single.iter().zip(&grads).map(|(a, b)| (wide(a), b)).chain([(wide(&y), &out)]);
+                for (a, b) in pairs {
+                    let off = apart(&a, b) / largest(b);
+                    let mut furthest = furthest.lock().unwrap();
+                    *furthest = furthest.max(off);
+                    assert!(off < 4.0 / 512.0, "{off} apart on {isa}");
+                }
+            });
+        }
+        assert!(*furthest.lock().unwrap() > 1e-5, "nothing was rounded");
     }
 
     #[test]

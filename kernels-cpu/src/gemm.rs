@@ -23,7 +23,7 @@ pub use narrow::Numbers;
 pub(crate) use nest::MOST_PACKED_BYTES;
 pub use nest::Packed;
 pub(crate) use pack::numbers;
-pub use rounded::Rounds;
+pub use rounded::{Rounds, bf16_bytes, round};
 use words::Words;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.

@@ -43,9 +43,9 @@ impl Block {
     /// x [n, t, width]; key mask u8 [n, t].
     pub fn forward(&self, x: &Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
         let [n, t, d] = [x.dims()[0], x.dims()[1], x.dims()[2]];
-        let y = self.layer_norm1.forward(x);
+        let y = self.layer_norm1.forward(x).operand();
         // [n, t, d] as [n, heads, t, d / heads]: a view.
-        let split = |y: Tensor| y.reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
+        let split = |y: Tensor| y.operand().reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
         let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|proj| split(proj.forward(&y, None)));
         let seen = attention(&q, &k, &v, key_mask, Attention { causal, dropout: None });
         let x = x + &self.out_proj.forward(&seen.reshape([n, t, d]), None);

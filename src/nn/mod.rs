@@ -42,7 +42,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, act: Option<Unary>) -> Tensor {
         match &self.scale {
             Some(scale) => x.linear_int8(&self.weight, scale, self.bias.as_ref(), act),
-            None => x.linear(&self.weight, self.bias.as_ref(), act),
+            None => x.operand().linear(&self.weight, self.bias.as_ref(), act),
         }
     }
 }

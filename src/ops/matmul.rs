@@ -2,11 +2,13 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use kernels_cpu::float::as_f32_mut;
 use kernels_cpu::gemm::{self, Finish, Mat, Numbers, Packed, Right};
 use kernels_cpu::map::{self, Saved as Needs, Unary};
 #[cfg(feature = "vulkan")]
 use kernels_gpu::ops::Gemm;
 
+use crate::buffer::count_scratch;
 #[cfg(feature = "vulkan")]
 use crate::device::{Gpu, Operand};
 use crate::dtype::{DType, Element};
@@ -134,9 +136,38 @@ impl<'a> Flat<'a> {
     }
 }
 
-/// Whether a weight of one type serves activations of another: the same type, or half stored beside f32.
+/// Whether a weight of one type serves activations of another: the same type, half stored beside f32, or f32 beside what was rounded to bf16.
 pub(super) fn weight_fits(weight: DType, activations: DType) -> bool {
-    weight == activations || activations == DType::F32 && is_half(weight)
+    match activations {
+        DType::F32 => weight == DType::F32 || is_half(weight),
+        DType::BF16 => matches!(weight, DType::F32 | DType::BF16),
+        _ => weight == activations,
+    }
+}
+
+/// The type of sums of products with activations of a type.
+pub(super) fn sums(activations: DType) -> DType {
+    if activations == DType::BF16 { DType::F32 } else { activations }
+}
+
+/// C = act(A B + bias) for matrices of f32 and bf16, all rounded to bf16.
+fn multiply_rounded(a: &Tensor, b: &Tensor, finish: Finish<'_, f32>, c: &mut [f32]) {
+    let n = b.dims()[1].max(1);
+    match [a.dtype(), b.dtype()] {
+        [DType::BF16, DType::BF16] => {
+            gemm::multiply_bf16(matrix::<bf16>(a, 0), matrix::<bf16>(b, 0), c, n, finish, true)
+        }
+        [DType::BF16, _] => gemm::multiply_bf16(matrix::<bf16>(a, 0), matrix::<f32>(b, 0), c, n, finish, true),
+        [_, DType::BF16] => gemm::multiply_bf16(matrix::<f32>(a, 0), matrix::<bf16>(b, 0), c, n, finish, true),
+        _ => gemm::multiply_bf16(matrix::<f32>(a, 0), matrix::<f32>(b, 0), c, n, finish, true),
+    }
+}
+
+/// A B for matrices of f32 and bf16, all rounded to bf16.
+fn product_rounded(a: &Tensor, b: &Tensor) -> Tensor {
+    let [m, k, n] = [a.dims()[0], a.dims()[1], b.dims()[1]];
+    count_scratch(|| gemm::bf16_bytes([m, k, n]));
+    Tensor::write([m, n], |c| multiply_rounded(a, b, Finish::default(), c))
 }
 
 fn is_half(dtype: DType) -> bool {
@@ -179,7 +210,8 @@ fn packed(weight: &Tensor, scale: Option<&Tensor>) -> Packed {
 }
 
 /// y = act(x W^T + b) for x [.., in], W [out, in] and b `[out]`: one matrix product, the activation on its rows. Beside an x of f32, W and b may be
-/// stored in half; they are then not trained. With W in bf16 the numbers of x are rounded to bf16 for the product, whose sums are f32. With W in i8
+/// stored in half; they are then not trained. With W in bf16 the numbers of x are rounded to bf16 for the product, whose sums are f32. With x in bf16 W
+/// is rounded so, and y and all gradients are f32, those of products of what is rounded: of dy too. With W in i8
 /// its scales `[out]` come after it: they are levels, `W[i, j] = scale[i] level`, the rows of x become levels too, and there is no derivative.
 pub struct Linear {
     /// Applied last.
@@ -207,19 +239,27 @@ impl Op for Linear {
         let scaled = !levels || scale.is_some_and(|s| s.dims[..] == w[..1] && s.dtype == DType::F32);
         let biased = bias.is_none_or(|b| b.dims[..] == w[..1] && weight_fits(b.dtype, x[0].dtype));
         assert!(fits && types && scaled && biased, "linear: {x:?}");
-        Meta { dims: d.with(d.len() - 1, w[0]), ..x[0] }
+        Meta { dims: d.with(d.len() - 1, w[0]), dtype: sums(x[0].dtype) }
     }
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let [scale, bias] = Self::rest(x, x[1].dtype());
         let bias = bias.map(|b| widened(b).packed());
-        let (rows, narrow) = (rows_of(x[0]), numbers(x[1].dtype()) != Numbers::F32);
-        let w = &if narrow { x[1].detach() } else { widened(x[1]) };
+        let rounded = x[0].dtype() == DType::BF16;
+        let (rows, narrow) = (rows_of(x[0]), !rounded && numbers(x[1].dtype()) != Numbers::F32);
+        let w = &if narrow || rounded { x[1].detach() } else { widened(x[1]) };
+        if rounded {
+            count_scratch(|| gemm::bf16_bytes([rows.dims()[0], rows.dims()[1], w.dims()[0]]));
+        }
         // The derivative needs the value before the activation.
         let apart = self.act.filter(|act| act.saves() == Needs::Input && x.iter().any(|x| x.is_tracked()));
         let act = self.act.filter(|_| apart.is_none());
         for_float!("linear", out.dtype, F => {
             let product = Tensor::write(out.dims, |z: &mut [F]| {
+                if rounded {
+                    let bias = bias.as_ref().map(|b| b.as_slice());
+                    return multiply_rounded(&rows, &w.transpose(0, 1), Finish { bias, residual: None, act }, as_f32_mut(z).expect("sums of bf16"));
+                }
                 let finish = Finish { bias: bias.as_ref().map(|b| b.as_slice::<F>()), residual: None, act };
                 let packed = narrow.then(|| packed(w, scale.copied()));
                 let right = packed.as_ref().map_or_else(|| Right::Loose(matrix::<F>(w, 0).t()), Right::Packed);
@@ -301,9 +341,13 @@ impl Op for Linear {
             }
         };
         let rows = rows_of(&dz);
+        let rounded = saved.meta(0).dtype == DType::BF16;
+        // Two products have it.
+        let operand = if rounded { rows.converted(DType::BF16) } else { rows.clone() };
+        let multiply = |a: &Tensor, b: &Tensor| if rounded { product_rounded(a, b) } else { a.matmul(&widened(b)) };
         let mut gradients = vec![
-            saved.want(0, || rows.matmul(&widened(saved.input(1))).reshape(saved.dims(0))),
-            saved.want(1, || rows.transpose(0, 1).matmul(&rows_of(saved.input(0)))),
+            saved.want(0, || multiply(&operand, saved.input(1)).reshape(saved.dims(0))),
+            saved.want(1, || multiply(&operand.transpose(0, 1), &rows_of(saved.input(0)))),
         ];
         if saved.count() == 3 {
             gradients.push(saved.want(2, || rows.sum(&[0], false)));
@@ -406,6 +450,62 @@ mod tests {
                 a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-6 * most)
             };
             assert!(close(&ours.0, &wide.0) && close(&ours.1.unwrap_or_default(), &wide.1.unwrap_or_default()));
+        }
+    }
+
+    /// Value and gradients are those of products, in f64, of numbers that were rounded; W may be stored in bf16.
+    #[test]
+    fn activations_in_bf16_are_multiplied_as_such() {
+        let mut g = Gen::new(6, 9);
+        for i in 0..60 {
+            let (front, [input, output]) = (g.dims(0, 2), [g.size(), g.size()]);
+            let single = |g: &mut Gen, dims: &[usize]| g.tensor(dims).to_dtype(DType::F32);
+            let [x, weight, bias] =
+                [&front.followed_by(&[input])[..], &[output, input], &[output]].map(|d| single(&mut g, d));
+            let dy = single(&mut g, &front.followed_by(&[output]));
+            let (x, bias) = (x.to_dtype(DType::BF16).trainable(), bias.trainable());
+            let weight = if i % 3 == 0 { weight.to_dtype(DType::BF16) } else { weight.trainable() };
+            let y = x.linear(&weight, Some(&bias), None);
+            let value = y.detach();
+            let grads = crate::backward_with(vec![(y, dy.clone())]);
+            let exact = |t: &Tensor| t.detach().to_dtype(DType::BF16).to_dtype(DType::F64);
+            let (rows, w) = (rows_of(&exact(&x)), exact(&weight));
+            let (slope, whole) = (rows_of(&exact(&dy)), rows_of(&dy.to_dtype(DType::F64)));
+            let mut pairs = vec![
+                (value, rows.matmul(&w.transpose(0, 1)) + bias.detach().to_dtype(DType::F64)),
+                (grads.get(&x).unwrap().clone(), slope.matmul(&w)),
+                (grads.get(&bias).unwrap().clone(), whole.sum(&[0], false)),
+            ];
+            pairs.extend(grads.get(&weight).map(|dw| (dw.clone(), slope.transpose(0, 1).matmul(&rows))));
+            assert_eq!(pairs.len(), 3 + usize::from(i % 3 > 0));
+            for (k, (ours, exact)) in pairs.iter().enumerate() {
+                assert_eq!((ours.dtype(), ours.numel()), (DType::F32, exact.numel()));
+                let (ours, exact) = (ours.to_f64_vec(), exact.to_f64_vec());
+                let most = exact.iter().fold(1.0f64, |most, x| most.max(x.abs()));
+                assert!(
+                    ours.iter().zip(&exact).all(|(a, b)| (a - b).abs() <= 2e-6 * most),
+                    "{i}, {k}: {ours:?} {exact:?}"
+                );
+            }
+        }
+    }
+
+    /// With an activation, whose derivative is rounded where it is multiplied: off by at most two roundings of 2^-9 of each term.
+    #[test]
+    fn activations_in_bf16_pass_an_activation() {
+        let mut g = Gen::new(7, 9);
+        for act in [Unary::Gelu, Unary::QuickGelu, Unary::Tanh, Unary::Relu] {
+            let [x, w] = [[9, 40], [30, 40]].map(|d| g.tensor(d).to_dtype(DType::BF16).to_dtype(DType::F32));
+            let run = |x: &Tensor| {
+                let (x, w) = (x.clone().trainable(), w.clone().trainable());
+                let y = x.linear(&w, None, Some(act));
+                let grads = y.sum_all().backward();
+                [y.detach(), grads.get(&x).unwrap().clone(), grads.get(&w).unwrap().clone()].map(|t| t.to_vec::<f32>())
+            };
+            for (half, wide) in run(&x.to_dtype(DType::BF16)).iter().zip(&run(&x)) {
+                let most = wide.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                assert!(half.iter().zip(wide).all(|(a, b)| (a - b).abs() <= 2.0 / 512.0 * most), "{act:?}");
+            }
         }
     }
 

@@ -138,7 +138,8 @@ impl Rehearsal {
             let mut grads = Grads::default();
             for _ in 0..self.accumulate.min(2) {
                 let examples = examples(config, network, self.texts[0].as_ref());
-                grads.merge(examples.step(network, &config.tier, t.micro_batch)?.grads);
+                let step = || examples.step(network, &config.tier, t.micro_batch);
+                grads.merge(t.precision.within(step)?.grads);
             }
             if self.accumulate > 1 {
                 grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));

@@ -12,16 +12,23 @@ use super::scratch::{self, Use};
 use super::words::Words;
 use super::{Left, Mat, Out, Right};
 use crate::isa::Isa;
-use crate::par::Shared;
-use crate::simd::{Simd, SimdOp, eval_on};
+use crate::par::{self, Shared};
+use crate::simd::{Simd, SimdOp, dispatch, eval_on};
 
 /// Rows that are rounded at a time: so many are read side by side where they are columns in memory.
 const ROWS: usize = 64;
+/// Rows a multiple of so many words apart, 2 KiB, share two of the 64 sets of a first-level cache.
+const CROWDED: usize = 512;
 
 /// A number that a product takes as bf16.
 pub trait Rounds: Copy + Send + Sync {
     /// The bits of the nearest bf16, ties to even; NaN stays one.
     fn rounded(self) -> u16;
+    /// A matrix of pairs that lie as words where a word holds two, in whole words.
+    #[inline(always)]
+    fn pairs(_x: Mat<'_, Self>) -> Option<Mat<'_, f32>> {
+        None
+    }
 }
 
 impl Rounds for f32 {
@@ -37,6 +44,40 @@ impl Rounds for bf16 {
     #[inline(always)]
     fn rounded(self) -> u16 {
         self.to_bits()
+    }
+
+    fn pairs(x: Mat<'_, bf16>) -> Option<Mat<'_, f32>> {
+        let data = x.data.get(x.offset..)?;
+        let even = x.col_stride == 1 && x.row_stride % 2 == 0 && x.row_stride > 0 && x.cols % 2 == 0;
+        if !even || !data.as_ptr().cast::<f32>().is_aligned() {
+            return None;
+        }
+        // SAFETY: two bf16 have the bytes of one f32, of which all are numbers; as many as there are whole pairs, aligned.
+        let data = unsafe { core::slice::from_raw_parts(data.as_ptr().cast(), data.len() / 2) };
+        Some(Mat { data, offset: 0, rows: x.rows, cols: x.cols / 2, row_stride: x.row_stride / 2, col_stride: 1 })
+    }
+}
+
+/// Numbers as the nearest bf16.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn round(x: &[f32], y: &mut [bf16]) {
+    assert_eq!(x.len(), y.len(), "round: lengths");
+    let out = Shared::new(y);
+    par::for_each(x.len(), 1, |range| {
+        // SAFETY: the ranges are disjoint.
+        dispatch(RoundAll(&x[range.clone()], unsafe { out.slice(range) }));
+    });
+}
+
+struct RoundAll<'a>(&'a [f32], &'a mut [bf16]);
+
+impl SimdOp for RoundAll<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        self.1.iter_mut().zip(self.0).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
     }
 }
 
@@ -128,15 +169,20 @@ impl<T: Rounds> Round<'_, T> {
     }
 }
 
-/// How many rows of so many words there must be room for, and how far apart: an odd number of lines, so that they go through all sets of a cache.
-pub(super) fn room(words: Words, rows: usize, k: usize) -> [usize; 2] {
-    [if words.in_tiles() { rows.next_multiple_of(32) } else { rows }, k.next_multiple_of(16) | 16]
+/// How far apart rows of so many words are put: an odd number of lines, so that they go through all sets of a cache.
+pub(super) fn apart(k: usize) -> usize {
+    k.next_multiple_of(16) | 16
 }
 
 /// Calls `f` with the rows of `a` in such words.
 pub(super) fn left<T: Rounds>(isa: Isa, words: Words, a: Mat<'_, T>, threads: bool, f: impl FnOnce(Left<'_>)) {
     let k = words.count(a.cols);
-    let [rows, stride] = room(words, a.rows, k);
+    // Where they lie, if they are whole words and do not crowd each other out of a cache.
+    let there = if words.numbers() == 2 { T::pairs(a) } else { None };
+    if let Some(a) = there.filter(|a| a.cols == k && !a.row_stride.unsigned_abs().is_multiple_of(CROWDED)) {
+        return f(Left::Words(a, &[]));
+    }
+    let (rows, stride) = (a.rows, apart(k));
     let mut lines = scratch::take(Use::Words, rows * stride);
     let place = Shared::new(pack::numbers(&mut lines));
     spread(threads, a.rows.div_ceil(ROWS), ROWS * a.cols / 8, &|items| {
@@ -168,6 +214,12 @@ pub(super) fn right<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>, threads: b
             eval_on(isa, Round { x: b.t(), words, rows, of_row, out, row_step: 1, word_step: nr });
         }
     });
+}
+
+/// Bytes that [`super::multiply_bf16`] keeps for the operands of a product of [m, k] and [k, n] on the calling thread.
+pub fn bf16_bytes([m, k, n]: [usize; 3]) -> usize {
+    let (isa, words) = (Isa::current(), Words::bf16(Isa::current()));
+    4 * (m * apart(words.count(k)) + Packed::length(isa, words, [k, n]))
 }
 
 /// C = act(A B + bias + residual) of operands rounded to bf16. No size is 0.
