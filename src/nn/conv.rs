@@ -38,6 +38,7 @@ impl Conv2d {
 
     /// x [n, h, w, in] to [n, oh, ow, out].
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        let x = if self.options.groups == 1 { &x.operand() } else { x };
         x.conv2d(&self.weight, self.bias.as_ref(), self.options)
     }
 }

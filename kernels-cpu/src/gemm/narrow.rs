@@ -55,7 +55,7 @@ impl Packed {
     /// If it leaves its data.
     pub fn bf16(b: Mat<'_, bf16>) -> Self {
         let isa = Isa::current();
-        Self::bf16_for(isa, Words::bf16(isa), b)
+        Self::rounded_for(isa, Words::bf16(isa), b)
     }
 
     /// Packs the levels `b` [k, n], whose columns have these scales, for products of int8 on the tier in use: the rows of the left operand
@@ -66,13 +66,6 @@ impl Packed {
     pub fn int8(b: Mat<'_, i8>, scale: &[f32]) -> Self {
         let isa = Isa::current();
         Self::int8_for(isa, Words::int8(isa), b, scale)
-    }
-
-    pub(super) fn bf16_for(isa: Isa, words: Words, b: Mat<'_, bf16>) -> Self {
-        b.check();
-        let mut packed = Self::room(isa, words, [b.rows, b.cols]);
-        rounded::right(isa, words, b, true, &mut packed.lines);
-        packed
     }
 
     pub(super) fn int8_for(isa: Isa, words: Words, b: Mat<'_, i8>, scale: &[f32]) -> Self {
@@ -342,7 +335,7 @@ pub(super) mod tests {
             let end = Drawn::new(rng, m, n);
             let near = |x: f32| f64::from(bf16::from_f32(x));
             for (isa, words) in every_way(OF_BF16) {
-                let packed = Packed::bf16_for(isa, words, b);
+                let packed = Packed::rounded_for(isa, words, b);
                 let c = product(a, &packed, end.ldc, Finish::default(), seed % 2 == 0);
                 for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                     let term = |l| near(a.at(i, l)) * f64::from(b.at(l, j));
@@ -389,7 +382,7 @@ pub(super) mod tests {
         let halves: Vec<bf16> = w.iter().map(|&x| bf16::from_f32(x)).collect();
         let levels: Vec<i8> = w.iter().map(|&x| (30.0 * x) as i8).collect();
         let scale = numbers(rng, n);
-        let packs = every_way(OF_BF16).map(|(isa, words)| Packed::bf16_for(isa, words, Mat::new(&halves, k, n)));
+        let packs = every_way(OF_BF16).map(|(isa, words)| Packed::rounded_for(isa, words, Mat::new(&halves, k, n)));
         let packs = packs.chain(
             every_way(OF_INT8).map(|(isa, words)| Packed::int8_for(isa, words, Mat::new(&levels, k, n), &scale)),
         );
@@ -412,7 +405,7 @@ pub(super) mod tests {
         let (k, n) = (40, 5);
         let weights = vec![bf16::ONE; k * n];
         let levels = vec![1i8; k * n];
-        let packs = every_way(OF_BF16).map(|(isa, words)| Packed::bf16_for(isa, words, Mat::new(&weights, k, n)));
+        let packs = every_way(OF_BF16).map(|(isa, words)| Packed::rounded_for(isa, words, Mat::new(&weights, k, n)));
         let packs = packs.chain(
             every_way(OF_INT8).map(|(isa, words)| Packed::int8_for(isa, words, Mat::new(&levels, k, n), &[1.0; 5])),
         );

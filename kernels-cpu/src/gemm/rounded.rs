@@ -222,6 +222,24 @@ pub fn bf16_bytes([m, k, n]: [usize; 3]) -> usize {
     4 * (m * apart(words.count(k)) + Packed::length(isa, words, [k, n]))
 }
 
+impl Packed {
+    /// Packs `b` [k, n], rounded to bf16, for the tier in use: as [`Packed::bf16`].
+    ///
+    /// # Panics
+    /// If it leaves its data.
+    pub fn rounded(b: Mat<'_, f32>) -> Self {
+        let isa = Isa::current();
+        Self::rounded_for(isa, Words::bf16(isa), b)
+    }
+
+    pub(super) fn rounded_for<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>) -> Self {
+        b.check();
+        let mut packed = Self::room(isa, words, [b.rows, b.cols]);
+        right(isa, words, b, true, &mut packed.lines);
+        packed
+    }
+}
+
 /// C = act(A B + bias + residual) of operands rounded to bf16. No size is 0.
 pub(super) fn product<A: Rounds, B: Rounds>(
     isa: Isa,
