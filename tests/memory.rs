@@ -29,8 +29,9 @@ fn the_peak_is_predicted_and_written_down() {
 }
 
 #[test]
-fn the_peak_in_bf16_is_predicted() {
+fn the_peak_in_bf16_and_of_blocks_computed_again_is_predicted() {
     predicted(&["train.precision=bf16"]);
+    predicted(&["train.recompute=true"]);
 }
 
 fn predicted(more: &[&'static str]) {

@@ -6,6 +6,7 @@ use super::check_sizes;
 use crate::error::Result;
 use crate::nn::{Activation, Init, LayerNorm, Linear, Module, Params, Unary};
 use crate::ops::attention::{Attention, attention};
+use crate::tape::{checkpoint, is_recomputing};
 use crate::tensor::Tensor;
 
 /// Sizes of a BERT encoder.
@@ -65,6 +66,7 @@ impl BertConfig {
 const INIT: f64 = 0.02;
 
 /// Self-attention and a perceptron, each added to its input and then normalised.
+#[derive(Clone)]
 struct Layer {
     heads: usize,
     activation: Unary,
@@ -162,7 +164,13 @@ impl Bert {
         let (t, most) = (ids.dims()[1], self.position_embeddings.dims()[0]);
         assert!(t <= most, "bert: {t} tokens, at most {most}");
         let x = self.words(ids) + self.token_type_embeddings.narrow(0, 0, 1) + self.position_embeddings.narrow(0, 0, t);
-        self.layers.iter().fold(self.embedding_norm.forward(&x), |x, layer| layer.forward(&x, mask))
+        self.layers.iter().fold(self.embedding_norm.forward(&x), |x, layer| {
+            if !is_recomputing() {
+                return layer.forward(&x, mask);
+            }
+            let (layer, mask) = (layer.clone(), mask.clone());
+            checkpoint(&[&x], move |x| layer.forward(&x[0], &mask))
+        })
     }
 
     /// Rows of the word embeddings [n, T, width]. Padding's is a constant, which matters where a loss counts padded positions.

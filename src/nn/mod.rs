@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// y = act(x W^T + b).
+#[derive(Clone)]
 pub struct Linear {
     /// [out, in]
     pub weight: Tensor,
@@ -60,6 +61,7 @@ impl Module for Linear {
 }
 
 /// Layer norm along the last dimension.
+#[derive(Clone)]
 pub struct LayerNorm {
     /// `[width]`
     pub weight: Tensor,

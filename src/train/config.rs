@@ -10,6 +10,7 @@ use crate::loss::TierOptions;
 use crate::models::{DualEncoderConfig, ImageTowerConfig};
 use crate::optim::{OptimiserConfig, Schedule};
 use crate::products::Products;
+use crate::tape::recomputing;
 
 /// Everything that decides a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -141,6 +142,9 @@ pub struct TrainConfig {
     /// What the products of layers are computed in, forward and backward: with bf16 their numbers are rounded to it and sums are f32, as are parameters,
     /// moments and all else. Validation and the saved model are f32.
     pub precision: Products,
+    /// Keep only the inputs of transformer blocks and of stages of a residual network, and compute these again for the gradient: the same bits for less
+    /// memory and one more forward.
+    pub recompute: bool,
     /// Batches whose gradients are averaged for one optimiser step.
     pub accumulate: usize,
     /// Augmented views per image.
@@ -169,6 +173,7 @@ impl Default for TrainConfig {
             batch: 32,
             micro_batch: 0,
             precision: Products::F32,
+            recompute: false,
             accumulate: 1,
             views: 1,
             targets: Targets::Pairs,
@@ -179,6 +184,13 @@ impl Default for TrainConfig {
             check_finite: true,
             check_memory: true,
         }
+    }
+}
+
+impl TrainConfig {
+    /// Runs `f`, a step, in which layers compute as is said here.
+    pub(super) fn within<R>(&self, f: impl FnOnce() -> R) -> R {
+        recomputing(self.recompute, || self.precision.within(f))
     }
 }
 

@@ -387,7 +387,7 @@ impl<'a> Run<'a> {
         let examples = examples(&self.pipeline, &self.tables, &rows, numbers, views)?;
         let network = &mut self.pipeline.network;
         let (tier, train) = (&self.config.tier, &self.config.train);
-        let once = |network: &mut Network| train.precision.within(|| examples.step(network, tier, train.micro_batch));
+        let once = |network: &mut Network| train.within(|| examples.step(network, tier, train.micro_batch));
         let one = once(network)?;
         if check {
             let norm = optim::norm(&one.grads);
