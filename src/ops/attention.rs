@@ -253,7 +253,7 @@ crate::check_ops!(Attention);
 mod tests {
     use super::*;
 
-    /// Off by up to four roundings of 2^-9: of weights and gradients, where they are multiplied.
+    /// Off by some roundings of 2^-8, whose bound the kernel's test has: of weights and gradients, where they are multiplied.
     #[test]
     fn queries_in_bf16_are_multiplied_as_such() {
         let mut g = Gen::new(8, 9);
@@ -272,7 +272,7 @@ mod tests {
                 assert_eq!(half.meta(), wide.meta());
                 let (half, wide) = (half.to_vec::<f32>(), wide.to_vec::<f32>());
                 let most = wide.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-                assert!(half != wide && half.iter().zip(&wide).all(|(a, b)| (a - b).abs() <= 4.0 / 512.0 * most));
+                assert!(half != wide && half.iter().zip(&wide).all(|(a, b)| (a - b).abs() <= 4.0 / 256.0 * most));
             }
         }
     }

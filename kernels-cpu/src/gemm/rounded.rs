@@ -235,7 +235,9 @@ impl Packed {
     pub(super) fn rounded_for<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>) -> Self {
         b.check();
         let mut packed = Self::room(isa, words, [b.rows, b.cols]);
-        right(isa, words, b, true, &mut packed.lines);
+        if b.rows > 0 {
+            right(isa, words, b, true, &mut packed.lines);
+        }
         packed
     }
 }
