@@ -48,7 +48,7 @@ impl Rounds for bf16 {
 
     fn pairs(x: Mat<'_, bf16>) -> Option<Mat<'_, f32>> {
         let data = x.data.get(x.offset..)?;
-        let even = x.col_stride == 1 && x.row_stride % 2 == 0 && x.row_stride > 0 && x.cols % 2 == 0;
+        let even = x.col_stride == 1 && x.row_stride % 2 == 0 && x.row_stride > 0 && x.cols.is_multiple_of(2);
         if !even || !data.as_ptr().cast::<f32>().is_aligned() {
             return None;
         }
