@@ -14,8 +14,6 @@ pub(crate) mod scratch;
 mod tile;
 mod words;
 
-use half::bf16;
-
 use crate::float::{Float, as_f32, as_f32_mut, as_f64, as_f64_mut};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
@@ -25,7 +23,7 @@ pub use narrow::Numbers;
 pub(crate) use nest::MOST_PACKED_BYTES;
 pub use nest::Packed;
 pub(crate) use pack::numbers;
-pub use rounded::{Rounds, bf16_bytes, round};
+pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, multiply_bf16, multiply_halves, round};
 use words::Words;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.
@@ -246,73 +244,6 @@ pub fn multiply<F: Float>(
     threads: bool,
 ) {
     run(a, b, false, c, ldc, finish, threads);
-}
-
-/// As [`multiply`], with the numbers of both operands rounded to the nearest bf16, ties to even; sums are f32.
-///
-/// # Panics
-/// As [`gemm`].
-pub fn multiply_bf16<A: Rounds, B: Rounds>(
-    a: Mat<'_, A>,
-    b: Mat<'_, B>,
-    c: &mut [f32],
-    ldc: usize,
-    finish: Finish<'_, f32>,
-    threads: bool,
-) {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
-    check([m, k], [b.rows, n], c, ldc, &finish);
-    a.check();
-    b.check();
-    if m == 0 || n == 0 {
-        return;
-    }
-    if k == 0 {
-        return nothing(false, m, n, c, ldc, &finish);
-    }
-    let isa = Isa::current();
-    rounded::product(isa, Words::bf16(isa), a, b, Out { c, ldc, accumulate: false, finish }, threads);
-}
-
-/// C + A B with the numbers of both operands rounded to the nearest bf16, on the calling thread; C is row-major.
-///
-/// # Panics
-/// As [`gemm`].
-pub fn accumulate_bf16<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, c: &mut [f32]) {
-    let ([m, k, n], finish) = ([a.rows, a.cols, b.cols], Finish::default());
-    check([m, k], [b.rows, n], c, n, &finish);
-    a.check();
-    b.check();
-    if m * k * n > 0 {
-        let isa = Isa::current();
-        rounded::product(isa, Words::bf16(isa), a, b, Out { c, ldc: n, accumulate: true, finish }, false);
-    }
-}
-
-/// As [`multiply`], with a right operand packed from bf16 ([`Packed::bf16`], [`Packed::rounded`]) and a left one that is bf16.
-///
-/// # Panics
-/// As [`gemm`]; also if B was packed from something else.
-pub fn multiply_halves(
-    a: Mat<'_, bf16>,
-    b: &Packed,
-    c: &mut [f32],
-    ldc: usize,
-    finish: Finish<'_, f32>,
-    threads: bool,
-) {
-    let ([m, k], [rows, n]) = ([a.rows, a.cols], b.size());
-    check([m, k], [rows, n], c, ldc, &finish);
-    a.check();
-    assert!(b.words != Words::F32 && !b.words.are_levels(), "gemm: an operand that is not packed from bf16");
-    if m == 0 || n == 0 {
-        return;
-    }
-    if k == 0 {
-        return nothing(false, m, n, c, ldc, &finish);
-    }
-    let out = Out { c, ldc, accumulate: false, finish };
-    rounded::left(b.isa(), b.words, a, threads, |a| nest::product(b.isa(), a, Right::Packed(b), out, threads));
 }
 
 /// C = A B, or C + A B where `accumulate`; plus a bias per column. C is row-major with rows `ldc` apart.

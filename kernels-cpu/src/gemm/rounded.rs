@@ -10,7 +10,7 @@ use super::nest::{self, Packed, slab_of, spread};
 use super::pack::{self, Line};
 use super::scratch::{self, Use};
 use super::words::Words;
-use super::{Left, Mat, Out, Right};
+use super::{Finish, Left, Mat, Out, Right, check, nothing};
 use crate::isa::Isa;
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch, eval_on};
@@ -258,10 +258,76 @@ pub(super) fn product<A: Rounds, B: Rounds>(
     scratch::give(Use::Panels, packed.lines);
 }
 
+/// As [`super::multiply`], with the numbers of both operands rounded to the nearest bf16, ties to even; sums are f32.
+///
+/// # Panics
+/// As [`super::gemm()`].
+pub fn multiply_bf16<A: Rounds, B: Rounds>(
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
+    c: &mut [f32],
+    ldc: usize,
+    finish: Finish<'_, f32>,
+    threads: bool,
+) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    check([m, k], [b.rows, n], c, ldc, &finish);
+    a.check();
+    b.check();
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        return nothing(false, m, n, c, ldc, &finish);
+    }
+    let isa = Isa::current();
+    product(isa, Words::bf16(isa), a, b, Out { c, ldc, accumulate: false, finish }, threads);
+}
+
+/// C + A B with the numbers of both operands rounded to the nearest bf16, on the calling thread; C is row-major.
+///
+/// # Panics
+/// As [`super::gemm()`].
+pub fn accumulate_bf16<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, c: &mut [f32]) {
+    let ([m, k, n], finish) = ([a.rows, a.cols, b.cols], Finish::default());
+    check([m, k], [b.rows, n], c, n, &finish);
+    a.check();
+    b.check();
+    if m * k * n > 0 {
+        let isa = Isa::current();
+        product(isa, Words::bf16(isa), a, b, Out { c, ldc: n, accumulate: true, finish }, false);
+    }
+}
+
+/// As [`super::multiply`], with a right operand packed from bf16 ([`Packed::bf16`], [`Packed::rounded`]) and a left one that is bf16.
+///
+/// # Panics
+/// As [`super::gemm()`]; also if B was packed from something else.
+pub fn multiply_halves(
+    a: Mat<'_, bf16>,
+    b: &Packed,
+    c: &mut [f32],
+    ldc: usize,
+    finish: Finish<'_, f32>,
+    threads: bool,
+) {
+    let ([m, k], [rows, n]) = ([a.rows, a.cols], b.size());
+    check([m, k], [rows, n], c, ldc, &finish);
+    a.check();
+    assert!(b.words != Words::F32 && !b.words.are_levels(), "gemm: an operand that is not packed from bf16");
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        return nothing(false, m, n, c, ldc, &finish);
+    }
+    let out = Out { c, ldc, accumulate: false, finish };
+    left(b.isa(), b.words, a, threads, |a| nest::product(b.isa(), a, Right::Packed(b), out, threads));
+}
+
 #[cfg(all(test, feature = "rayon"))]
 mod tests {
     use super::super::narrow::tests::{Drawn, OF_BF16, drawn, every_way, same, sizes};
-    use super::super::{Finish, multiply_bf16};
     use super::*;
     use crate::par::Pool;
     use crate::rng::Rng;
