@@ -40,6 +40,7 @@ pub mod phantom;
 pub mod pipeline;
 pub mod plan;
 pub mod process;
+pub mod products;
 pub mod profile;
 #[cfg(feature = "cli")]
 pub mod report;
@@ -56,5 +57,5 @@ pub mod train;
 pub use dtype::{DType, Element};
 pub use kernels_cpu::rng;
 pub use layout::Dims;
-pub use tape::{Grads, backward_with, checkpoint};
+pub use tape::{Grads, backward_with, checkpoint, recomputing};
 pub use tensor::Tensor;

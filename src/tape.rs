@@ -1,11 +1,13 @@
 //! The graph that ops record, and backward through it.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::layout::Dims;
 use crate::op::{Op, Saved};
+use crate::products::Products;
 use crate::profile;
 use crate::tensor::Tensor;
 
@@ -232,10 +234,35 @@ impl Tensor {
     }
 }
 
+thread_local! {
+    static RECOMPUTING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`; where `on`, networks on this thread keep only the inputs of their blocks and stages for backward, which computes these again
+/// ([`checkpoint`]): the same bits for less memory and one more forward.
+pub fn recomputing<R>(on: bool, f: impl FnOnce() -> R) -> R {
+    /// What was before, also where `f` panics.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            RECOMPUTING.set(self.0);
+        }
+    }
+    let _before = Before(RECOMPUTING.replace(on));
+    f()
+}
+
+/// Whether networks on this thread are to compute their blocks again in backward.
+pub fn is_recomputing() -> bool {
+    RECOMPUTING.get()
+}
+
 /// Runs `f` on `x` keeping only the inputs; backward runs it again. Trades one more forward for the memory of
 /// everything between. `f` must compute the same every time; parameters that it captures get their gradients.
 pub fn checkpoint(x: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + Send + Sync + 'static) -> Tensor {
     let inputs: Vec<Tensor> = x.iter().map(|t| t.detach()).collect();
+    let products = Products::current();
+    let f = move |x: &[Tensor]| products.within(|| f(x));
     // Whether a captured parameter reaches the output shows on the result; its graph is freed here.
     let output = f(&inputs);
     let tracked = output.is_tracked() || x.iter().any(|t| t.is_tracked());

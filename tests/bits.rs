@@ -149,6 +149,20 @@ fn a_killed_run_resumes_to_the_bits_of_one_that_was_not() {
 }
 
 #[test]
+fn a_run_in_bf16_has_the_same_bits_on_any_threads_and_resumed() {
+    let bf16 = ["--set", "train.precision=bf16"];
+    let whole = killed_and_resumed(&[&bf16[..], &["--set", "train.checkpoint_steps=1"]].concat(), 2);
+    let out = |name: &str| whole.path().join(name);
+    run(&train(&out("three"), &[&bf16[..], &["--threads", "3", "--set", "train.checkpoint_steps=1"]].concat()));
+    assert_eq!(log(&out("three")), log(&out("whole")));
+    // Another run than that in f32, but near: bf16 has 8 bits.
+    run(&train(&out("f32"), &[]));
+    let losses = |name: &str| log(&out(name)).iter().map(|r| r["loss"].as_f64().unwrap()).collect::<Vec<_>>();
+    let off = losses("whole").iter().zip(losses("f32")).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(off > 0.0 && off < 0.05, "{off} apart");
+}
+
+#[test]
 fn a_killed_run_on_a_device_resumes_to_the_bits_of_one_that_was_not() {
     let Some(gpu) = device::gpu() else { return };
     let more = ["--set", "train.checkpoint_steps=1", "--set", "train.ema=0.9", "--device", &gpu.name()];

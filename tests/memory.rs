@@ -25,9 +25,19 @@ fn settings(of: &[&'static str]) -> Vec<&'static str> {
 
 #[test]
 fn the_peak_is_predicted_and_written_down() {
+    predicted(&[]);
+}
+
+#[test]
+fn the_peak_in_bf16_and_of_blocks_computed_again_is_predicted() {
+    predicted(&["train.precision=bf16"]);
+    predicted(&["train.recompute=true"]);
+}
+
+fn predicted(more: &[&'static str]) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    let arguments = train(&out, &settings(MIDDLING));
+    let arguments = train(&out, &settings(&[MIDDLING, more].concat()));
     let output = tier(&arguments.iter().map(String::as_str).filter(|a| *a != "-q").collect::<Vec<_>>());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("memory: "), "{said}");

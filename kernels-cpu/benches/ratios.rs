@@ -9,7 +9,7 @@ use std::time::Instant;
 use half::bf16;
 use kernels_cpu::Isa;
 use kernels_cpu::conv::{Conv2d, Window};
-use kernels_cpu::gemm::{Finish, Mat, Packed, Right, gemm, gemm_batched, multiply};
+use kernels_cpu::gemm::{Finish, Mat, Packed, Right, gemm, gemm_batched, multiply, multiply_bf16};
 use kernels_cpu::map::Unary;
 use kernels_cpu::par::Pool;
 use kernels_cpu::simd::{Extra, Simd, SimdOp, dispatch, eval_with};
@@ -263,34 +263,42 @@ fn streamed([m, n, k]: [usize; 3], pools: &[Pool; 2]) -> f64 {
     (m * n * k * layers.len()) as f64 / best / best_peak
 }
 
-/// Products of a training step, whose operands come from memory and whose results go there. Share of the peak on one thread, and two threads to one.
-fn trained(Case { m, k, n, transposed, .. }: Case, pools: &[Pool; 2]) -> [f64; 2] {
+/// Products of a training step, whose operands come from memory and whose results go there, in f32 and rounded to bf16: GFLOP/s on one thread, share
+/// of the peak of f32, and two threads to one.
+fn trained(Case { m, k, n, transposed, .. }: Case, pools: &[Pool; 2]) -> [[f64; 3]; 2] {
     let layers = (200usize << 20).div_ceil(4 * (m * k + k * n + m * n));
     let values = |len: usize, modulus: usize| (0..len).map(|i| (i % modulus) as f32 - 6.0).collect::<Vec<f32>>();
     let (a, b) = (values(layers * m * k, 17), values(layers * k * n, 13));
     let mut c = vec![1.0f32; layers * m * n];
     let view = |data, rows, cols, t: bool| if t { Mat::new(data, cols, rows).t() } else { Mat::new(data, rows, cols) };
-    let [mut best, mut best_of_two, mut best_peak] = [f64::INFINITY, f64::INFINITY, 0.0];
+    let (mut best, mut best_peak) = ([[f64::INFINITY; 2]; 2], 0.0);
     for _ in 0..5 {
-        let mut all = || {
-            time(|| {
-                for (i, c) in c.chunks_mut(m * n).enumerate() {
-                    let (a, b) = (&a[i * m * k..][..m * k], &b[i * k * n..][..k * n]);
-                    gemm(view(a, m, k, transposed[0]), view(b, k, n, transposed[1]), false, c, n, None);
-                }
-            })
-        };
-        best_of_two = pools[1].install(&mut all).min(best_of_two);
-        let [peak, one] = pools[0].install(|| [peak(), all()]);
-        best_peak = peak.max(best_peak);
-        best = one.min(best);
+        for (half, best) in [false, true].into_iter().zip(&mut best) {
+            let mut all = || {
+                time(|| {
+                    for (i, c) in c.chunks_mut(m * n).enumerate() {
+                        let (a, b) = (&a[i * m * k..][..m * k], &b[i * k * n..][..k * n]);
+                        let (a, b) = (view(a, m, k, transposed[0]), view(b, k, n, transposed[1]));
+                        match half {
+                            true => multiply_bf16(a, b, c, n, Finish::default(), true),
+                            false => gemm(a, b, false, c, n, None),
+                        }
+                    }
+                })
+            };
+            best[1] = pools[1].install(&mut all).min(best[1]);
+            best[0] = pools[0].install(&mut all).min(best[0]);
+        }
+        best_peak = pools[0].install(peak).max(best_peak);
     }
-    [(m * n * k * layers) as f64 / best / best_peak, best / best_of_two]
+    let work = (m * n * k * layers) as f64;
+    best.map(|[one, two]| [2e-9 * work / one, work / one / best_peak, one / two])
 }
 
 /// The products of linear layers in a training step: forward, the gradient of the input, that of the weight.
 fn print_trained(pools: &[Pool; 2]) {
-    println!("\n| rows, in, out | | of peak | 2 threads |\n|---|---|---|---|");
+    println!("\n| rows, in, out | | f32: GFLOP/s | of peak | 2 threads | bf16: GFLOP/s | to f32 | 2 threads |");
+    println!("|---|---|---|---|---|---|---|---|");
     for [rows, input, output] in
         [[400, 768, 768], [400, 768, 3072], [400, 3072, 768], [616, 512, 2048], [1576, 384, 1536], [512, 384, 1536]]
     {
@@ -299,8 +307,12 @@ fn print_trained(pools: &[Pool; 2]) {
             ("input", rows, output, input, [false, false]),
             ("weight", output, rows, input, [true, false]),
         ] {
-            let [share, two] = trained(Case { batch: 1, m, k, n, transposed }, pools);
-            println!("| {rows} {input} {output} | {what} | {:.0} % | {two:.2} |", 100.0 * share);
+            let [[rate, share, two], [half, _, half_two]] = trained(Case { batch: 1, m, k, n, transposed }, pools);
+            let share = 100.0 * share;
+            println!(
+                "| {rows} {input} {output} | {what} | {rate:.0} | {share:.0} % | {two:.2} | {half:.0} | {:.1} | {half_two:.2} |",
+                half / rate
+            );
         }
     }
 }

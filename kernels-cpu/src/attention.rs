@@ -1,10 +1,12 @@
 //! Scaled dot-product attention (Vaswani et al. 2017). Scores of one head at a time; only their log-sum-exp is kept.
 
+mod operand;
+
 use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::float::{Float, as_f32, as_f32_mut};
-use crate::gemm::{Mat, gemm_serial};
+use crate::gemm::Mat;
 use crate::math;
 use crate::norm::lanes;
 use crate::par::{self, Shared};
@@ -12,6 +14,7 @@ use crate::rng::philox;
 use crate::simd::{Simd, SimdOp, dispatch};
 use crate::softmax::softmax_row_def;
 use crate::view::Strided;
+pub use operand::Operand;
 
 /// Sizes and options of one attention.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +47,7 @@ pub fn keeps(key: u64, index: u64, p: f64) -> bool {
 
 impl Attention<'_> {
     /// Matrix of item b, head h of a [batch, heads, n, width] view.
-    fn head<'d, F: Float>(&self, x: Strided<'d, F>, n: usize, item: usize) -> Mat<'d, F> {
+    fn head<'d, T>(&self, x: Strided<'d, T>, n: usize, item: usize) -> Mat<'d, T> {
         let (b, h) = (item / self.heads, item % self.heads);
         let offset = x.offset as isize + b as isize * x.strides[0] + h as isize * x.strides[1];
         Mat {
@@ -94,49 +97,54 @@ impl Attention<'_> {
         self.queries * self.keys * (self.width / 4 + 16)
     }
 
-    fn check<F: Float>(&self, q: Strided<'_, F>, k: Strided<'_, F>, v: Strided<'_, F>) {
+    fn check<T>(&self, q: Strided<'_, T>, k: Strided<'_, T>, v: Strided<'_, T>) {
         q.check(&[self.batch, self.heads, self.queries, self.width]);
         k.check(&[self.batch, self.heads, self.keys, self.width]);
         v.check(&[self.batch, self.heads, self.keys, self.width]);
         assert!(self.key_mask.is_none_or(|m| m.len() == self.batch * self.keys), "attention: length of the key mask");
     }
 
+    /// Where row `i` of a head of `n` rows starts in [batch, n, heads, width].
+    fn row(&self, item: usize, n: usize, i: usize) -> usize {
+        ((item / self.heads * n + i) * self.heads + item % self.heads) * self.width
+    }
+
     /// out [batch, queries, heads, width] = softmax(scale q k^T) v, and the log-sum-exp of the scores [batch, heads, queries].
     /// q, k, v are [batch, heads, n, width] in any layout. A query that sees no key gives zeros.
-    pub fn forward<F: Float>(
+    pub fn forward<T: Operand>(
         &self,
-        q: Strided<'_, F>,
-        k: Strided<'_, F>,
-        v: Strided<'_, F>,
-        out: &mut [F],
-        lse: &mut [F],
+        q: Strided<'_, T>,
+        k: Strided<'_, T>,
+        v: Strided<'_, T>,
+        out: &mut [T::Sum],
+        lse: &mut [T::Sum],
     ) {
         let (tq, tk, d, heads) = (self.queries, self.keys, self.width, self.heads);
+        let zero = T::Sum::ZERO;
         assert!(
             out.len() == self.batch * tq * heads * d && lse.len() == self.batch * heads * tq,
             "attention: lengths of the outputs"
         );
         if out.is_empty() || tk == 0 {
-            out.fill(F::ZERO);
-            lse.fill(F::NEG_INFINITY);
+            out.fill(zero);
+            lse.fill(T::Sum::NEG_INFINITY);
             return;
         }
         self.check(q, k, v);
         let (out, lse) = (Shared::new(out), Shared::new(lse));
         par::for_each(self.batch * heads, self.cost(), |items| {
-            let (mut p, mut o) = (vec![F::ZERO; tq * tk], vec![F::ZERO; tq * d]);
-            let (mut mask, mut factors) = (vec![F::ZERO; tk], vec![F::ZERO; tq]);
+            let (mut p, mut o) = (vec![zero; tq * tk], vec![zero; tq * d]);
+            let (mut mask, mut factors) = (vec![zero; tk], vec![zero; tq]);
             for item in items {
-                gemm_serial(self.head(q, tq, item), self.head(k, tk, item).t(), false, &mut p, tk, None);
+                T::both(self.head(q, tq, item), self.head(k, tk, item).t(), &mut p);
                 self.mask(item, &mut mask);
                 // SAFETY: one head's rows, handed out once.
                 let lse = unsafe { lse.slice(item * tq..(item + 1) * tq) };
                 softmax(Weigh { attention: self, mask: &mask, scores: &mut p, lse, factors: Some(&mut factors) });
                 self.drop_all(item, &mut p);
-                gemm_serial(Mat::new(&p, tq, tk), self.head(v, tk, item), false, &mut o, d, None);
-                let (b, h) = (item / heads, item % heads);
+                T::right(Mat::new(&p, tq, tk), self.head(v, tk, item), &mut o);
                 for ((i, o), &factor) in o.chunks(d).enumerate().zip(&factors) {
-                    let at = ((b * tq + i) * heads + h) * d;
+                    let at = self.row(item, tq, i);
                     // SAFETY: as above.
                     unsafe { out.slice(at..at + d) }.iter_mut().zip(o).for_each(|(out, &o)| *out = o * factor);
                 }
@@ -144,23 +152,23 @@ impl Attention<'_> {
         });
     }
 
-    /// Gradients of q, k and v, each [batch, heads, n, width] contiguous, from those of the output. Probabilities are
-    /// computed again from the log-sum-exp.
+    /// Gradients of q, k and v, each [batch, n, heads, width], from that of the output. Probabilities are computed again from the log-sum-exp.
     #[allow(clippy::too_many_arguments)]
-    pub fn backward<F: Float>(
+    pub fn backward<T: Operand>(
         &self,
-        q: Strided<'_, F>,
-        k: Strided<'_, F>,
-        v: Strided<'_, F>,
-        lse: &[F],
-        dout: &[F],
-        dq: &mut [F],
-        dk: &mut [F],
-        dv: &mut [F],
+        q: Strided<'_, T>,
+        k: Strided<'_, T>,
+        v: Strided<'_, T>,
+        lse: &[T::Sum],
+        dout: &[T::Sum],
+        dq: &mut [T::Sum],
+        dk: &mut [T::Sum],
+        dv: &mut [T::Sum],
     ) {
         let (tq, tk, d, heads) = (self.queries, self.keys, self.width, self.heads);
+        let zero = T::Sum::ZERO;
         if dout.is_empty() || tk == 0 {
-            return [dq, dk, dv].into_iter().for_each(|x| x.fill(F::ZERO));
+            return [dq, dk, dv].into_iter().for_each(|x| x.fill(zero));
         }
         self.check(q, k, v);
         assert!(
@@ -169,39 +177,39 @@ impl Attention<'_> {
         );
         let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
         par::for_each(self.batch * heads, self.cost() * 3, |items| {
-            let (mut p, mut dp) = (vec![F::ZERO; tq * tk], vec![F::ZERO; tq * tk]);
-            let (mut mask, mut lse_of_item) = (vec![F::ZERO; tk], vec![F::ZERO; tq]);
+            let (mut p, mut dp) = (vec![zero; tq * tk], vec![zero; tq * tk]);
+            let (mut mask, mut lse_of_item) = (vec![zero; tk], vec![zero; tq]);
+            let mut gradient = vec![zero; tq.max(tk) * d];
             for item in items {
                 let (q, k, v) = (self.head(q, tq, item), self.head(k, tk, item), self.head(v, tk, item));
-                let (b, h) = (item / heads, item % heads);
                 let dout = Mat {
                     data: dout,
-                    offset: (b * tq * heads + h) * d,
+                    offset: self.row(item, tq, 0),
                     rows: tq,
                     cols: d,
                     row_stride: (heads * d) as isize,
                     col_stride: 1,
                 };
-                gemm_serial(q, k.t(), false, &mut p, tk, None);
+                T::both(q, k.t(), &mut p);
                 self.mask(item, &mut mask);
                 lse_of_item.copy_from_slice(&lse[item * tq..][..tq]);
                 softmax(Weigh { attention: self, mask: &mask, scores: &mut p, lse: &mut lse_of_item, factors: None });
-                gemm_serial(dout, v.t(), false, &mut dp, tk, None);
+                T::right(dout, v.t(), &mut dp);
                 self.drop_all(item, &mut dp);
-                dispatch(ScoreGradient { p: &p, dp: &mut dp, cols: tk, scale: F::from_f64(self.scale) });
+                dispatch(ScoreGradient { p: &p, dp: &mut dp, cols: tk, scale: T::Sum::from_f64(self.scale) });
                 self.drop_all(item, &mut p);
                 let (p, ds) = (Mat::new(&p, tq, tk), Mat::new(&dp, tq, tk));
-                // SAFETY: one head's gradients, handed out once.
-                let (dq, dk, dv) = unsafe {
-                    (
-                        dq.slice(item * tq * d..(item + 1) * tq * d),
-                        dk.slice(item * tk * d..(item + 1) * tk * d),
-                        dv.slice(item * tk * d..(item + 1) * tk * d),
-                    )
+                let mut put = |place: Shared<T::Sum>, n: usize, multiply: &dyn Fn(&mut [T::Sum])| {
+                    multiply(&mut gradient[..n * d]);
+                    for (i, row) in gradient[..n * d].chunks(d).enumerate() {
+                        let at = self.row(item, n, i);
+                        // SAFETY: one head's rows, handed out once.
+                        unsafe { place.slice(at..at + d) }.copy_from_slice(row);
+                    }
                 };
-                gemm_serial(p.t(), dout, false, dv, d, None);
-                gemm_serial(ds, k, false, dq, d, None);
-                gemm_serial(ds.t(), q, false, dk, d, None);
+                put(dv, tk, &|dv| T::sums(p.t(), dout, dv));
+                put(dq, tq, &|dq| T::right(ds, k, dq));
+                put(dk, tk, &|dk| T::right(ds.t(), q, dk));
             }
         });
     }
@@ -346,162 +354,4 @@ pub fn attention_def<F: Float>(a: &Attention<'_>, q: Strided<'_, F>, k: Strided<
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::isa::Isa;
-    use crate::simd::eval_on;
-    use proptest::prelude::*;
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn every_tier_is_the_definition(queries in 1usize..20, keys in 1usize..40, width in 1usize..9, causal in any::<bool>(), masked in any::<bool>(), seed in any::<u64>()) {
-            let (batch, heads, mut rng) = (2, 2, crate::rng::Rng::new(seed, 0));
-            let mut draw = |n: usize| (0..batch * heads * n * width).map(|_| rng.normal() as f32).collect::<Vec<f32>>();
-            let (q, k, v) = (draw(queries), draw(keys), draw(keys));
-            let mask: Vec<u8> = (0..batch * keys).map(|_| u8::from(rng.chance(0.6))).collect();
-            let a = Attention { batch, heads, queries, keys, width, scale: 0.7, causal, key_mask: masked.then_some(&mask[..]), dropout: None };
-            let stride = |n: usize| [heads * n * width, n * width, width, 1].map(|s| s as isize);
-            let (sq, sk) = (stride(queries), stride(keys));
-            let view = |data, strides| Strided { data, offset: 0, strides };
-            let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
-            let (wq, wk, wv) = (wide(&q), wide(&k), wide(&v));
-            let wide_view = |data, strides| Strided { data, offset: 0, strides };
-            let exact = attention_def(&a, wide_view(&wq, &sq), wide_view(&wk, &sk), wide_view(&wv, &sk));
-            let (mut out, mut lse) = (vec![7.0; q.len()], vec![7.0; batch * heads * queries]);
-            a.forward(view(&q, &sq), view(&k, &sk), view(&v, &sk), &mut out, &mut lse);
-            for (o, e) in out.iter().zip(&exact) {
-                // The definition divides nothing by nothing where nothing is seen.
-                prop_assert!((f64::from(*o) - if e.is_nan() { 0.0 } else { *e }).abs() < 1e-5, "{o} instead of {e}");
-            }
-            // The weights of the first head on every tier, with the log-sum-exp found and then given.
-            let (mut scores, mut add) = (vec![0.0f32; queries * keys], vec![0.0; keys]);
-            gemm_serial(Mat::new(&q, queries, width), Mat::new(&k, keys, width).t(), false, &mut scores, keys, None);
-            a.mask(0, &mut add);
-            for isa in Isa::available() {
-                let (mut p, mut found, mut factors) = (scores.clone(), vec![0.0; queries], vec![0.0; queries]);
-                eval_on(isa, Weigh { attention: &a, mask: &add, scores: &mut p, lse: &mut found, factors: Some(&mut factors) });
-                let mut again = scores.clone();
-                eval_on(isa, Weigh { attention: &a, mask: &add, scores: &mut again, lse: &mut found, factors: None });
-                for i in 0..queries {
-                    prop_assert!(found[i] == lse[i] || (found[i] - lse[i]).abs() < 1e-5);
-                    for at in i * keys..(i + 1) * keys {
-                        prop_assert!((p[at] * factors[i] - again[at]).abs() < 2e-6, "{isa}: {} and {}", p[at] * factors[i], again[at]);
-                    }
-                    let total: f32 = again[i * keys..][..keys].iter().sum();
-                    prop_assert!((total - if found[i].is_finite() { 1.0 } else { 0.0 }).abs() < 1e-5, "{isa}: weights sum to {total}");
-                }
-            }
-        }
-    }
-
-    /// Drawn sizes, layouts, masks and dropout: values and gradients in f64 against the definition and its central differences, those
-    /// of every tier against f64.
-    #[cfg(feature = "rayon")]
-    #[test]
-    fn any_layout_gives_the_definition_and_its_gradients() {
-        use crate::testing::{Drawn, apart, indices, narrow, normals, on_every_tier, wide};
-        let mut rng = crate::rng::Rng::new(4, 0);
-        for round in 0..40 {
-            let [batch, heads, width] = [1 + rng.below(2), 1 + rng.below(3), 1 + rng.below(5)];
-            let [queries, keys] = [1 + rng.below(6), 1 + rng.below(20)];
-            let mask: Vec<u8> = (0..batch * keys).map(|_| u8::from(rng.chance(0.6))).collect();
-            let dropout = rng.chance(0.5).then_some((0.3, 17 + round));
-            let key_mask = rng.chance(0.5).then_some(&mask[..]);
-            let (causal, scale) = (rng.chance(0.5), 0.7);
-            let a = Attention { batch, heads, queries, keys, width, scale, causal, key_mask, dropout };
-            let (dq, dk) = ([batch, heads, queries, width], [batch, heads, keys, width]);
-            let [q, k, v] = [&dq, &dk, &dk].map(|dims| Drawn::normal(&mut rng, dims));
-            let weights = wide(&narrow(&normals(&mut rng, batch * queries * heads * width)));
-            let rows = batch * heads * queries;
-
-            let (mut out, mut lse) = (vec![7.0; weights.len()], vec![7.0; rows]);
-            a.forward(q.view(), k.view(), v.view(), &mut out, &mut lse);
-            assert!(apart(&out, &attention_def(&a, q.view(), k.view(), v.view())) < 1e-12, "{a:?}");
-            let mut grads = [&dq, &dk, &dk].map(|dims| vec![7.0; dims.iter().product()]);
-            let [gq, gk, gv] = &mut grads;
-            a.backward(q.view(), k.view(), v.view(), &lse, &weights, gq, gk, gv);
-            let loss = |x: [&Drawn<f64>; 3]| {
-                let out = attention_def(&a, x[0].view(), x[1].view(), x[2].view());
-                out.iter().zip(&weights).map(|(o, w)| o * w).sum::<f64>()
-            };
-            for (which, dims) in [dq, dk, dk].iter().enumerate() {
-                for (at, index) in indices(dims).enumerate().step_by(3) {
-                    let at_shift = |h: f64| {
-                        let moved = [&q, &k, &v][which].shifted(&index, h);
-                        let mut x = [&q, &k, &v];
-                        x[which] = &moved;
-                        loss(x)
-                    };
-                    let numeric = (at_shift(1e-5) - at_shift(-1e-5)) / 2e-5;
-                    let analytic = grads[which][at];
-                    assert!((numeric - analytic).abs() < 1e-8, "input {which} {index:?}: {analytic}, not {numeric}");
-                }
-            }
-            let [sq, sk, sv] = [&q, &k, &v].map(Drawn::single);
-            on_every_tier(|isa| {
-                let (mut y, mut sums) = (vec![7.0f32; out.len()], vec![7.0; rows]);
-                a.forward(sq.view(), sk.view(), sv.view(), &mut y, &mut sums);
-                assert!(apart(&wide(&y), &out) < 1e-5 && apart(&wide(&sums), &lse) < 1e-5, "{isa} {a:?}");
-                let mut single = [&dq, &dk, &dk].map(|dims| vec![7.0f32; dims.iter().product()]);
-                let [gq, gk, gv] = &mut single;
-                a.backward(sq.view(), sk.view(), sv.view(), &sums, &narrow(&weights), gq, gk, gv);
-                let off = single.iter().zip(&grads).map(|(a, b)| apart(&wide(a), b)).fold(0.0, f64::max);
-                assert!(off < 3e-5, "gradients are {off} apart on {isa}: {a:?}");
-            });
-        }
-    }
-
-    #[test]
-    fn dropout_keeps_as_many_as_it_says() {
-        let kept = (0..40_000).filter(|&i| keeps(3, i, 0.3)).count();
-        assert!((27_400..28_600).contains(&kept), "{kept}");
-        assert!((0..1000).all(|i| keeps(3, i, 0.0)) && !(0..1000).any(|i| keeps(3, i, 1.0)));
-        // What is kept makes up for the rest, and no two probabilities have a fate in common.
-        let a = Attention {
-            batch: 1,
-            heads: 4,
-            queries: 30,
-            keys: 40,
-            width: 1,
-            scale: 1.0,
-            causal: false,
-            key_mask: None,
-            dropout: Some((0.25, 3)),
-        };
-        let factors: Vec<f64> = (0..4800).map(|at| a.drop(at / 1200, at / 40 % 30, at % 40)).collect();
-        assert!((0..4800).all(|at| factors[at] == if keeps(3, at as u64, 0.25) { 4.0 / 3.0 } else { 0.0 }));
-        assert!((factors.iter().sum::<f64>() / 4800.0 - 1.0).abs() < 0.05);
-        // The upper half of the index counts.
-        assert!((0..64).any(|i| keeps(3, i, 0.5) != keeps(3, i + (1 << 32), 0.5)));
-    }
-
-    #[test]
-    fn nothing_to_look_at_gives_zeros() {
-        let a = |batch: usize, queries: usize, keys: usize, width: usize| Attention {
-            batch,
-            heads: 2,
-            queries,
-            keys,
-            width,
-            scale: 1.0,
-            causal: false,
-            key_mask: None,
-            dropout: None,
-        };
-        for (batch, queries, keys, width) in [(1, 3, 0, 4), (0, 3, 2, 4), (2, 0, 2, 4), (1, 3, 2, 0)] {
-            let a = a(batch, queries, keys, width);
-            let strides = |n: usize| [2 * n * width, n * width, width, 1].map(|s| s as isize);
-            let (sq, sk, ones) = (strides(queries), strides(keys), vec![1.0f32; 64]);
-            let q = Strided { data: &ones, offset: 0, strides: &sq };
-            let k = Strided { data: &ones, offset: 0, strides: &sk };
-            let (mut out, mut lse) = (vec![7.0; batch * queries * 2 * width], vec![7.0; batch * queries * 2]);
-            a.forward(q, k, k, &mut out, &mut lse);
-            assert!(out.iter().all(|&o| o == 0.0) && lse.iter().all(|&l| l == f32::NEG_INFINITY));
-            let mut dq = vec![7.0; out.len()];
-            let [mut dk, mut dv] = [0; 2].map(|_| vec![7.0; batch * keys * 2 * width]);
-            a.backward(q, k, k, &lse, &ones[..out.len()], &mut dq, &mut dk, &mut dv);
-            assert!(dq.iter().chain(&dk).chain(&dv).all(|&d| d == 0.0));
-        }
-    }
-}
+mod tests;

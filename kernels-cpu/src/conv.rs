@@ -7,6 +7,7 @@
 //! sums over positions, in fixed parts that are added in order, or at once where there are many weights.
 
 mod gather;
+mod rounded;
 mod winograd;
 
 use alloc::vec;
@@ -143,7 +144,7 @@ impl Conv2d {
         self.groups == self.input && self.input == self.output
     }
 
-    fn windows<'a, F: Float>(&self, x: &'a [F]) -> Gather<'a, F> {
+    fn windows<'a, T>(&self, x: &'a [T]) -> Gather<'a, T> {
         let offsets = [0, 1].map(|k| (0..self.window.kernel[k]).map(|t| self.window.place(k, 0, t)).collect());
         Gather {
             source: x,
@@ -263,17 +264,7 @@ impl Conv2d {
         let [rows, cols] = [0, 1].map(|axis| phases(&self.window, axis, self.size[axis]));
         let (c, o) = (self.input / self.groups, self.output / self.groups);
         for (row, col) in rows.iter().flat_map(|row| cols.iter().map(move |col| (row, col))) {
-            let windows = Gather {
-                source: dy,
-                n: self.n,
-                size: self.grid(),
-                channels: self.output,
-                grid: [row.count, col.count],
-                step: [1, 1],
-                offsets: [row.offsets.clone(), col.offsets.clone()],
-            };
-            let target = Target { size: self.size, step: self.window.stride, start: [row.start, col.start] };
-            let taps = [row.taps.clone(), col.taps.clone()];
+            let (windows, target, taps) = self.phase(dy, row, col);
             let packed = self.by_tap(weight, &taps);
             if self.is_depthwise() {
                 windows.multiply_depthwise(&packed, None, dx, target);
@@ -285,29 +276,68 @@ impl Conv2d {
         }
     }
 
+    /// Of a phase: the windows over dy, where their products go, and its taps.
+    fn phase<'a, T>(&self, dy: &'a [T], row: &Phase, col: &Phase) -> (Gather<'a, T>, Target, [Vec<usize>; 2]) {
+        let windows = Gather {
+            source: dy,
+            n: self.n,
+            size: self.grid(),
+            channels: self.output,
+            grid: [row.count, col.count],
+            step: [1, 1],
+            offsets: [row.offsets.clone(), col.offsets.clone()],
+        };
+        let target = Target { size: self.size, step: self.window.stride, start: [row.start, col.start] };
+        (windows, target, [row.taps.clone(), col.taps.clone()])
+    }
+
     /// dweight, from x and dy.
     ///
     /// # Panics
     /// If lengths do not fit the sizes.
     pub fn backward_weight<F: Float>(&self, x: &[F], dy: &[F], dweight: &mut [F]) {
         assert!(self.lengths() == [x.len(), dweight.len(), dy.len()], "conv2d: lengths for {self:?}");
-        let (c, taps) = (self.input / self.groups, self.window.kernel[0] * self.window.kernel[1]);
-        let depthwise = self.is_depthwise();
-        let total = if dweight.len() > MANY_WEIGHTS && !depthwise {
+        let total = if dweight.len() > MANY_WEIGHTS && !self.is_depthwise() {
             self.weight_by_rows(x, dy)
         } else {
             self.weight_by_parts(x, dy)
         };
+        self.by_channel(&total, dweight);
+    }
+
+    /// A gradient [output][tap][channel], depthwise [tap][channel], in the order of the weight.
+    fn by_channel<F: Float>(&self, total: &[F], dweight: &mut [F]) {
+        let (c, taps) = (self.input / self.groups, self.window.kernel[0] * self.window.kernel[1]);
         par::chunks_mut(dweight, (c * taps).max(1), c * taps, |out, dweight| {
             for tap in 0..taps {
-                let at = if depthwise { tap * self.output + out } else { (out * taps + tap) * c };
+                let at = if self.is_depthwise() { tap * self.output + out } else { (out * taps + tap) * c };
                 dweight[tap..].iter_mut().step_by(taps).zip(&total[at..][..c]).for_each(|(d, &t)| *d = t);
             }
         });
     }
 
-    /// dweight as [output][tap][channel], a row of the kernel at a time: a product over all positions, split by outputs.
     fn weight_by_rows<F: Float>(&self, x: &[F], dy: &[F]) -> Vec<F> {
+        self.by_rows(x, dy, |a, b, c, ldc| gemm(a, b, false, c, ldc, None))
+    }
+
+    fn weight_by_parts<F: Float>(&self, x: &[F], dy: &[F]) -> Vec<F> {
+        let windows = self.windows(x);
+        if self.is_depthwise() {
+            return self
+                .by_parts(&windows, |range, sum| dispatch(DepthwiseWeight { windows: &windows, range, dy, sum }));
+        }
+        self.by_parts(&windows, |range, sum| {
+            self.add_block(&windows, dy, range, sum, |a, b, sum| gemm_serial(a, b, true, sum, b.cols, None));
+        })
+    }
+
+    /// dweight as [output][tap][channel], a row of the kernel at a time: a product over all positions, split by outputs.
+    fn by_rows<T: Copy + Default + Send + Sync, F: Float>(
+        &self,
+        x: &[T],
+        dy: &[T],
+        multiply: impl Fn(Mat<'_, T>, Mat<'_, T>, &mut [F], usize),
+    ) -> Vec<F> {
         let (c, o, [kh, kw]) = (self.input / self.groups, self.output / self.groups, self.window.kernel);
         let (ldc, mut total, mut scratch) = (kh * kw * c, vec![F::ZERO; self.output * kh * kw * c], Vec::new());
         if total.is_empty() {
@@ -320,38 +350,26 @@ impl Conv2d {
                 let rows = 0..windows.items();
                 let a = self.gradients(dy, rows.clone(), group);
                 let b = windows.matrix(rows, group * c..(group + 1) * c, &mut scratch, true);
-                gemm(a.t(), b, false, &mut total[group * o * ldc + row * kw * c..], ldc, None);
+                multiply(a.t(), b, &mut total[group * o * ldc + row * kw * c..], ldc);
             }
         }
         total
     }
 
-    /// dweight as [output][tap][channel], depthwise [tap][channel]: those of parts of the positions, added.
-    fn weight_by_parts<F: Float>(&self, x: &[F], dy: &[F]) -> Vec<F> {
-        let (windows, weights) = (self.windows(x), self.lengths()[1]);
-        let (c, o) = (self.input / self.groups, self.output / self.groups);
-        let taps = self.window.kernel[0] * self.window.kernel[1];
+    /// dweight as [output][tap][channel], depthwise [tap][channel]: those of parts of the positions, which `add` adds to, added.
+    fn by_parts<T: Copy + Default + Send + Sync, F: Float>(
+        &self,
+        windows: &Gather<'_, T>,
+        add: impl Fn(Range<usize>, &mut [F]) + Sync,
+    ) -> Vec<F> {
+        let weights = self.lengths()[1];
+        let (c, taps) = (self.input / self.groups, self.window.kernel[0] * self.window.kernel[1]);
         let (items, block) = (windows.items(), windows.block(taps * c));
         let part = items.div_ceil(PARTS).next_multiple_of(block).max(1);
         let sums: Vec<Vec<F>> =
             par::map_chunks(items, part, taps * c * self.output / 16 + taps * self.input, |range| {
                 let mut sum = vec![F::ZERO; weights];
-                if self.is_depthwise() {
-                    dispatch(DepthwiseWeight { windows: &windows, range, dy, sum: &mut sum });
-                    return sum;
-                }
-                let mut scratch = Vec::new();
-                for start in range.clone().step_by(block) {
-                    let rows = start..range.end.min(start + block);
-                    for group in 0..self.groups {
-                        let a = self.gradients(dy, rows.clone(), group);
-                        let b = windows.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch, false);
-                        let sum = &mut sum[group * o * taps * c..][..o * taps * c];
-                        if !sum.is_empty() {
-                            gemm_serial(a.t(), b, true, sum, taps * c, None);
-                        }
-                    }
-                }
+                add(range, &mut sum);
                 sum
             });
         let mut total = vec![F::ZERO; weights];
@@ -359,8 +377,33 @@ impl Conv2d {
         total
     }
 
+    /// Adds to a gradient [output][tap][channel] that of some positions, a block at a time.
+    fn add_block<T: Copy + Default + Send + Sync, F: Float>(
+        &self,
+        windows: &Gather<'_, T>,
+        dy: &[T],
+        range: Range<usize>,
+        sum: &mut [F],
+        multiply: impl Fn(Mat<'_, T>, Mat<'_, T>, &mut [F]),
+    ) {
+        let (c, o) = (self.input / self.groups, self.output / self.groups);
+        let taps = self.window.kernel[0] * self.window.kernel[1];
+        let (block, mut scratch) = (windows.block(taps * c), Vec::new());
+        for start in range.clone().step_by(block) {
+            let rows = start..range.end.min(start + block);
+            for group in 0..self.groups {
+                let a = self.gradients(dy, rows.clone(), group);
+                let b = windows.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch, false);
+                let sum = &mut sum[group * o * taps * c..][..o * taps * c];
+                if !sum.is_empty() {
+                    multiply(a.t(), b, sum);
+                }
+            }
+        }
+    }
+
     /// Rows of dy at some positions, a group's outputs alone.
-    fn gradients<'a, F: Float>(&self, dy: &'a [F], rows: Range<usize>, group: usize) -> Mat<'a, F> {
+    fn gradients<'a, T>(&self, dy: &'a [T], rows: Range<usize>, group: usize) -> Mat<'a, T> {
         let o = self.output / self.groups;
         let offset = rows.start * self.output + group * o;
         Mat { data: dy, offset, rows: rows.len(), cols: o, row_stride: self.output as isize, col_stride: 1 }

@@ -9,6 +9,7 @@ mod amx;
 mod narrow;
 mod nest;
 mod pack;
+mod rounded;
 pub(crate) mod scratch;
 mod tile;
 mod words;
@@ -22,6 +23,7 @@ pub use narrow::Numbers;
 pub(crate) use nest::MOST_PACKED_BYTES;
 pub use nest::Packed;
 pub(crate) use pack::numbers;
+pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, multiply_bf16, multiply_halves, round};
 use words::Words;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.

@@ -23,8 +23,10 @@ use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionK
 use crate::nn::{Activation, Module, ProjectionKind};
 use crate::optim::{Optimiser, OptimiserConfig, Rule};
 use crate::pipeline::{Asked, Batches, NetworkConfig, Pipeline, Unused};
+use crate::products::Products;
 use crate::profile::{self, Cost};
 use crate::rng::Rng;
+use crate::tape::recomputing;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 use crate::train::step;
@@ -50,13 +52,16 @@ pub struct Args {
     /// Sizes of the training step (default: small).
     #[arg(long)]
     config: Option<Sizes>,
+    /// A training step that computes blocks again for the gradient, for less memory.
+    #[arg(long)]
+    recompute: bool,
     /// One run only.
     #[arg(long)]
     once: bool,
     /// What the steps of inference or the ops of a training step take, by kind, the longest first.
     #[arg(long, conflicts_with = "once")]
     profile: bool,
-    /// What matrices are multiplied in (default: what the file has them in).
+    /// What matrices are multiplied in (default: what the file has them in; of a training step f32, else bf16 beside parameters in f32).
     #[arg(long, value_enum)]
     dtype: Option<Precision>,
 }
@@ -180,6 +185,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         return Err(Error::usage("--seconds must not be negative, --batch must not be 0"));
     }
     let train = args.what == Some(What::Train) || args.what.is_none() && args.config.is_some();
+    if args.recompute && !train {
+        return Err(Error::usage("--recompute is for a training step: give --config or --what train"));
+    }
     let line = if train { self::train(args, global)? } else { infer(args, global)? };
     if global.json {
         global.print(line)?;
@@ -366,10 +374,18 @@ fn inputs(what: What, pipeline: &Pipeline, batch: usize, golden: Option<Tensor>)
 
 fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let sizes = args.config.unwrap_or(Sizes::Small);
+    let products = match args.dtype {
+        None | Some(Precision::F32) => Products::F32,
+        Some(Precision::Bf16) => Products::Bf16,
+        Some(other) => {
+            return Err(Error::usage(format!("--dtype {}: a training step is in f32 or bf16", other.name())));
+        }
+    };
     let config = sizes.model();
     let (n, t) = (args.batch.unwrap_or(sizes.batch()), sizes.tokens());
     let mut model = DualEncoder::init(&config, 0, DType::F32)?;
     let (mut trainable, gpu) = (0, global.gpu()?);
+    products.check_device("--dtype", gpu.as_ref())?;
     model.visit("", &mut |name, p| {
         if let Some(gpu) = &gpu {
             *p = p.to_device(gpu);
@@ -394,7 +410,8 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let options = TierOptions { lambda_p: 0.1, lambda_t: 0.1, ..TierOptions::default() };
     let mut losses = Vec::new();
     let mut step = || {
-        let one = step::step(&mut model, &pairs, &options, 0);
+        let compute = || step::step(&mut model, &pairs, &options, 0);
+        let one = recomputing(args.recompute, || products.within(compute));
         losses.push(one.parts.total);
         let start = Instant::now();
         optimiser.step(&mut model, one.grads, 1e-4)?;
@@ -413,7 +430,7 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     };
     let profile = args.profile.then(|| profile(global, costs)).transpose()?;
     Ok(
-        serde_json::json!({ "bench": "train", "profile": profile, "config": sizes.name(), "dtype": "f32", "batch": n, "threads": global.thread_count(),
+        serde_json::json!({ "bench": "train", "profile": profile, "config": sizes.name(), "dtype": products.name(), "recompute": args.recompute, "batch": n, "threads": global.thread_count(),
         "s_per_step": round(times[times.len() / 2]), "best": round(times[0]), "steps": times.len(), "first_step_s": round(first),
         "rss_mib": peak_mib(), "loss_first": losses.first(), "loss_last": losses.last(),
         "trainable_m": round(trainable as f64 / 1e6) }),

@@ -6,6 +6,7 @@ use super::check_sizes;
 use crate::error::Result;
 use crate::nn::{Activation, Init, LayerNorm, Linear, Module, Params, Unary};
 use crate::ops::attention::{Attention, attention};
+use crate::tape::{checkpoint, is_recomputing};
 use crate::tensor::Tensor;
 
 /// Sizes of a BERT encoder.
@@ -65,6 +66,7 @@ impl BertConfig {
 const INIT: f64 = 0.02;
 
 /// Self-attention and a perceptron, each added to its input and then normalised.
+#[derive(Clone)]
 struct Layer {
     heads: usize,
     activation: Unary,
@@ -101,8 +103,9 @@ impl Layer {
     fn forward(&self, x: &Tensor, mask: &Tensor) -> Tensor {
         let [n, t, d] = [x.dims()[0], x.dims()[1], x.dims()[2]];
         // [n, T, d] as [n, heads, T, d / heads]: a view.
-        let split = |y: Tensor| y.reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
-        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| split(linear.forward(x, None)));
+        let split = |y: Tensor| y.operand().reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
+        let y = x.operand();
+        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| split(linear.forward(&y, None)));
         let seen = attention(&q, &k, &v, Some(mask), Attention { causal: false, dropout: None });
         let x = self.attention_norm.forward(&(x + &self.attention_output.forward(&seen.reshape([n, t, d]), None)));
         let y = self.output.forward(&self.intermediate.forward(&x, Some(self.activation)), None);
@@ -161,7 +164,13 @@ impl Bert {
         let (t, most) = (ids.dims()[1], self.position_embeddings.dims()[0]);
         assert!(t <= most, "bert: {t} tokens, at most {most}");
         let x = self.words(ids) + self.token_type_embeddings.narrow(0, 0, 1) + self.position_embeddings.narrow(0, 0, t);
-        self.layers.iter().fold(self.embedding_norm.forward(&x), |x, layer| layer.forward(&x, mask))
+        self.layers.iter().fold(self.embedding_norm.forward(&x), |x, layer| {
+            if !is_recomputing() {
+                return layer.forward(&x, mask);
+            }
+            let (layer, mask) = (layer.clone(), mask.clone());
+            checkpoint(&[&x], move |x| layer.forward(&x[0], &mask))
+        })
     }
 
     /// Rows of the word embeddings [n, T, width]. Padding's is a constant, which matters where a loss counts padded positions.

@@ -1,12 +1,15 @@
 //! Residual network (He et al. 2016) with torchvision's parameter names and its place of the stride, the 3 x 3 convolution.
 
+use std::sync::{Arc, Mutex};
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::layout::Dims;
-use crate::nn::{ConvNorm, Linear, Module, Params, Statistics, join};
+use crate::nn::{ConvNorm, Linear, Module, Noted, Params, Statistics, join};
 use crate::ops::conv::Conv2d as Options;
 use crate::ops::pool::Window;
+use crate::tape::{checkpoint, is_recomputing};
 use crate::tensor::Tensor;
 
 /// Sizes of a residual network.
@@ -185,6 +188,7 @@ impl ResnetConfig {
 }
 
 /// Convolutions with a norm each, ReLU between them, added to the input or to its projection.
+#[derive(Clone)]
 struct Block {
     branch: Vec<ConvNorm>,
     shortcut: Option<ConvNorm>,
@@ -255,6 +259,27 @@ impl Module for Block {
     }
 }
 
+/// One block after the other; of a batch's statistics, those of the first time are noted where they are computed again.
+fn stage(blocks: &[Block], x: &Tensor, statistics: &mut Statistics) -> Tensor {
+    let forward = |blocks: &[Block], x: &Tensor, statistics: &mut Statistics| {
+        blocks.iter().fold(x.clone(), |x, block| block.forward(&x, statistics))
+    };
+    let Statistics::Batch(noted) = statistics else { return forward(blocks, x, statistics) };
+    if !is_recomputing() {
+        return forward(blocks, x, statistics);
+    }
+    let (blocks, found) = (blocks.to_vec(), Arc::new(Mutex::new(Noted::default())));
+    let place = found.clone();
+    let y = checkpoint(&[x], move |x| {
+        let mut own = Statistics::batch();
+        let y = forward(&blocks, &x[0], &mut own);
+        *place.lock().unwrap_or_else(|e| e.into_inner()) = own.into_noted();
+        y
+    });
+    noted.append(std::mem::take(&mut *found.lock().unwrap_or_else(|e| e.into_inner())));
+    y
+}
+
 /// A residual network.
 pub struct Resnet {
     stem: ConvNorm,
@@ -294,7 +319,7 @@ impl Resnet {
     pub fn forward(&self, pixels: &Tensor, statistics: &mut Statistics) -> Tensor {
         let x = self.stem.forward(&pixels.permute(&[0, 2, 3, 1]), statistics).relu();
         let x = x.max_pool2d(Window::square(3, 2, 1));
-        self.stages.iter().flatten().fold(x, |x, block| block.forward(&x, statistics))
+        self.stages.iter().fold(x, |x, blocks| stage(blocks, &x, statistics))
     }
 
     /// The last map [n, rows, columns, width] to logits [n, classes]; nothing where there are no classes.

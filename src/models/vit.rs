@@ -263,7 +263,7 @@ impl Vit {
         // [n, c, rows, p, cols, p] to [n, rows cols, c p p]
         let patches =
             pixels.reshape([n, c, rows, p, cols, p]).permute(&[0, 2, 4, 1, 3, 5]).reshape([n, rows * cols, patch]);
-        patches.linear(&self.patch_embedding.reshape([d, patch]), self.patch_bias.as_ref(), None)
+        patches.operand().linear(&self.patch_embedding.reshape([d, patch]), self.patch_bias.as_ref(), None)
     }
 
     /// Patches of the stem's output, projected: [n, patches, width].

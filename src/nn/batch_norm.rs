@@ -45,6 +45,11 @@ impl Statistics {
 }
 
 impl Noted {
+    /// Those of norms that follow.
+    pub(crate) fn append(&mut self, mut next: Self) {
+        self.0.append(&mut next.0);
+    }
+
     /// Moves the running statistics of the module whose forward pass noted these.
     ///
     /// # Panics
@@ -74,6 +79,7 @@ impl Noted {
 }
 
 /// Batch norm of the last dimension. Its running statistics are buffers: visited by [`Module::visit_buffers`], never trained.
+#[derive(Clone)]
 pub struct BatchNorm {
     /// `[channels]`
     pub weight: Tensor,

@@ -3,9 +3,11 @@
 use super::{LayerNorm, Linear, Module, Params, Unary};
 use crate::error::Result;
 use crate::ops::attention::{Attention, attention};
+use crate::tape::{checkpoint, is_recomputing};
 use crate::tensor::Tensor;
 
 /// x + attention(norm(x)), then x + mlp(norm(x)).
+#[derive(Clone)]
 pub struct Block {
     heads: usize,
     act: Unary,
@@ -43,9 +45,9 @@ impl Block {
     /// x [n, t, width]; key mask u8 [n, t].
     pub fn forward(&self, x: &Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
         let [n, t, d] = [x.dims()[0], x.dims()[1], x.dims()[2]];
-        let y = self.layer_norm1.forward(x);
+        let y = self.layer_norm1.forward(x).operand();
         // [n, t, d] as [n, heads, t, d / heads]: a view.
-        let split = |y: Tensor| y.reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
+        let split = |y: Tensor| y.operand().reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
         let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|proj| split(proj.forward(&y, None)));
         let seen = attention(&q, &k, &v, key_mask, Attention { causal, dropout: None });
         let x = x + &self.out_proj.forward(&seen.reshape([n, t, d]), None);
@@ -101,7 +103,13 @@ impl Encoder {
 
     /// x [n, t, width].
     pub fn forward(&self, x: Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
-        self.layers.iter().fold(x, |x, block| block.forward(&x, causal, key_mask))
+        self.layers.iter().fold(x, |x, block| {
+            if !is_recomputing() {
+                return block.forward(&x, causal, key_mask);
+            }
+            let (block, mask) = (block.clone(), key_mask.cloned());
+            checkpoint(&[&x], move |x| block.forward(&x[0], causal, mask.as_ref()))
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use crate::ops::conv::Conv2d as Options;
 use crate::tensor::Tensor;
 
 /// Convolution.
+#[derive(Clone)]
 pub struct Conv2d {
     /// [out, in / groups, kh, kw]
     pub weight: Tensor,
@@ -38,6 +39,7 @@ impl Conv2d {
 
     /// x [n, h, w, in] to [n, oh, ow, out].
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        let x = if self.options.groups == 1 { &x.operand() } else { x };
         x.conv2d(&self.weight, self.bias.as_ref(), self.options)
     }
 }
@@ -52,6 +54,7 @@ impl Module for Conv2d {
 }
 
 /// Convolution without bias, then batch norm: two layers of a file, by their names below one parent.
+#[derive(Clone)]
 pub struct ConvNorm {
     conv: Conv2d,
     norm: BatchNorm,

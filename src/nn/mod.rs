@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// y = act(x W^T + b).
+#[derive(Clone)]
 pub struct Linear {
     /// [out, in]
     pub weight: Tensor,
@@ -42,7 +43,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, act: Option<Unary>) -> Tensor {
         match &self.scale {
             Some(scale) => x.linear_int8(&self.weight, scale, self.bias.as_ref(), act),
-            None => x.linear(&self.weight, self.bias.as_ref(), act),
+            None => x.operand().linear(&self.weight, self.bias.as_ref(), act),
         }
     }
 }
@@ -60,6 +61,7 @@ impl Module for Linear {
 }
 
 /// Layer norm along the last dimension.
+#[derive(Clone)]
 pub struct LayerNorm {
     /// `[width]`
     pub weight: Tensor,

@@ -6,16 +6,19 @@ use kernels_cpu::gemm::Finish;
 use crate::buffer::count_scratch;
 #[cfg(feature = "vulkan")]
 use crate::device::{Gpu, Operand};
+use crate::dtype::DType;
 use crate::for_float;
 use crate::gradcheck::{Case, Gen};
 use crate::op::{Meta, Op, Output, Saved, Saves, apply};
 use crate::plan::{Packs, Prepared};
 use crate::tensor::Tensor;
 
+use super::matmul::sums;
 use super::product::Product;
 
 /// y = x * weight + bias for x [n, h, w, in], a weight [out, in / groups, kh, kw] and a bias `[out]`: y [n, oh, ow, out].
-/// Pairs are (along rows, along columns).
+/// Pairs are (along rows, along columns). With x in bf16, beside a weight in f32 and in one group, products are of bf16, so the weight and dy are rounded;
+/// y and all gradients are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2d {
     /// From a window to the next.
@@ -62,17 +65,26 @@ impl Op for Conv2d {
             && x[1].dims.len() == 4
             && x[0].dims[3] == x[1].dims[1] * self.groups
             && x.get(2).is_none_or(|bias| bias.dims[..] == x[1].dims[..1])
-            && x.iter().all(|m| m.dtype == x[0].dtype);
+            && match x[0].dtype {
+                // Rounded: beside a weight in f32, in one group.
+                DType::BF16 => x[1..].iter().all(|m| m.dtype == DType::F32) && self.groups == 1,
+                dtype => x.iter().all(|m| m.dtype == dtype),
+            };
         assert!(fits, "conv2d: {x:?} with {self:?}");
         let kernel = self.kernel(x[0], x[1]);
         let [rows, cols] = kernel.grid();
-        Meta::new([kernel.n, rows, cols, kernel.output], x[0].dtype)
+        Meta::new([kernel.n, rows, cols, kernel.output], sums(x[0].dtype))
     }
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let kernel = self.kernel(x[0].meta(), x[1].meta());
-        count_scratch(|| kernel.forward_bytes());
         let (map, weight, bias) = (x[0].packed(), x[1].packed(), x.get(2).map(|b| b.packed()));
+        if map.dtype() == DType::BF16 {
+            count_scratch(|| kernel.bf16_bytes());
+            let bias = bias.as_ref().map(|b| b.as_slice());
+            return Tensor::write(out.dims, |y| kernel.forward_bf16(map.as_slice(), weight.as_slice(), bias, y)).into();
+        }
+        count_scratch(|| kernel.forward_bytes());
         for_float!("conv2d", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
             kernel.forward(map.as_slice(), weight.as_slice(), bias.as_ref().map(|b| b.as_slice()), y)
         }))
@@ -111,6 +123,26 @@ impl Op for Conv2d {
 
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
         let (kernel, dy) = (self.kernel(saved.meta(0), saved.meta(1)), dy.packed());
+        if saved.meta(0).dtype == DType::BF16 {
+            count_scratch(|| kernel.bf16_bytes());
+            let from = dy.converted(DType::BF16);
+            let mut gradients = vec![
+                saved.want(0, || {
+                    Tensor::write(saved.dims(0), |dx| {
+                        kernel.backward_input_bf16(from.as_slice(), saved.input(1).packed().as_slice(), dx)
+                    })
+                }),
+                saved.want(1, || {
+                    Tensor::write(saved.dims(1), |dw| {
+                        kernel.backward_weight_bf16(saved.input(0).packed().as_slice(), from.as_slice(), dw)
+                    })
+                }),
+            ];
+            if saved.count() == 3 {
+                gradients.push(saved.want(2, || dy.sum(&[0, 1, 2], false)));
+            }
+            return gradients;
+        }
         for_float!("conv2d", dy.dtype(), F => {
             let mut gradients = vec![
                 saved.want(0, || Tensor::write(saved.dims(0), |dx: &mut [F]| {
@@ -221,3 +253,43 @@ impl Tensor {
 }
 
 crate::check_ops!(Conv2d);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    /// Value and gradients are those, in f64, of numbers that were rounded.
+    #[test]
+    fn maps_in_bf16_are_multiplied_as_such() {
+        let mut g = Gen::new(9, 9);
+        for (input, output, kernel, stride) in
+            [(3, 8, 7, 2), (32, 40, 1, 1), (32, 40, 1, 2), (33, 16, 3, 1), (32, 33, 3, 2), (256, 64, 3, 1)]
+        {
+            let op = Conv2d::new(stride, kernel / 2);
+            let single = |g: &mut Gen, dims: [usize; 4]| g.tensor(dims).to_dtype(DType::F32);
+            let x = single(&mut g, [2, 9, 11, input]).to_dtype(DType::BF16).trainable();
+            let w = single(&mut g, [output, input, kernel, kernel]).trainable();
+            let bias = g.tensor([output]).to_dtype(DType::F32).trainable();
+            let y = x.conv2d(&w, Some(&bias), op);
+            let (value, dy) = (y.detach(), Tensor::randn(*y.dims(), DType::F32, &mut Rng::new(1, 1)));
+            let grads = crate::backward_with(vec![(y, dy.clone())]);
+            let exact = |t: &Tensor| t.detach().to_dtype(DType::BF16).to_dtype(DType::F64).trainable();
+            let (x64, w64, b64) = (exact(&x), exact(&w), bias.detach().to_dtype(DType::F64));
+            let y64 = x64.conv2d(&w64, Some(&b64), op);
+            let exact_value = y64.detach();
+            let exact_grads = crate::backward_with(vec![(y64, exact(&dy).detach())]);
+            for (ours, exact) in [
+                (&value, &exact_value),
+                (grads.get(&x).unwrap(), exact_grads.get(&x64).unwrap()),
+                (grads.get(&w).unwrap(), exact_grads.get(&w64).unwrap()),
+            ] {
+                assert_eq!((ours.dtype(), ours.dims()), (DType::F32, exact.dims()));
+                let (ours, exact) = (ours.to_f64_vec(), exact.to_f64_vec());
+                let most = exact.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+                let off = ours.iter().zip(&exact).fold(0.0f64, |off, (a, b)| off.max((a - b).abs()));
+                assert!(off <= 2e-6 * most, "{input} to {output}, {kernel} by {kernel}: {off} of {most}");
+            }
+        }
+    }
+}

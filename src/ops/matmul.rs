@@ -2,11 +2,13 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use kernels_cpu::float::as_f32_mut;
 use kernels_cpu::gemm::{self, Finish, Mat, Numbers, Packed, Right};
 use kernels_cpu::map::{self, Saved as Needs, Unary};
 #[cfg(feature = "vulkan")]
 use kernels_gpu::ops::Gemm;
 
+use crate::buffer::count_scratch;
 #[cfg(feature = "vulkan")]
 use crate::device::{Gpu, Operand};
 use crate::dtype::{DType, Element};
@@ -134,9 +136,38 @@ impl<'a> Flat<'a> {
     }
 }
 
-/// Whether a weight of one type serves activations of another: the same type, or half stored beside f32.
+/// Whether a weight of one type serves activations of another: the same type, half stored beside f32, or f32 beside what was rounded to bf16.
 pub(super) fn weight_fits(weight: DType, activations: DType) -> bool {
-    weight == activations || activations == DType::F32 && is_half(weight)
+    match activations {
+        DType::F32 => weight == DType::F32 || is_half(weight),
+        DType::BF16 => matches!(weight, DType::F32 | DType::BF16),
+        _ => weight == activations,
+    }
+}
+
+/// The type of sums of products with activations of a type.
+pub(super) fn sums(activations: DType) -> DType {
+    if activations == DType::BF16 { DType::F32 } else { activations }
+}
+
+/// C = act(A B + bias) for matrices of f32 and bf16, all rounded to bf16.
+fn multiply_rounded(a: &Tensor, b: &Tensor, finish: Finish<'_, f32>, c: &mut [f32]) {
+    let n = b.dims()[1].max(1);
+    match [a.dtype(), b.dtype()] {
+        [DType::BF16, DType::BF16] => {
+            gemm::multiply_bf16(matrix::<bf16>(a, 0), matrix::<bf16>(b, 0), c, n, finish, true)
+        }
+        [DType::BF16, _] => gemm::multiply_bf16(matrix::<bf16>(a, 0), matrix::<f32>(b, 0), c, n, finish, true),
+        [_, DType::BF16] => gemm::multiply_bf16(matrix::<f32>(a, 0), matrix::<bf16>(b, 0), c, n, finish, true),
+        _ => gemm::multiply_bf16(matrix::<f32>(a, 0), matrix::<f32>(b, 0), c, n, finish, true),
+    }
+}
+
+/// A B for matrices of f32 and bf16, all rounded to bf16.
+fn product_rounded(a: &Tensor, b: &Tensor) -> Tensor {
+    let [m, k, n] = [a.dims()[0], a.dims()[1], b.dims()[1]];
+    count_scratch(|| gemm::bf16_bytes([m, k, n]));
+    Tensor::write([m, n], |c| multiply_rounded(a, b, Finish::default(), c))
 }
 
 fn is_half(dtype: DType) -> bool {
@@ -179,7 +210,8 @@ fn packed(weight: &Tensor, scale: Option<&Tensor>) -> Packed {
 }
 
 /// y = act(x W^T + b) for x [.., in], W [out, in] and b `[out]`: one matrix product, the activation on its rows. Beside an x of f32, W and b may be
-/// stored in half; they are then not trained. With W in bf16 the numbers of x are rounded to bf16 for the product, whose sums are f32. With W in i8
+/// stored in half; they are then not trained. With W in bf16 the numbers of x are rounded to bf16 for the product, whose sums are f32. With x in bf16 W
+/// is rounded so, and y and all gradients are f32, those of products of what is rounded: of dy too. With W in i8
 /// its scales `[out]` come after it: they are levels, `W[i, j] = scale[i] level`, the rows of x become levels too, and there is no derivative.
 pub struct Linear {
     /// Applied last.
@@ -207,19 +239,27 @@ impl Op for Linear {
         let scaled = !levels || scale.is_some_and(|s| s.dims[..] == w[..1] && s.dtype == DType::F32);
         let biased = bias.is_none_or(|b| b.dims[..] == w[..1] && weight_fits(b.dtype, x[0].dtype));
         assert!(fits && types && scaled && biased, "linear: {x:?}");
-        Meta { dims: d.with(d.len() - 1, w[0]), ..x[0] }
+        Meta { dims: d.with(d.len() - 1, w[0]), dtype: sums(x[0].dtype) }
     }
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let [scale, bias] = Self::rest(x, x[1].dtype());
         let bias = bias.map(|b| widened(b).packed());
-        let (rows, narrow) = (rows_of(x[0]), numbers(x[1].dtype()) != Numbers::F32);
-        let w = &if narrow { x[1].detach() } else { widened(x[1]) };
+        let rounded = x[0].dtype() == DType::BF16;
+        let (rows, narrow) = (rows_of(x[0]), !rounded && numbers(x[1].dtype()) != Numbers::F32);
+        let w = &if narrow || rounded { x[1].detach() } else { widened(x[1]) };
+        if rounded {
+            count_scratch(|| gemm::bf16_bytes([rows.dims()[0], rows.dims()[1], w.dims()[0]]));
+        }
         // The derivative needs the value before the activation.
         let apart = self.act.filter(|act| act.saves() == Needs::Input && x.iter().any(|x| x.is_tracked()));
         let act = self.act.filter(|_| apart.is_none());
         for_float!("linear", out.dtype, F => {
             let product = Tensor::write(out.dims, |z: &mut [F]| {
+                if rounded {
+                    let bias = bias.as_ref().map(|b| b.as_slice());
+                    return multiply_rounded(&rows, &w.transpose(0, 1), Finish { bias, residual: None, act }, as_f32_mut(z).expect("sums of bf16"));
+                }
                 let finish = Finish { bias: bias.as_ref().map(|b| b.as_slice::<F>()), residual: None, act };
                 let packed = narrow.then(|| packed(w, scale.copied()));
                 let right = packed.as_ref().map_or_else(|| Right::Loose(matrix::<F>(w, 0).t()), Right::Packed);
@@ -301,9 +341,13 @@ impl Op for Linear {
             }
         };
         let rows = rows_of(&dz);
+        let rounded = saved.meta(0).dtype == DType::BF16;
+        // Two products have it.
+        let operand = if rounded { rows.converted(DType::BF16) } else { rows.clone() };
+        let multiply = |a: &Tensor, b: &Tensor| if rounded { product_rounded(a, b) } else { a.matmul(&widened(b)) };
         let mut gradients = vec![
-            saved.want(0, || rows.matmul(&widened(saved.input(1))).reshape(saved.dims(0))),
-            saved.want(1, || rows.transpose(0, 1).matmul(&rows_of(saved.input(0)))),
+            saved.want(0, || multiply(&operand, saved.input(1)).reshape(saved.dims(0))),
+            saved.want(1, || multiply(&operand.transpose(0, 1), &rows_of(saved.input(0)))),
         ];
         if saved.count() == 3 {
             gradients.push(saved.want(2, || rows.sum(&[0], false)));
@@ -372,90 +416,4 @@ impl Tensor {
 crate::check_ops!(Matmul, Linear);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Of bf16 beside an x that is rounded to it too, but for the order of sums.
-    #[test]
-    fn a_weight_stored_in_half_computes_as_its_f32_values() {
-        let mut g = Gen::new(4, 9);
-        for i in 0..60 {
-            let (front, [input, output]) = (g.dims(0, 2), [g.size(), g.size()]);
-            let dtype = [DType::BF16, DType::F16][i % 2];
-            let x = g.tensor(front.followed_by(&[input])).to_dtype(dtype).to_dtype(DType::F32).trainable();
-            // Transposed half of the time: the layout of a weight is its file's.
-            let weight = if g.rng.chance(0.5) {
-                g.tensor([output, input]).to_dtype(dtype)
-            } else {
-                g.tensor([input, output]).to_dtype(dtype).transpose(0, 1)
-            };
-            let bias = g.tensor([output]).to_dtype([dtype, DType::F32][i / 2 % 2]);
-            let act = g.choose(&[None, Some(Unary::Gelu)]);
-            let run = |weight: &Tensor, bias: &Tensor| {
-                let y = x.linear(weight, Some(bias), act);
-                let value = y.to_vec::<f32>();
-                (value, y.sum_all().backward().get(&x).map(Tensor::to_vec::<f32>))
-            };
-            let (ours, wide) = (run(&weight, &bias), run(&weight.to_dtype(DType::F32), &bias.to_dtype(DType::F32)));
-            if dtype == DType::F16 {
-                assert_eq!(ours, wide);
-                continue;
-            }
-            let close = |a: &[f32], b: &[f32]| {
-                let most = b.iter().fold(1.0f32, |most, x| most.max(x.abs()));
-                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-6 * most)
-            };
-            assert!(close(&ours.0, &wide.0) && close(&ours.1.unwrap_or_default(), &wide.1.unwrap_or_default()));
-        }
-    }
-
-    /// Within half a level of each factor, and a plan has the bits of the eager product: of bf16 too.
-    #[test]
-    fn a_weight_of_levels_computes_as_its_values() {
-        use crate::plan::Plan;
-        let mut g = Gen::new(5, 9);
-        for i in 0..60 {
-            let (front, [input, output]) = (g.dims(0, 2), [g.size(), g.size()]);
-            let x = g.tensor(front.followed_by(&[input])).to_dtype(DType::F32);
-            let levels: Vec<i8> = (0..output * input).map(|_| g.rng.below(255) as u8 as i8).collect();
-            let levels = Tensor::from_slice(&levels, [output, input]);
-            let [scale, bias] = [0, 1].map(|_| g.tensor([output]).to_dtype(DType::F32));
-            let (bias, act) = ((i % 3 > 0).then_some(&bias), g.choose(&[None, Some(Unary::Gelu), Some(Unary::Relu)]));
-            let weight = levels.to_dtype(DType::F32).mul(&scale.reshape([output, 1]));
-            let run = |x: &[Tensor]| vec![x[0].linear_int8(&levels, &scale, bias, act)];
-            let eager = run(std::slice::from_ref(&x));
-            let expected = x.linear(&weight, bias, act);
-            // A level of x is a 127th of the largest, and there are `input` terms; no activation has a slope beyond 1.2.
-            let largest = |t: &Tensor| t.to_vec::<f32>().iter().fold(0.0f32, |most, x| most.max(x.abs()));
-            let bound = 0.6 * input as f32 * largest(&x) / 127.0 * largest(&weight) + 1e-5;
-            let off = |a: &Tensor, b: &Tensor| largest(&(a - b));
-            assert!(off(&eager[0], &expected) <= bound, "{i}: {} beyond {bound}", off(&eager[0], &expected));
-            let plan = Plan::new(std::slice::from_ref(&x), run).0;
-            assert_eq!(plan.run(std::slice::from_ref(&x))[0].to_vec::<f32>(), eager[0].to_vec::<f32>());
-            let half = weight.to_dtype(DType::BF16);
-            let run = |x: &[Tensor]| vec![x[0].linear(&half, bias, act)];
-            let (plan, eager) = (Plan::new(std::slice::from_ref(&x), run).0, run(std::slice::from_ref(&x)));
-            assert_eq!(plan.run(std::slice::from_ref(&x))[0].to_vec::<f32>(), eager[0].to_vec::<f32>());
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "linear: a weight of levels has no derivative")]
-    fn levels_have_no_derivative() {
-        let (levels, scale) = (Tensor::zeros([2, 3], DType::I8), Tensor::zeros([2], DType::F32));
-        Tensor::zeros([4, 3], DType::F32).trainable().linear_int8(&levels, &scale, None, None).sum_all().backward();
-    }
-
-    #[test]
-    #[should_panic(expected = "linear: a weight stored as bf16 has no gradient")]
-    fn a_weight_stored_in_half_refuses_its_gradient() {
-        let weight = Tensor::full([2, 3], 1.0, DType::BF16).trainable();
-        Tensor::zeros([4, 3], DType::F32).linear(&weight, None, None).sum_all().backward();
-    }
-
-    #[test]
-    #[should_panic(expected = "linear")]
-    fn other_mixed_types_are_refused() {
-        Tensor::zeros([4, 3], DType::F64).linear(&Tensor::zeros([2, 3], DType::F16), None, None);
-    }
-}
+mod tests;

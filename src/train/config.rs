@@ -9,6 +9,8 @@ use crate::image::{Augment, Filter, Preprocess, SixteenBit};
 use crate::loss::TierOptions;
 use crate::models::{DualEncoderConfig, ImageTowerConfig};
 use crate::optim::{OptimiserConfig, Schedule};
+use crate::products::Products;
+use crate::tape::recomputing;
 
 /// Everything that decides a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -137,6 +139,12 @@ pub struct TrainConfig {
     /// Pairs that are computed at once; 0: the whole batch. Smaller values trade one more forward pass for memory and give the same
     /// gradient (GradCache; Gao et al. 2021), except that batch norms then normalise by the statistics of the part they see.
     pub micro_batch: usize,
+    /// What the products of layers are computed in, forward and backward: with bf16 their numbers are rounded to it and sums are f32, as are parameters,
+    /// moments and all else. Validation and the saved model are f32.
+    pub precision: Products,
+    /// Keep only the inputs of transformer blocks and of stages of a residual network, and compute these again for the gradient: the same bits for less
+    /// memory and one more forward.
+    pub recompute: bool,
     /// Batches whose gradients are averaged for one optimiser step.
     pub accumulate: usize,
     /// Augmented views per image.
@@ -164,6 +172,8 @@ impl Default for TrainConfig {
             epochs: 30,
             batch: 32,
             micro_batch: 0,
+            precision: Products::F32,
+            recompute: false,
             accumulate: 1,
             views: 1,
             targets: Targets::Pairs,
@@ -174,6 +184,13 @@ impl Default for TrainConfig {
             check_finite: true,
             check_memory: true,
         }
+    }
+}
+
+impl TrainConfig {
+    /// Runs `f`, a step, in which layers compute as is said here.
+    pub(super) fn within<R>(&self, f: impl FnOnce() -> R) -> R {
+        recomputing(self.recompute, || self.precision.within(f))
     }
 }
 
@@ -409,6 +426,7 @@ mod tests {
         assert!(error("model.vision.patch_sise=8").contains("did you mean patch_size?"));
         assert!(error("optimiser.bta1=0.9").contains("did you mean beta1?"));
         assert!(error("schedule.shape=\"cosin\"").contains("did you mean cosine?"));
+        assert!(error("train.precision=\"bf17\"").contains("did you mean bf16?"));
         for (setting, named) in [
             ("train.batch=1.5", "train.batch"),
             ("seed=-1", "seed"),

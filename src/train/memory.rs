@@ -138,7 +138,8 @@ impl Rehearsal {
             let mut grads = Grads::default();
             for _ in 0..self.accumulate.min(2) {
                 let examples = examples(config, network, self.texts[0].as_ref());
-                grads.merge(examples.step(network, &config.tier, t.micro_batch)?.grads);
+                let step = || examples.step(network, &config.tier, t.micro_batch);
+                grads.merge(t.within(step)?.grads);
             }
             if self.accumulate > 1 {
                 grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));
@@ -232,10 +233,10 @@ mod tests {
     #[test]
     fn a_run_takes_what_is_counted() {
         for model in models() {
-            for (micro_batch, views, accumulate) in [(0, 1, 1), (2, 2, 2)] {
+            for (micro_batch, views, accumulate, recompute) in [(0, 1, 1, false), (2, 2, 2, false), (0, 1, 1, true)] {
                 let mut config = Config { model: model.clone(), ..Config::default() };
                 (config.train.batch, config.train.micro_batch, config.train.views) = (6, micro_batch, views);
-                config.train.ema = 0.5;
+                (config.train.ema, config.train.recompute) = (0.5, recompute);
                 let texts = |n: usize| Some([Tensor::zeros([n, 5], DType::I64), Tensor::full([n, 5], 1.0, DType::U8)]);
                 let rehearsal = Rehearsal { steps: 5, accumulate, judged: 4, texts: [texts(6), texts(4)] };
                 let run = || {

@@ -181,6 +181,7 @@ fn fitting(
     out: &Path,
     watch: &dyn Watch,
 ) -> Result<Estimate> {
+    config.train.precision.check_device("train.precision", gpu).at(out)?;
     // A run before in this process may have left blocks that the estimate does not know.
     crate::buffer::release();
     let estimate = memory::estimate(config, tables, tokenizer, workers)?;
@@ -385,7 +386,8 @@ impl<'a> Run<'a> {
         let views = views.iter().map(|view| view.placed(self.gpu.as_ref())).collect();
         let examples = examples(&self.pipeline, &self.tables, &rows, numbers, views)?;
         let network = &mut self.pipeline.network;
-        let once = |network: &mut Network| examples.step(network, &self.config.tier, self.config.train.micro_batch);
+        let (tier, train) = (&self.config.tier, &self.config.train);
+        let once = |network: &mut Network| train.within(|| examples.step(network, tier, train.micro_batch));
         let one = once(network)?;
         if check {
             let norm = optim::norm(&one.grads);

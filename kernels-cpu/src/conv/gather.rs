@@ -36,7 +36,7 @@ pub(super) struct Target {
     pub start: [usize; 2],
 }
 
-impl<F: Float> Gather<'_, F> {
+impl<T: Copy + Default + Send + Sync> Gather<'_, T> {
     pub(super) fn items(&self) -> usize {
         self.n * self.grid[0] * self.grid[1]
     }
@@ -74,9 +74,9 @@ impl<F: Float> Gather<'_, F> {
         &'s self,
         rows: Range<usize>,
         channels: Range<usize>,
-        scratch: &'s mut Vec<F>,
+        scratch: &'s mut Vec<T>,
         threads: bool,
-    ) -> Mat<'s, F> {
+    ) -> Mat<'s, T> {
         if self.is_plain() {
             return Mat {
                 data: self.source,
@@ -89,7 +89,7 @@ impl<F: Float> Gather<'_, F> {
         }
         let depth = self.offsets[0].len() * self.offsets[1].len() * channels.len();
         if scratch.len() < rows.len() * depth {
-            scratch.resize(rows.len() * depth, F::ZERO);
+            scratch.resize(rows.len() * depth, T::default());
         }
         let count = rows.len();
         if threads {
@@ -108,7 +108,7 @@ impl<F: Float> Gather<'_, F> {
         Mat::new(&scratch[..count * depth], count, depth)
     }
 
-    fn pack(&self, rows: Range<usize>, channels: Range<usize>, depth: usize, out: &mut [F]) {
+    fn pack(&self, rows: Range<usize>, channels: Range<usize>, depth: usize, out: &mut [T]) {
         let ([h, w], [rows_of, cols_of], all) = (self.size, &self.offsets, self.channels);
         let (width, first) = (channels.len(), cols_of[0]);
         // Taps side by side and all channels: a window's row is one run of the source.
@@ -121,7 +121,7 @@ impl<F: Float> Gather<'_, F> {
             for (&offset, line) in rows_of.iter().zip(line.chunks_exact_mut(cols_of.len() * width)) {
                 let y = (i * self.step[0]) as isize + offset;
                 if y < 0 || y >= h as isize {
-                    line.fill(F::ZERO);
+                    line.fill(T::default());
                     continue;
                 }
                 let row = &self.source[(n * h + y as usize) * w * all..][..w * all];
@@ -132,7 +132,7 @@ impl<F: Float> Gather<'_, F> {
                 for (&offset, cell) in cols_of.iter().zip(line.chunks_exact_mut(width)) {
                     let x = (j * self.step[1]) as isize + offset;
                     if x < 0 || x >= w as isize {
-                        cell.fill(F::ZERO);
+                        cell.fill(T::default());
                     } else {
                         copy(&row[x as usize * all + channels.start..][..width], cell);
                     }
@@ -142,6 +142,67 @@ impl<F: Float> Gather<'_, F> {
         }
     }
 
+    /// Calls `multiply` with blocks of positions, the room for their results, rows of `outputs` numbers, and whether it is the only block, whose product the
+    /// threads share; then results go to their places. `depth` is the length of a window, and `work` what a position costs.
+    pub(super) fn blocks<S: Float>(
+        &self,
+        depth: usize,
+        work: usize,
+        outputs: usize,
+        y: &mut [S],
+        target: Target,
+        multiply: impl Fn(Range<usize>, &mut Vec<T>, &mut [S], bool) + Sync,
+    ) {
+        let in_place = target.step == [1, 1] && target.size == self.grid;
+        // Windows that are the pixels need no copy, so no blocks. Threads take blocks, or share the only one.
+        let items = self.items();
+        let block = if in_place && self.is_plain() { items } else { self.block(depth) };
+        let y = Shared::new(y);
+        par::for_each(items.div_ceil(block.max(1)), block * work, |blocks| {
+            let (mut scratch, mut results) = (Vec::new(), Vec::new());
+            for b in blocks {
+                let rows = b * block..items.min((b + 1) * block);
+                let into: &mut [S] = if in_place {
+                    // SAFETY: blocks are disjoint, each handed out once.
+                    unsafe { y.slice(rows.start * outputs..rows.end * outputs) }
+                } else {
+                    results.resize(block * outputs, S::ZERO);
+                    &mut results
+                };
+                multiply(rows.clone(), &mut scratch, into, items <= block);
+                if !in_place {
+                    let mut at = self.position(rows.start);
+                    for line in results.chunks_exact(outputs).take(rows.len()) {
+                        let start = target.row(at) * outputs;
+                        // SAFETY: positions are distinct, and each belongs to one block.
+                        unsafe { y.slice(start..start + outputs) }.copy_from_slice(line);
+                        at = self.next(at);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Calls `f` with each tap that lies inside, and where its pixel starts in the source.
+    #[inline(always)]
+    fn each_tap(&self, [n, i, j]: [usize; 3], mut f: impl FnMut(usize, usize)) {
+        let [h, w] = self.size;
+        for (a, &offset) in self.offsets[0].iter().enumerate() {
+            let y = (i * self.step[0]) as isize + offset;
+            if y < 0 || y >= h as isize {
+                continue;
+            }
+            for (b, &offset) in self.offsets[1].iter().enumerate() {
+                let x = (j * self.step[1]) as isize + offset;
+                if x >= 0 && x < w as isize {
+                    f(a * self.offsets[1].len() + b, ((n * h + y as usize) * w + x as usize) * self.channels);
+                }
+            }
+        }
+    }
+}
+
+impl<F: Float> Gather<'_, F> {
     /// Windows times a matrix [taps * channels, outputs of the group] for each group, finished. What is added lies as `y` does.
     pub(super) fn multiply<'m>(
         &self,
@@ -156,7 +217,6 @@ impl<F: Float> Gather<'_, F> {
             return;
         }
         let (c, o, depth) = (self.channels / groups, outputs / groups, matrix(0).rows());
-        let (items, block) = (self.items(), self.block(depth));
         let in_place = target.step == [1, 1] && target.size == self.grid;
         assert!(in_place || finish.residual.is_none(), "conv2d: something added to scattered results");
         let part = |row: usize, group: usize| finish.part(row, outputs, group * o..(group + 1) * o);
@@ -170,34 +230,11 @@ impl<F: Float> Gather<'_, F> {
             }
             return;
         }
-        // Windows that are the pixels need no copy, so no blocks. Threads take blocks, or share the only one.
-        let block = if in_place && self.is_plain() { items } else { block };
-        let shared = items <= block;
-        let y = Shared::new(y);
-        par::for_each(items.div_ceil(block), block * (depth * o * groups / 8 + depth * groups), |blocks| {
-            let (mut scratch, mut results) = (Vec::new(), Vec::new());
-            for b in blocks {
-                let rows = b * block..items.min((b + 1) * block);
-                let into: &mut [F] = if in_place {
-                    // SAFETY: blocks are disjoint, each handed out once.
-                    unsafe { y.slice(rows.start * outputs..rows.end * outputs) }
-                } else {
-                    results.resize(block * outputs, F::ZERO);
-                    &mut results
-                };
-                for group in 0..groups {
-                    let a = self.matrix(rows.clone(), group * c..(group + 1) * c, &mut scratch, false);
-                    multiply(a, matrix(group), &mut into[group * o..], outputs, part(rows.start, group), shared);
-                }
-                if !in_place {
-                    let mut at = self.position(rows.start);
-                    for line in results.chunks_exact(outputs).take(rows.len()) {
-                        let start = target.row(at) * outputs;
-                        // SAFETY: positions are distinct, and each belongs to one block.
-                        unsafe { y.slice(start..start + outputs) }.copy_from_slice(line);
-                        at = self.next(at);
-                    }
-                }
+        let work = depth * o * groups / 8 + depth * groups;
+        self.blocks(depth, work, outputs, y, target, |rows, scratch, into, shared| {
+            for group in 0..groups {
+                let a = self.matrix(rows.clone(), group * c..(group + 1) * c, scratch, false);
+                multiply(a, matrix(group), &mut into[group * o..], outputs, part(rows.start, group), shared);
             }
         });
     }
@@ -237,24 +274,6 @@ impl<F: Float> Gather<'_, F> {
         par::for_each(self.items(), self.channels * (taps + 1), |range| {
             dispatch(Depthwise { windows: self, range, weights, bias, y, target });
         });
-    }
-
-    /// Calls `f` with each tap that lies inside, and where its pixel starts in the source.
-    #[inline(always)]
-    fn each_tap(&self, [n, i, j]: [usize; 3], mut f: impl FnMut(usize, usize)) {
-        let [h, w] = self.size;
-        for (a, &offset) in self.offsets[0].iter().enumerate() {
-            let y = (i * self.step[0]) as isize + offset;
-            if y < 0 || y >= h as isize {
-                continue;
-            }
-            for (b, &offset) in self.offsets[1].iter().enumerate() {
-                let x = (j * self.step[1]) as isize + offset;
-                if x >= 0 && x < w as isize {
-                    f(a * self.offsets[1].len() + b, ((n * h + y as usize) * w + x as usize) * self.channels);
-                }
-            }
-        }
     }
 }
 

@@ -11,8 +11,10 @@ use crate::simd::Simd;
 /// Rows and columns of a tile.
 pub(super) const SIZE: (usize, usize) = (32, 32);
 
-/// The registers of this thread, each of 16 rows of 64 bytes, for as long as it lives.
-pub(super) struct Configured(());
+/// The registers of this thread, for as long as it lives: rows of 64 bytes, of B sixteen, of A and C as many as a tile has.
+pub(super) struct Configured {
+    rows: usize,
+}
 
 #[repr(C, align(64))]
 struct Config {
@@ -23,21 +25,36 @@ struct Config {
     rows: [u8; 16],
 }
 
-static CONFIG: Config = Config {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
-
 impl Configured {
+    /// For tiles of 32 rows.
+    ///
     /// # Safety
     /// The machine must have AMX and the system have given it to the process.
     pub unsafe fn new() -> Self {
+        let mut configured = Self { rows: 0 };
+        // SAFETY: the caller's promise.
+        unsafe { configured.set(32) };
+        configured
+    }
+
+    /// For tiles of so many rows, 1 to 32.
+    ///
+    /// # Safety
+    /// As [`Configured::new`].
+    #[inline(always)]
+    unsafe fn set(&mut self, rows: usize) {
+        if self.rows == rows {
+            return;
+        }
+        self.rows = rows;
+        let (upper, lower) = (rows.min(16) as u8, rows.saturating_sub(16) as u8);
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+        for (i, rows) in [upper, upper, lower, lower, upper, lower, 16, 16].into_iter().enumerate() {
+            config.rows[i] = rows;
+            config.bytes[i] = if rows > 0 { 64 } else { 0 };
+        }
         // SAFETY: the caller's promise; reads the configuration alone.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
-        Self(())
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
     }
 }
 
@@ -56,12 +73,12 @@ struct Block {
 /// As [`tile::run`] for a tile of at most 32 by 32.
 ///
 /// # Safety
-/// As there; the registers must be configured, rows of A as far apart as its first two and 16 of them readable, or 32 where there are more
-/// than 16; rows of B packed 32 wide, and `depth` a multiple of 16.
+/// As there; rows of A must be as far apart as its first two, rows of B packed 32 wide, and `depth` a multiple of 16.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     s: S,
+    configured: &mut Configured,
     a: A,
     b: Columns,
     depth: usize,
@@ -76,9 +93,20 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
         let (upper, lower, columns) = (a.at(0, 0), a.at(16, 0), b.start);
         let apart = a.at(1, 0).byte_offset_from(upper);
         let (steps, mut next) = (depth / 16, b.next);
-        let lines = b.next_lines.div_ceil(steps);
-        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        let (lines, ahead) = (b.next_lines.div_ceil(steps), rows.div_ceil(steps));
+        configured.set(rows);
+        asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
+        if rows > 16 {
+            asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        }
+        let mut line = out.c.cast_const();
         for step in 0..steps {
+            // As in other tiles, C is asked for a little at a time.
+            for _ in 0..ahead {
+                s.prefetch(line);
+                s.prefetch(line.wrapping_add(31));
+                line = line.wrapping_add(out.ldc);
+            }
             for _ in 0..lines {
                 s.prefetch_far(next);
                 next = next.wrapping_add(16);
@@ -103,10 +131,17 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
                 multiply!("tdpbf16ps");
             }
         }
-        asm!("tilestored [{c} + {line}], tmm0", "tilestored [{c} + {line} + 64], tmm1", c = in(reg) sums, line = in(reg) 128usize, options(nostack));
-        if rows > 16 {
-            asm!("tilestored [{c} + {line}], tmm2", "tilestored [{c} + {line} + 64], tmm3", c = in(reg) sums.add(512), line = in(reg) 128usize, options(nostack));
+        let stored = |c: *mut f32, ldc: usize| {
+            let line = 4 * ldc;
+            asm!("tilestored [{c} + {line}], tmm0", "tilestored [{c} + {line} + 64], tmm1", c = in(reg) c, line = in(reg) line, options(nostack));
+            if rows > 16 {
+                asm!("tilestored [{c} + {line}], tmm2", "tilestored [{c} + {line} + 64], tmm3", c = in(reg) c.add(16 * ldc), line = in(reg) line, options(nostack));
+            }
+        };
+        if cols == 32 && out.is_product() {
+            return stored(out.c, out.ldc);
         }
+        stored(sums, 32);
         for r in 0..rows {
             for from in (0..cols).step_by(S::LANES) {
                 tile::finish::<S, D>(s, s.load_ptr(sums.add(32 * r + from)), r, from, cols, out);

@@ -14,7 +14,7 @@ use super::nest::{PackPanel, Packed, slab_of, spread};
 use super::pack::{self, Line};
 use super::scratch::{self, Use};
 use super::words::Words;
-use super::{Left, Mat};
+use super::{Left, Mat, rounded};
 use crate::isa::Isa;
 use crate::par::Shared;
 use crate::simd::{Simd, SimdOp, eval_on};
@@ -55,7 +55,7 @@ impl Packed {
     /// If it leaves its data.
     pub fn bf16(b: Mat<'_, bf16>) -> Self {
         let isa = Isa::current();
-        Self::bf16_for(isa, Words::bf16(isa), b)
+        Self::rounded_for(isa, Words::bf16(isa), b)
     }
 
     /// Packs the levels `b` [k, n], whose columns have these scales, for products of int8 on the tier in use: the rows of the left operand
@@ -66,13 +66,6 @@ impl Packed {
     pub fn int8(b: Mat<'_, i8>, scale: &[f32]) -> Self {
         let isa = Isa::current();
         Self::int8_for(isa, Words::int8(isa), b, scale)
-    }
-
-    pub(super) fn bf16_for(isa: Isa, words: Words, b: Mat<'_, bf16>) -> Self {
-        if words == Words::WideBf16 {
-            return Self::narrow(isa, words, b, |x| x.to_f32().to_ne_bytes());
-        }
-        Self::narrow(isa, words, b, |x| x.to_bits().to_ne_bytes())
     }
 
     pub(super) fn int8_for(isa: Isa, words: Words, b: Mat<'_, i8>, scale: &[f32]) -> Self {
@@ -138,12 +131,13 @@ impl Packed {
 /// Calls `f` with the rows of `a` as a product with a packed operand needs them.
 pub(super) fn narrowed(a: Mat<'_, f32>, b: &Packed, threads: bool, f: impl FnOnce(Left<'_>)) {
     let (isa, words) = (b.isa, b.words);
+    if !words.are_levels() {
+        return rounded::left(isa, words, a, threads, f);
+    }
     let k = words.count(a.cols);
-    // Rows an odd number of lines apart go through all sets of a cache; tiles are whole.
-    let stride = k.next_multiple_of(16) | 16;
-    let rows = if words.in_tiles() { a.rows.next_multiple_of(32) } else { a.rows };
+    let (rows, stride) = (a.rows, rounded::apart(k));
     let mut lines = scratch::take(Use::Words, rows * stride);
-    let mut scale = vec![0.0f32; if words.are_levels() { a.rows } else { 0 }];
+    let mut scale = vec![0.0f32; a.rows];
     let (out, of_rows) = (Shared::new(pack::numbers(&mut lines)), Shared::new(&mut scale));
     spread(threads, a.rows, 2 * a.cols / 16, &|rows| {
         eval_on(isa, NarrowRows { a, rows, words, stride, out, scale: of_rows });
@@ -154,7 +148,7 @@ pub(super) fn narrowed(a: Mat<'_, f32>, b: &Packed, threads: bool, f: impl FnOnc
     scratch::give(Use::Words, lines);
 }
 
-/// Rows of `a` as words, `stride` apart, and the scales of their levels.
+/// Rows of `a` as levels in words, `stride` apart, and their scales.
 struct NarrowRows<'a> {
     a: Mat<'a, f32>,
     rows: Range<usize>,
@@ -174,16 +168,8 @@ impl SimdOp for NarrowRows<'_> {
             // SAFETY: this row of the output, handed out once.
             let out = unsafe { self.out.slice(i * self.stride..i * self.stride + used) };
             let x = row(a, i, &mut copy);
-            if self.words == Words::WideBf16 {
-                out.iter_mut().zip(x).for_each(|(y, &x)| *y = f32::from_bits(u32::from(rounded(x)) << 16));
-                continue;
-            }
             let (out, zeros) = pack::bytes(out).split_at_mut(a.cols * 4 / self.words.numbers());
             zeros.fill(0);
-            if !self.words.are_levels() {
-                out.as_chunks_mut().0.iter_mut().zip(x).for_each(|(y, &x)| *y = rounded(x).to_ne_bytes());
-                continue;
-            }
             let scale = scale_of(x);
             // SAFETY: this row's scale, handed out once.
             unsafe { *self.scale.at(i) = scale };
@@ -209,14 +195,6 @@ fn row<'a, T: Copy>(x: Mat<'a, T>, i: usize, copy: &'a mut Vec<T>) -> &'a [T] {
     copy
 }
 
-/// The bits of the nearest bf16, ties to even; NaN stays one.
-#[inline(always)]
-fn rounded(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    ((if x.is_nan() { bits | 0x40_0000 } else { nearest }) >> 16) as u16
-}
-
 /// The scale of a row's levels, NaN if an element is.
 #[inline(always)]
 fn scale_of(x: &[f32]) -> f32 {
@@ -234,7 +212,7 @@ fn level(x: f32, steps: f32) -> i32 {
 }
 
 #[cfg(all(test, feature = "rayon"))]
-mod tests {
+pub(super) mod tests {
     use super::super::{Finish, Right, multiply};
     use super::*;
     use crate::map::Unary;
@@ -260,17 +238,22 @@ mod tests {
     }
 
     /// What products of bf16 and of int8 may be made of, on every tier of this machine.
-    fn every_way(kinds: [Words; 3]) -> impl Iterator<Item = (Isa, Words)> {
+    pub(in super::super) fn every_way(kinds: [Words; 3]) -> impl Iterator<Item = (Isa, Words)> {
         Isa::available()
             .flat_map(move |isa| kinds.map(|words| (isa, words)))
             .filter(|(isa, words)| words.is_available(*isa))
     }
 
-    const OF_BF16: [Words; 3] = [Words::WideBf16, Words::Bf16, Words::Bf16Tiles];
+    pub(in super::super) const OF_BF16: [Words; 3] = [Words::WideBf16, Words::Bf16, Words::Bf16Tiles];
     const OF_INT8: [Words; 3] = [Words::I16, Words::Bytes, Words::ByteTiles];
 
     /// A matrix of drawn numbers, transposed in memory or not, with gaps.
-    fn drawn<T: Copy>(rng: &mut Rng, rows: usize, cols: usize, mut one: impl FnMut(&mut Rng) -> T) -> Mat<'static, T> {
+    pub(in super::super) fn drawn<T: Copy>(
+        rng: &mut Rng,
+        rows: usize,
+        cols: usize,
+        mut one: impl FnMut(&mut Rng) -> T,
+    ) -> Mat<'static, T> {
         let (transposed, gap) = (rng.chance(0.5), rng.below(3));
         let (outer, inner) = if transposed { (cols, rows) } else { (rows, cols) };
         let data: Vec<T> = (0..gap + outer * (inner + gap)).map(|_| one(rng)).collect();
@@ -290,15 +273,15 @@ mod tests {
     }
 
     /// What is added and applied to a drawn product.
-    struct Drawn {
+    pub(in super::super) struct Drawn {
         bias: Option<Vec<f32>>,
         residual: Option<Vec<f32>>,
         act: Option<Unary>,
-        ldc: usize,
+        pub ldc: usize,
     }
 
     impl Drawn {
-        fn new(rng: &mut Rng, m: usize, n: usize) -> Self {
+        pub fn new(rng: &mut Rng, m: usize, n: usize) -> Self {
             let ldc = n + rng.below(3);
             Self {
                 bias: rng.chance(0.5).then(|| numbers(rng, n)),
@@ -308,12 +291,12 @@ mod tests {
             }
         }
 
-        fn finish(&self) -> Finish<'_, f32> {
+        pub fn finish(&self) -> Finish<'_, f32> {
             Finish { bias: self.bias.as_deref(), residual: self.residual.as_deref(), act: self.act }
         }
 
         /// Finished one step after the other, from a product that was only multiplied.
-        fn step_by_step(&self, isa: Isa, product: &[f32], n: usize) -> Vec<f32> {
+        pub fn step_by_step(&self, isa: Isa, product: &[f32], n: usize) -> Vec<f32> {
             let mut c = product.to_vec();
             for (i, c) in c.chunks_mut(self.ldc.max(1)).enumerate().filter(|(_, c)| c.len() >= n) {
                 let c = &mut c[..n];
@@ -333,11 +316,11 @@ mod tests {
         c
     }
 
-    fn same(a: &[f32], b: &[f32]) -> bool {
+    pub(in super::super) fn same(a: &[f32], b: &[f32]) -> bool {
         a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()) && a.len() == b.len()
     }
 
-    fn sizes() -> impl Strategy<Value = (usize, usize, usize)> {
+    pub(in super::super) fn sizes() -> impl Strategy<Value = (usize, usize, usize)> {
         (0usize..50, 0usize..50, prop_oneof![0usize..40, 500usize..560, 1020usize..1100, 2040usize..2300])
     }
 
@@ -352,7 +335,7 @@ mod tests {
             let end = Drawn::new(rng, m, n);
             let near = |x: f32| f64::from(bf16::from_f32(x));
             for (isa, words) in every_way(OF_BF16) {
-                let packed = Packed::bf16_for(isa, words, b);
+                let packed = Packed::rounded_for(isa, words, b);
                 let c = product(a, &packed, end.ldc, Finish::default(), seed % 2 == 0);
                 for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                     let term = |l| near(a.at(i, l)) * f64::from(b.at(l, j));
@@ -399,7 +382,7 @@ mod tests {
         let halves: Vec<bf16> = w.iter().map(|&x| bf16::from_f32(x)).collect();
         let levels: Vec<i8> = w.iter().map(|&x| (30.0 * x) as i8).collect();
         let scale = numbers(rng, n);
-        let packs = every_way(OF_BF16).map(|(isa, words)| Packed::bf16_for(isa, words, Mat::new(&halves, k, n)));
+        let packs = every_way(OF_BF16).map(|(isa, words)| Packed::rounded_for(isa, words, Mat::new(&halves, k, n)));
         let packs = packs.chain(
             every_way(OF_INT8).map(|(isa, words)| Packed::int8_for(isa, words, Mat::new(&levels, k, n), &scale)),
         );
@@ -418,26 +401,11 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_bf16_is_found_and_nan_stays() {
-        let mut rng = Rng::new(2, 0);
-        for i in 0..200_000u32 {
-            // Ties, their neighbours, and anything else.
-            let bits = rng.next_u64() as u32;
-            let x = f32::from_bits(
-                [bits, bits & 0xffff_0000 | 0x8000, (bits & 0xffff_0000 | 0x8000) + i % 3 - 1, 0x7f80_0000 + i % 9]
-                    [i as usize % 4],
-            );
-            let (ours, theirs) = (bf16::from_bits(rounded(x)), bf16::from_f32(x));
-            assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{x:e}: {ours} instead of {theirs}");
-        }
-    }
-
-    #[test]
     fn what_is_not_finite_does_not_become_a_number() {
         let (k, n) = (40, 5);
         let weights = vec![bf16::ONE; k * n];
         let levels = vec![1i8; k * n];
-        let packs = every_way(OF_BF16).map(|(isa, words)| Packed::bf16_for(isa, words, Mat::new(&weights, k, n)));
+        let packs = every_way(OF_BF16).map(|(isa, words)| Packed::rounded_for(isa, words, Mat::new(&weights, k, n)));
         let packs = packs.chain(
             every_way(OF_INT8).map(|(isa, words)| Packed::int8_for(isa, words, Mat::new(&levels, k, n), &[1.0; 5])),
         );

@@ -15,10 +15,8 @@ use crate::simd::{Simd, SimdOp, again, eval_on};
 use scratch::Use;
 
 /// Longest slab of k: a panel of B over it comes from the second-level cache, which the tile's products hide, and C is passed over
-/// seldom. Fixed, as a size probed from the machine's caches would change bits between machines.
+/// seldom; twice as long for AMX, which has C to pass over sooner. Fixed, as a size probed from the machine's caches would change bits between machines.
 const KC: usize = 512;
-/// Most tiles of rows in a job: their packed slab takes at most half of a second-level cache of 2 MiB.
-const ROW_TILES: usize = 32;
 /// Numbers of packed B that several slabs may take together.
 const PACKED_B: usize = 1 << 20;
 /// Bytes of an operand that is packed in passing.
@@ -29,7 +27,7 @@ const FEW_ROWS: usize = 128;
 const FAR_APART: usize = 1024;
 /// Numbers that stay in a second-level cache beside what passes through.
 const NEAR: usize = 1 << 16;
-/// Numbers of A that stay in a second-level cache beside a panel of B, job after job.
+/// Words of A that stay in a second-level cache beside a panel of B, job after job, and the most that a slab of a job's rows takes: half of 2 MiB.
 const NEAR_A: usize = 1 << 18;
 /// Rows of A that so many panels of B meet are packed, however they lie.
 const MANY_PANELS: usize = 16;
@@ -38,7 +36,8 @@ const PACKED_A: usize = 1 << 20;
 
 /// Slabs of about equal length, which depends on K alone: for `k` words.
 pub(super) fn slab_of(words: Words, k: usize) -> usize {
-    k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(words.step())
+    let most = if words.in_tiles() { 2 * KC } else { KC };
+    k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(words.step())
 }
 
 /// A right operand in the order in which the register tile of a tier reads it.
@@ -65,9 +64,17 @@ impl Packed {
     }
 
     /// Zeros.
-    pub(super) fn room(isa: Isa, words: Words, [rows, cols]: [usize; 2]) -> Self {
-        let (_, nr) = words.tile(isa);
-        let lines = vec![Line::ZERO; (cols.next_multiple_of(nr) * words.count(rows) + 16).div_ceil(16)];
+    pub(super) fn room(isa: Isa, words: Words, size: [usize; 2]) -> Self {
+        Self::of(isa, words, size, vec![Line::ZERO; Self::length(isa, words, size).div_ceil(16)])
+    }
+
+    /// Words that an operand of a size takes.
+    pub(super) fn length(isa: Isa, words: Words, [rows, cols]: [usize; 2]) -> usize {
+        cols.next_multiple_of(words.tile(isa).1) * words.count(rows) + 16
+    }
+
+    /// What was packed into `lines`.
+    pub(super) fn of(isa: Isa, words: Words, [rows, cols]: [usize; 2], lines: Vec<Line>) -> Self {
         Self { isa, words, rows, cols, lines, scale: Vec::new(), zero: Vec::new() }
     }
 
@@ -140,7 +147,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
         threads if long => threads,
         threads => 4 * threads,
     };
-    let high = row_tiles.div_ceil(ROW_TILES);
+    let high = row_tiles.div_ceil((NEAR_A / (mr * slab)).max(2));
     let (row_jobs, col_jobs) = if n > m {
         let col_jobs = wanted.min(panels);
         ((wanted / col_jobs).min(row_tiles / 2).max(high).max(1), col_jobs)
@@ -354,7 +361,7 @@ impl Job<'_> {
     ) {
         let (mr, nr) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
         // SAFETY: what is in tiles is on the tier that has them.
-        let _configured = D::TILES.then(|| unsafe { amx::Configured::new() });
+        let mut configured = D::TILES.then(|| unsafe { amx::Configured::new() });
         let (m, k, n) = (self.rows.len(), self.k, self.b.cols());
         let packed_b = self.packed_b.as_ptr().cast::<f32>();
         let packed_panels = n.div_ceil(nr) - self.direct_b;
@@ -403,8 +410,8 @@ impl Job<'_> {
                         residual: finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr()),
                         relu: finish.act == Some(Unary::Relu),
                     };
-                    if D::TILES {
-                        amx::run::<S, A, D>(s, rows_of(i), b, depth, rows, cols, out);
+                    if let Some(configured) = &mut configured {
+                        amx::run::<S, A, D>(s, configured, rows_of(i), b, depth, rows, cols, out);
                     } else {
                         tile::run::<S, A, D>(s, rows_of(i), b, depth, rows, cols, out);
                     }

@@ -10,6 +10,8 @@ pub(crate) struct Line(#[allow(dead_code)] [f32; 16]);
 
 impl Line {
     pub(super) const ZERO: Self = Self([0.0; 16]);
+    /// Sixteen of them.
+    pub(super) const ZERO_BLOCK: [Self; 16] = [Self::ZERO; 16];
 }
 
 /// The numbers of lines.

@@ -121,6 +121,13 @@ pub(super) struct Target {
     pub relu: bool,
 }
 
+impl Target {
+    /// Whether it is the sums and nothing else.
+    pub fn is_product(&self) -> bool {
+        !self.accumulate && self.scale.is_none() && self.bias.is_null() && self.residual.is_null() && !self.relu
+    }
+}
+
 /// The tile's part of the scales of levels: a number is (sum - zero of the column) * scale of the row * scale of the column.
 #[derive(Clone, Copy)]
 pub(super) struct Scale {

@@ -15,6 +15,16 @@ impl Configured {
     }
 }
 
-pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(_: S, _: A, _: Columns, _: usize, _: usize, _: usize, _: Target) {
+#[allow(clippy::too_many_arguments)]
+pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
+    _: S,
+    _: &mut Configured,
+    _: A,
+    _: Columns,
+    _: usize,
+    _: usize,
+    _: usize,
+    _: Target,
+) {
     unreachable!("no tier has it")
 }

@@ -1,0 +1,444 @@
+//! Operands rounded to bf16 while they are packed, and products of two such: what mixed precision multiplies (Micikevicius et al. 2018).
+//!
+//! C = bf16(A) bf16(B), each number rounded to the nearest, ties to even; products are exact in f32, sums are f32 in the order of the tier.
+
+use core::ops::Range;
+
+use half::bf16;
+
+use super::nest::{self, Packed, slab_of, spread};
+use super::pack::{self, Line};
+use super::scratch::{self, Use};
+use super::words::Words;
+use super::{Finish, Left, Mat, Out, Right, check, nothing};
+use crate::isa::Isa;
+use crate::par::{self, Shared};
+use crate::simd::{Simd, SimdOp, dispatch, eval_on};
+
+/// Rows that are rounded at a time: so many are read side by side where they are columns in memory.
+const ROWS: usize = 64;
+/// Rows a multiple of so many words apart, 2 KiB, share two of the 64 sets of a first-level cache.
+const CROWDED: usize = 512;
+
+/// A number that a product takes as bf16.
+pub trait Rounds: Copy + Send + Sync {
+    /// The bits of the nearest bf16, ties to even; NaN stays one.
+    fn rounded(self) -> u16;
+    /// A matrix of pairs that lie as words where a word holds two, in whole words.
+    #[inline(always)]
+    fn pairs(_x: Mat<'_, Self>) -> Option<Mat<'_, f32>> {
+        None
+    }
+}
+
+impl Rounds for f32 {
+    #[inline(always)]
+    fn rounded(self) -> u16 {
+        let bits = self.to_bits();
+        let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        ((if self.is_nan() { bits | 0x40_0000 } else { nearest }) >> 16) as u16
+    }
+}
+
+impl Rounds for bf16 {
+    #[inline(always)]
+    fn rounded(self) -> u16 {
+        self.to_bits()
+    }
+
+    fn pairs(x: Mat<'_, bf16>) -> Option<Mat<'_, f32>> {
+        let data = x.data.get(x.offset..)?;
+        let even = x.col_stride == 1 && x.row_stride % 2 == 0 && x.row_stride > 0 && x.cols.is_multiple_of(2);
+        if !even || !data.as_ptr().cast::<f32>().is_aligned() {
+            return None;
+        }
+        // SAFETY: two bf16 have the bytes of one f32, of which all are numbers; as many as there are whole pairs, aligned.
+        let data = unsafe { core::slice::from_raw_parts(data.as_ptr().cast(), data.len() / 2) };
+        Some(Mat { data, offset: 0, rows: x.rows, cols: x.cols / 2, row_stride: x.row_stride / 2, col_stride: 1 })
+    }
+}
+
+/// Numbers as the nearest bf16.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn round(x: &[f32], y: &mut [bf16]) {
+    assert_eq!(x.len(), y.len(), "round: lengths");
+    let out = Shared::new(y);
+    par::for_each(x.len(), 1, |range| {
+        // SAFETY: the ranges are disjoint.
+        dispatch(RoundAll(&x[range.clone()], unsafe { out.slice(range) }));
+    });
+}
+
+struct RoundAll<'a>(&'a [f32], &'a mut [bf16]);
+
+impl SimdOp for RoundAll<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        self.1.iter_mut().zip(self.0).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
+    }
+}
+
+/// The word of two numbers, or of the first alone where a word has but one.
+#[inline(always)]
+fn word<T: Rounds, const PAIRS: bool>(first: T, second: T) -> f32 {
+    let first = u32::from(first.rounded());
+    f32::from_bits(if PAIRS { first | u32::from(second.rounded()) << 16 } else { first << 16 })
+}
+
+/// Rows of a matrix as words: word w of row r at `out + r * row_step + w * word_step`, one of which steps is 1. Beyond the last number of a row
+/// come zeros.
+struct Round<'a, T> {
+    x: Mat<'a, T>,
+    words: Words,
+    rows: Range<usize>,
+    of_row: Range<usize>,
+    /// Where the first of them goes.
+    out: *mut f32,
+    row_step: usize,
+    word_step: usize,
+}
+
+impl<T: Rounds> SimdOp for Round<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        if self.words.numbers() == 2 { self.run::<S, true>(s) } else { self.run::<S, false>(s) }
+    }
+}
+
+impl<T: Rounds> Round<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd, const PAIRS: bool>(&self, s: S) {
+        let (x, per_word) = (&self.x, 1 + usize::from(PAIRS));
+        let mut block = Line::ZERO_BLOCK;
+        let block = pack::numbers(&mut block);
+        for w in self.of_row.clone().step_by(S::LANES) {
+            for r in self.rows.clone().step_by(S::LANES) {
+                let [rows, deep] = [S::LANES.min(self.rows.end - r), S::LANES.min(self.of_row.end - w)];
+                // SAFETY: words of the rows and the range that were asked for, for which the caller has room.
+                let out = unsafe {
+                    self.out.add((r - self.rows.start) * self.row_step + (w - self.of_row.start) * self.word_step)
+                };
+                let whole = rows == S::LANES && deep == S::LANES && (w + deep) * per_word <= x.cols;
+                let start = x.offset as isize + r as isize * x.row_stride + (w * per_word) as isize * x.col_stride;
+                // `LANES` vectors of words, one for each row or one for each word of all rows, put where they belong, or turned there.
+                let (along, across) = (x.col_stride == 1, x.row_stride == 1);
+                if whole && (along || across) {
+                    let (step, turned) =
+                        if along { (self.row_step, self.word_step != 1) } else { (self.word_step, self.row_step != 1) };
+                    for i in 0..S::LANES {
+                        // SAFETY: as above, or the block, which has room for sixteen vectors of sixteen.
+                        let place = unsafe {
+                            let place = if turned { block.as_mut_ptr().add(16 * i) } else { out.add(i * step) };
+                            core::slice::from_raw_parts_mut(place, S::LANES)
+                        };
+                        if along {
+                            let from = (start + i as isize * x.row_stride) as usize;
+                            let numbers = &x.data[from..from + S::LANES * per_word];
+                            for (place, pair) in place.iter_mut().zip(numbers.chunks_exact(per_word)) {
+                                *place = word::<T, PAIRS>(pair[0], pair[per_word - 1]);
+                            }
+                        } else {
+                            let from = |k: usize| (start + (i * per_word + k) as isize * x.col_stride) as usize;
+                            let [first, second] =
+                                [from(0), from(per_word - 1)].map(|from| &x.data[from..from + S::LANES]);
+                            for ((place, &first), &second) in place.iter_mut().zip(first).zip(second) {
+                                *place = word::<T, PAIRS>(first, second);
+                            }
+                        }
+                    }
+                    if turned {
+                        let step = if along { self.word_step } else { self.row_step };
+                        // SAFETY: as above.
+                        unsafe { s.transpose(block.as_ptr(), 16, S::LANES, out, step) };
+                    }
+                    continue;
+                }
+                for (i, j) in (0..rows).flat_map(|i| (0..deep).map(move |j| (i, j))) {
+                    let number = |k: usize| if k < x.cols { x.at(r + i, k).rounded() } else { 0 };
+                    let first = bf16::from_bits(number((w + j) * per_word));
+                    let second = bf16::from_bits(number((w + j) * per_word + per_word - 1));
+                    // SAFETY: as above.
+                    unsafe { *out.add(i * self.row_step + j * self.word_step) = word::<bf16, PAIRS>(first, second) };
+                }
+            }
+        }
+    }
+}
+
+/// How far apart rows of so many words are put: an odd number of lines, so that they go through all sets of a cache.
+pub(super) fn apart(k: usize) -> usize {
+    k.next_multiple_of(16) | 16
+}
+
+/// Calls `f` with the rows of `a` in such words.
+pub(super) fn left<T: Rounds>(isa: Isa, words: Words, a: Mat<'_, T>, threads: bool, f: impl FnOnce(Left<'_>)) {
+    let k = words.count(a.cols);
+    // Where they lie, if they are whole words and do not crowd each other out of a cache.
+    let there = if words.numbers() == 2 { T::pairs(a) } else { None };
+    if let Some(a) = there.filter(|a| a.cols == k && !a.row_stride.unsigned_abs().is_multiple_of(CROWDED)) {
+        return f(Left::Words(a, &[]));
+    }
+    let (rows, stride) = (a.rows, apart(k));
+    let mut lines = scratch::take(Use::Words, rows * stride);
+    let place = Shared::new(pack::numbers(&mut lines));
+    spread(threads, a.rows.div_ceil(ROWS), ROWS * a.cols / 8, &|items| {
+        for i in items {
+            let rows = i * ROWS..((i + 1) * ROWS).min(a.rows);
+            // SAFETY: these rows, handed out once.
+            let out = unsafe { place.at(rows.start * stride) };
+            eval_on(isa, Round { x: a, words, rows, of_row: 0..k, out, row_step: stride, word_step: 1 });
+        }
+    });
+    let data = &pack::numbers(&mut lines)[..rows * stride];
+    let narrow = Mat { data, offset: 0, rows: a.rows, cols: k, row_stride: stride as isize, col_stride: 1 };
+    f(Left::Words(narrow, &[]));
+    scratch::give(Use::Words, lines);
+}
+
+/// `b` [k, n] in panels, for `lines` that have room for it.
+pub(super) fn right<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>, threads: bool, lines: &mut [Line]) {
+    let (k, (_, nr)) = (words.count(b.rows), words.tile(isa));
+    let (panels, slab) = (b.cols.div_ceil(nr), slab_of(words, k));
+    let place = Shared::new(pack::numbers(lines));
+    spread(threads, k.div_ceil(slab) * panels, nr * slab * words.numbers() / 8, &|items| {
+        for item in items {
+            let (i, p) = (item / panels, item % panels);
+            let of_row = i * slab..((i + 1) * slab).min(k);
+            // SAFETY: one panel of a slab, handed out once; the product of panels and slabs has room for it.
+            let out = unsafe { place.at((i * slab * panels + p * of_row.len()) * nr) };
+            let rows = p * nr..((p + 1) * nr).min(b.cols);
+            eval_on(isa, Round { x: b.t(), words, rows, of_row, out, row_step: 1, word_step: nr });
+        }
+    });
+}
+
+/// Bytes that [`super::multiply_bf16`] keeps for the operands of a product of [m, k] and [k, n] on the calling thread.
+pub fn bf16_bytes([m, k, n]: [usize; 3]) -> usize {
+    let (isa, words) = (Isa::current(), Words::bf16(Isa::current()));
+    4 * (m * apart(words.count(k)) + Packed::length(isa, words, [k, n]))
+}
+
+impl Packed {
+    /// Packs `b` [k, n], rounded to bf16, for the tier in use: as [`Packed::bf16`].
+    ///
+    /// # Panics
+    /// If it leaves its data.
+    pub fn rounded(b: Mat<'_, f32>) -> Self {
+        let isa = Isa::current();
+        Self::rounded_for(isa, Words::bf16(isa), b)
+    }
+
+    pub(super) fn rounded_for<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>) -> Self {
+        b.check();
+        let mut packed = Self::room(isa, words, [b.rows, b.cols]);
+        if b.rows > 0 {
+            right(isa, words, b, true, &mut packed.lines);
+        }
+        packed
+    }
+}
+
+/// C = act(A B + bias + residual) of operands rounded to bf16. No size is 0.
+pub(super) fn product<A: Rounds, B: Rounds>(
+    isa: Isa,
+    words: Words,
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
+    out: Out<'_>,
+    threads: bool,
+) {
+    let lines = scratch::take(Use::Panels, Packed::length(isa, words, [b.rows, b.cols]));
+    let mut packed = Packed::of(isa, words, [b.rows, b.cols], lines);
+    right(isa, words, b, threads, &mut packed.lines);
+    left(isa, words, a, threads, |a| nest::product(isa, a, Right::Packed(&packed), out, threads));
+    scratch::give(Use::Panels, packed.lines);
+}
+
+/// As [`super::multiply`], with the numbers of both operands rounded to the nearest bf16, ties to even; sums are f32.
+///
+/// # Panics
+/// As [`super::gemm()`].
+pub fn multiply_bf16<A: Rounds, B: Rounds>(
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
+    c: &mut [f32],
+    ldc: usize,
+    finish: Finish<'_, f32>,
+    threads: bool,
+) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    check([m, k], [b.rows, n], c, ldc, &finish);
+    a.check();
+    b.check();
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        return nothing(false, m, n, c, ldc, &finish);
+    }
+    let isa = Isa::current();
+    product(isa, Words::bf16(isa), a, b, Out { c, ldc, accumulate: false, finish }, threads);
+}
+
+/// C + A B with the numbers of both operands rounded to the nearest bf16, on the calling thread; C is row-major.
+///
+/// # Panics
+/// As [`super::gemm()`].
+pub fn accumulate_bf16<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, c: &mut [f32]) {
+    let ([m, k, n], finish) = ([a.rows, a.cols, b.cols], Finish::default());
+    check([m, k], [b.rows, n], c, n, &finish);
+    a.check();
+    b.check();
+    if m * k * n > 0 {
+        let isa = Isa::current();
+        product(isa, Words::bf16(isa), a, b, Out { c, ldc: n, accumulate: true, finish }, false);
+    }
+}
+
+/// As [`super::multiply`], with a right operand packed from bf16 ([`Packed::bf16`], [`Packed::rounded`]) and a left one that is bf16.
+///
+/// # Panics
+/// As [`super::gemm()`]; also if B was packed from something else.
+pub fn multiply_halves(
+    a: Mat<'_, bf16>,
+    b: &Packed,
+    c: &mut [f32],
+    ldc: usize,
+    finish: Finish<'_, f32>,
+    threads: bool,
+) {
+    let ([m, k], [rows, n]) = ([a.rows, a.cols], b.size());
+    check([m, k], [rows, n], c, ldc, &finish);
+    a.check();
+    assert!(b.words != Words::F32 && !b.words.are_levels(), "gemm: an operand that is not packed from bf16");
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        return nothing(false, m, n, c, ldc, &finish);
+    }
+    let out = Out { c, ldc, accumulate: false, finish };
+    left(b.isa(), b.words, a, threads, |a| nest::product(b.isa(), a, Right::Packed(b), out, threads));
+}
+
+#[cfg(all(test, feature = "rayon"))]
+mod tests {
+    use super::super::narrow::tests::{Drawn, OF_BF16, drawn, every_way, same, sizes};
+    use super::*;
+    use crate::par::Pool;
+    use crate::rng::Rng;
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    fn run<A: Rounds, B: Rounds>(
+        isa: Isa,
+        words: Words,
+        a: Mat<'_, A>,
+        b: Mat<'_, B>,
+        ldc: usize,
+        finish: Finish<'_, f32>,
+        threads: bool,
+    ) -> Vec<f32> {
+        let mut c = vec![7.0; a.rows * ldc];
+        if a.rows * a.cols * b.cols > 0 {
+            product(isa, words, a, b, Out { c: &mut c, ldc, accumulate: false, finish }, threads);
+        }
+        c
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Of f32 and of bf16 on either side, in any layout: within the bound of a sum of k terms in f32 in any order, k 2^-24 of the sum of
+        /// their sizes.
+        #[test]
+        fn products_are_those_of_rounded_numbers((m, n, k) in sizes(), seed in any::<u64>()) {
+            let rng = &mut Rng::new(seed, 0);
+            let wide = |rng: &mut Rng| rng.normal() as f32;
+            let (a, b) = (drawn(rng, m, k, wide), drawn(rng, k, n, wide));
+            let narrow = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+            let (a_data, b_data) = (narrow(a.data), narrow(b.data));
+            let as_bf16 = |x: Mat<'static, f32>| (x.offset, x.rows, x.cols, x.row_stride, x.col_stride);
+            fn with<'a>(data: &'a [bf16], (offset, rows, cols, row_stride, col_stride): (usize, usize, usize, isize, isize)) -> Mat<'a, bf16> {
+                Mat { data, offset, rows, cols, row_stride, col_stride }
+            }
+            let (a16, b16) = (with(&a_data, as_bf16(a)), with(&b_data, as_bf16(b)));
+            let end = Drawn::new(rng, m, n);
+            for (isa, words) in every_way(OF_BF16) {
+                let c = run(isa, words, a, b, end.ldc, Finish::default(), seed % 2 == 0);
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))).filter(|_| k > 0) {
+                    let term = |l| f64::from(a16.at(i, l)) * f64::from(b16.at(l, j));
+                    let (sum, size) = (0..k).map(term).fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
+                    let got = f64::from(c[i * end.ldc + j]);
+                    prop_assert!((got - sum).abs() <= k as f64 * size / f64::from(1 << 24), "{isa} {words:?} [{i}, {j}]: {got} instead of {sum}");
+                }
+                prop_assert!((0..m).all(|i| n == 0 || c[i * end.ldc + n..(i + 1) * end.ldc].iter().all(|&x| x == 7.0)));
+                // What was rounded before has the same bits, and so has what is finished on its way.
+                prop_assert!(same(&run(isa, words, a16, b, end.ldc, Finish::default(), true), &c));
+                prop_assert!(same(&run(isa, words, a, b16, end.ldc, Finish::default(), false), &c));
+                if m * n * k > 0 {
+                    prop_assert!(same(&run(isa, words, a16, b16, end.ldc, end.finish(), true), &end.step_by_step(isa, &c, n)), "{isa} {words:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_depend_on_k_alone() {
+        let (k, n) = (1300, 200);
+        let rng = &mut Rng::new(1, 0);
+        let mut numbers = |n: usize| (0..n).map(|_| rng.normal() as f32).collect::<Vec<_>>();
+        let (a, b) = (numbers(300 * k), numbers(k * n));
+        for (isa, words) in every_way(OF_BF16) {
+            // The columns of A lie side by side, as those of an output's gradient do for a weight's.
+            let of = |m: usize, threads: usize| {
+                Pool::new(threads).install(|| {
+                    run(
+                        isa,
+                        words,
+                        Mat { rows: m, ..Mat::new(&a, k, 300).t() },
+                        Mat::new(&b, k, n),
+                        n,
+                        Finish::default(),
+                        true,
+                    )
+                })
+            };
+            let whole = of(300, 1);
+            for threads in [2, 3, 7] {
+                assert!(same(&of(300, threads), &whole), "{isa} {words:?} on {threads} threads");
+            }
+            for m in [1, 15, 16, 17, 33, 197] {
+                assert!(same(&of(m, 2), &whole[..m * n]), "{isa} {words:?}: {m} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn the_nearest_bf16_is_found_and_nan_stays() {
+        let mut rng = Rng::new(2, 0);
+        for i in 0..200_000u32 {
+            // Ties, their neighbours, and anything else.
+            let bits = rng.next_u64() as u32;
+            let x = f32::from_bits(
+                [bits, bits & 0xffff_0000 | 0x8000, (bits & 0xffff_0000 | 0x8000) + i % 3 - 1, 0x7f80_0000 + i % 9]
+                    [i as usize % 4],
+            );
+            let (ours, theirs) = (bf16::from_bits(x.rounded()), bf16::from_f32(x));
+            assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{x:e}: {ours} instead of {theirs}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_sum_up_leaves_what_is_added() {
+        let mut c = [7.0; 6];
+        let finish = Finish { bias: Some(&[1.0, 2.0, 3.0]), ..Finish::default() };
+        multiply_bf16(Mat::<f32>::new(&[], 2, 0), Mat::<bf16>::new(&[], 0, 3), &mut c, 3, finish, true);
+        assert_eq!(c, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+    }
+}
