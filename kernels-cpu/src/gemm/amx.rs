@@ -75,14 +75,11 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     unsafe {
         let (upper, lower, columns) = (a.at(0, 0), a.at(16, 0), b.start);
         let apart = a.at(1, 0).byte_offset_from(upper);
-        let (steps, mut next) = (depth / 16, b.next);
-        let lines = b.next_lines.div_ceil(steps);
+        let (steps, mut ahead) = (depth / 16, b.ahead);
+        let lines = ahead.lines.div_ceil(steps);
         asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
         for step in 0..steps {
-            for _ in 0..lines {
-                s.prefetch_far(next);
-                next = next.wrapping_add(16);
-            }
+            ahead.ask(s, lines);
             let (upper, lower, columns) =
                 (upper.add(16 * step), lower.wrapping_add(16 * step), columns.add(512 * step));
             macro_rules! multiply {
