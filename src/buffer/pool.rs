@@ -260,21 +260,36 @@ struct Count {
 /// What [`Tensor::write`](crate::Tensor::write) would fill is not filled; everything that ops, backward passes and optimisers do
 /// with tensors' memory happens as it would.
 pub fn counted<R>(f: impl FnOnce() -> R) -> (R, Memory) {
-    struct End;
-    impl Drop for End {
-        fn drop(&mut self) {
-            COUNT.set(None);
-        }
-    }
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let before = COUNT.replace(Some(Count { id: NEXT.fetch_add(1, Ordering::Relaxed), scratch: 0, pool: Pool::new() }));
-    assert!(before.is_none(), "counted inside of counted");
-    let end = End;
+    assert!(!is_counting(), "counted inside of counted");
+    let end = Counting::begin();
     let result = f();
     let all = |count: &Count| Memory { beside: count.pool.memory.beside + count.scratch, ..count.pool.memory };
     let memory = COUNT.with_borrow(|count| count.as_ref().map_or_else(Memory::default, all));
     drop(end);
     (result, memory)
+}
+
+/// Runs `f` for the dims of its results alone, which have no bytes until somebody looks; where this thread counts, as it does.
+pub(crate) fn uncomputed<R>(f: impl FnOnce() -> R) -> R {
+    let _until_then = (!is_counting()).then(Counting::begin);
+    f()
+}
+
+/// As long as it lives, this thread counts.
+struct Counting;
+
+impl Counting {
+    fn begin() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        COUNT.set(Some(Count { id: NEXT.fetch_add(1, Ordering::Relaxed), scratch: 0, pool: Pool::new() }));
+        Self
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        COUNT.set(None);
+    }
 }
 
 /// Whether this thread counts memory, and computes nothing.
