@@ -118,9 +118,13 @@ impl<'n> Planned<'n> {
     /// The matrices of products with images of these dims and texts of those (ids [n, T]), where they are given, in the order in which they are read.
     pub fn matrices(network: &'n Network, pixels: Option<Dims>, texts: Option<Dims>) -> Vec<Tensor> {
         let planned = Self::with(network, Planning::AtOnce, Arc::default());
-        counted(|| {
-            pixels.map(|dims| planned.say_images(&Tensor::zeros(dims, DType::F32)));
-            texts.map(|dims| planned.say_texts(&Tensor::zeros(dims, DType::I64), &Tensor::full(dims, 1.0, DType::U8)));
+        par::enter(|| {
+            counted(|| {
+                pixels.map(|dims| planned.say_images(&Tensor::zeros(dims, DType::F32)));
+                texts.map(|dims| {
+                    planned.say_texts(&Tensor::zeros(dims, DType::I64), &Tensor::full(dims, 1.0, DType::U8))
+                });
+            })
         });
         let state = planned.state.into_inner().unwrap_or_else(|e| e.into_inner());
         let mut seen = HashSet::new();

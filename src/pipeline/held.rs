@@ -25,7 +25,7 @@ impl Holding {
 }
 
 impl Pipeline {
-    /// Has the weights held so; what there is to say of it comes back. Where packed weights cannot be packed they are packed in memory.
+    /// Has the weights held so; what there is to say of it comes back. Where packed weights cannot be kept they are packed in memory.
     pub fn hold(&mut self, held: Held) -> Option<String> {
         let planning = match held {
             Held::Auto => Planning::Later,
@@ -46,7 +46,7 @@ impl Pipeline {
         if held == Held::Cached && !holds(&packed) {
             let written = PackedFiles::write(&self.origin.files, &matrices);
             said = Some(match written {
-                Ok(paths) if paths.is_empty() => "packed weights: none that could be packed in a file".to_owned(),
+                Ok(paths) if paths.is_empty() => "packed weights: none that can be kept in a file".to_owned(),
                 Ok(paths) => {
                     let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
                     format!("packed weights: written to {}", paths.join(", "))
@@ -71,7 +71,7 @@ impl Pipeline {
         Planned::with(&self.network, self.holding.planning, self.holding.packed.clone())
     }
 
-    /// Those that are multiplied with and can be packed.
+    /// Those that are multiplied with and can be kept packed.
     fn matrices(&self) -> Vec<Tensor> {
         let (config, p) = (NetworkConfig::of(&self.network), &self.preprocess);
         let pixels = config.vision().map(|_| Dims::new(&[1, p.channels, p.crop, p.crop]));
