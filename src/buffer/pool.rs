@@ -269,26 +269,26 @@ pub fn counted<R>(f: impl FnOnce() -> R) -> (R, Memory) {
     (result, memory)
 }
 
-/// Runs `f` for the dims of its results alone, which have no bytes until somebody looks; where this thread counts, as it does.
+/// Runs `f` for the dims of its results alone: they take no memory until somebody looks, and nothing is counted of them.
 pub(crate) fn uncomputed<R>(f: impl FnOnce() -> R) -> R {
-    let _until_then = (!is_counting()).then(Counting::begin);
+    let _until_then = Counting::begin();
     f()
 }
 
-/// As long as it lives, this thread counts.
-struct Counting;
+/// As long as it lives, this thread counts anew; afterwards as before.
+struct Counting(Option<Count>);
 
 impl Counting {
     fn begin() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        COUNT.set(Some(Count { id: NEXT.fetch_add(1, Ordering::Relaxed), scratch: 0, pool: Pool::new() }));
-        Self
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(COUNT.replace(Some(Count { id, scratch: 0, pool: Pool::new() })))
     }
 }
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        COUNT.set(None);
+        COUNT.set(self.0.take());
     }
 }
 
@@ -369,6 +369,19 @@ mod tests {
             let class = size_class(len);
             assert!(class >= len && (class - len) * 30 <= len, "{len} -> {class}");
         }
+    }
+
+    #[test]
+    fn what_is_not_computed_is_not_counted() {
+        let ((seen, left), memory) = counted(|| {
+            let kept = Buffer::heap::<u8>(1 << 30);
+            let seen = uncomputed(|| Buffer::heap::<u8>(1 << 50));
+            assert!(is_counting() && seen.size() == 1 << 50);
+            (seen, kept)
+        });
+        assert_eq!([memory.now, memory.peak], [1 << 30; 2]);
+        drop((seen, left));
+        assert!(uncomputed(is_counting) && !is_counting());
     }
 
     #[test]
