@@ -14,7 +14,7 @@ use crate::plan::trace;
 use pool::Counted;
 
 pub use file::FileBytes;
-pub(crate) use pool::{Heap, count_beside, count_scratch, is_counting};
+pub(crate) use pool::{Heap, count_beside, count_scratch, is_counting, uncomputed};
 pub use pool::{Memory, counted, memory, release, watched};
 
 /// Alignment of heap bytes: a cache line, and the widest SIMD register.
@@ -180,6 +180,14 @@ impl Buffer {
     /// Whether the bytes are a view of a mapped file.
     pub fn is_mapped(&self) -> bool {
         matches!(&self.0.bytes, Bytes::File { file, .. } if file.is_mapped())
+    }
+
+    /// The file whose bytes from a place on these are.
+    pub fn file(&self) -> Option<(&Arc<FileBytes>, usize)> {
+        match &self.0.bytes {
+            Bytes::File { file, start, .. } => Some((file, *start)),
+            _ => None,
+        }
     }
 
     /// Whether two handles share the same bytes.

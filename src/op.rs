@@ -229,7 +229,7 @@ pub fn apply_aux(op: impl Op, x: &[&Tensor]) -> (Tensor, Vec<Tensor>) {
     let metas: Vec<Meta> = x.iter().map(|t| t.meta()).collect();
     let out = op.shape(&metas);
     let output = profile::timed(
-        || trace::inside(|| device::run(&op, x, out)),
+        || trace::inside(x, || device::run(&op, x, out)),
         |_| (op.name().to_owned(), op.flops(&metas, out), profile::bytes(metas.iter().copied().chain([out]))),
     );
     debug_assert_eq!(output.value.meta(), out, "{}: the arm does not keep its shape rule", op.name());

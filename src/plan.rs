@@ -1,6 +1,7 @@
 //! A forward pass traced once for its shapes, then run again and again: constants folded, weights packed as the kernels read them,
 //! additions and activations done where products are written. Every run has the bits of the eager computation.
 
+pub mod packed_files;
 pub(crate) mod trace;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use crate::layout::Layout;
 use crate::op::{Meta, Op};
 use crate::profile::{self, Cost};
 use crate::tensor::Tensor;
+pub use packed_files::PackedFiles;
 use trace::{Origin, Slot, Trace, Traced};
 
 /// An op with its constant inputs worked in.
@@ -29,12 +31,34 @@ pub trait Prepared: Send + Sync {
 
 /// Matrices that were packed, by what they were packed from.
 #[derive(Default)]
-pub struct Packs(HashMap<(u64, Layout), Arc<Packed>>);
+pub struct Packs {
+    made: HashMap<(u64, Layout), Arc<Packed>>,
+    files: Option<Arc<PackedFiles>>,
+    wanted: Vec<Tensor>,
+}
 
 impl Packs {
+    /// None yet, but for those that are kept in files.
+    pub fn with(files: Arc<PackedFiles>) -> Self {
+        Self { files: Some(files), ..Self::default() }
+    }
+
     /// `matrix` packed by `pack`, or as it was packed before.
     pub fn get(&mut self, matrix: &Tensor, pack: impl FnOnce() -> Packed) -> Arc<Packed> {
-        self.0.entry((matrix.buffer().id(), *matrix.layout())).or_insert_with(|| Arc::new(pack())).clone()
+        let kept = || self.files.as_ref().and_then(|files| files.get(matrix));
+        let made = self.made.entry((matrix.buffer().id(), *matrix.layout()));
+        made.or_insert_with(|| Arc::new(kept().unwrap_or_else(pack))).clone()
+    }
+
+    /// Notes that a matrix will be asked for; tells whether it is kept in a file.
+    pub fn want(&mut self, matrix: &Tensor) -> bool {
+        self.wanted.push(matrix.clone());
+        self.files.as_ref().is_some_and(|files| files.holds(matrix))
+    }
+
+    /// The matrices that plans asked for, in the order of their steps.
+    pub fn wanted(&self) -> &[Tensor] {
+        &self.wanted
     }
 }
 
@@ -90,23 +114,26 @@ enum Work {
 }
 
 impl Plan {
-    /// Traces `f` on inputs of these shapes; its results come too. `f` must compute by ops alone.
+    /// Traces `f` for inputs of these shapes; its results for them come too. `f` must compute by ops alone.
     ///
     /// # Panics
     /// If `f` reads a value that depends on its inputs outside of an op: the plan would keep what it saw.
     pub fn new(x: &[Tensor], f: impl FnOnce(&[Tensor]) -> Vec<Tensor>) -> (Self, Vec<Tensor>) {
-        Self::sharing(&mut Packs::default(), x, f)
+        let plan = Self::sharing(&mut Packs::default(), x, f);
+        let results = plan.run(x);
+        (plan, results)
     }
 
-    /// As [`Plan::new`], with packed parameters that plans of other shapes may have too.
+    /// As [`Plan::new`], without results and with packed parameters that plans of other shapes may have too. Nothing is computed but what
+    /// depends on parameters alone.
     ///
     /// # Panics
     /// As [`Plan::new`].
-    pub fn sharing(packs: &mut Packs, x: &[Tensor], f: impl FnOnce(&[Tensor]) -> Vec<Tensor>) -> (Self, Vec<Tensor>) {
+    pub fn sharing(packs: &mut Packs, x: &[Tensor], f: impl FnOnce(&[Tensor]) -> Vec<Tensor>) -> Self {
         let (mut trace, inputs, results) = trace::trace(x, f);
         let outputs: Vec<Slot> = results.iter().map(|y| trace.slot(y)).collect();
         let inputs = inputs.into_iter().map(|slot| (slot, trace.metas[slot])).collect();
-        (Self::build(packs, trace, inputs, outputs), results)
+        Self::build(packs, trace, inputs, outputs)
     }
 
     fn build(packs: &mut Packs, trace: Trace, inputs: Vec<(Slot, Meta)>, outputs: Vec<Slot>) -> Self {

@@ -1,6 +1,20 @@
 //! Memory of this process as the system counts it, and the most that it may have. Only Linux is asked.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+static STARTED: OnceLock<Instant> = OnceLock::new();
+
+/// Notes the time, once: the program starts.
+pub fn start() {
+    STARTED.get_or_init(Instant::now);
+}
+
+/// How long ago it did. `None`: nobody noted that.
+pub fn since_start() -> Option<Duration> {
+    STARTED.get().map(Instant::elapsed)
+}
 
 /// Bytes of memory that this process has now (VmRSS).
 pub fn resident() -> Option<u64> {

@@ -220,6 +220,12 @@ fn what_inference_takes_is_predicted() {
             compare(&arguments);
         }
     }
+    // Packed weights are kept of models that were not written just now.
+    std::thread::sleep(Duration::from_millis(2100));
+    let embed = ["embed", "--model", text(&vit), "-o", &out, "--weights"];
+    for how in ["lean", "fast", "cached", "cached"] {
+        compare(&[&embed[..], &[how, "--images"], &many[..20]].concat());
+    }
     for name in ["biovil.pt", "hf-clip", "cxr-bert"] {
         compare(&["bench", "--model", text(&golden.join(name)), "--seconds", "0"]);
     }

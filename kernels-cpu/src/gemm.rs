@@ -8,7 +8,9 @@
 mod amx;
 mod narrow;
 mod nest;
+mod own;
 mod pack;
+mod packed;
 mod rounded;
 pub(crate) mod scratch;
 mod tile;
@@ -19,10 +21,10 @@ use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par;
 
-pub use narrow::Numbers;
+pub use narrow::{Numbers, packing};
 pub(crate) use nest::MOST_PACKED_BYTES;
-pub use nest::Packed;
 pub(crate) use pack::numbers;
+pub use packed::{Kept, Packed};
 pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, multiply_bf16, multiply_halves, round};
 use words::Words;
 
@@ -478,6 +480,39 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn packed_content_that_is_kept_elsewhere_multiplies_the_same() {
+        use alloc::sync::Arc;
+        struct Elsewhere(Vec<pack::Line>, usize);
+        impl AsRef<[f32]> for Elsewhere {
+            fn as_ref(&self) -> &[f32] {
+                &pack::numbers_of(&self.0)[..self.1]
+            }
+        }
+        for (k, n) in [(700, 70), (3, 1), (0, 5)] {
+            let (a, b) = (values(20 * k, 1), values(k * n, 2));
+            let half: Vec<half::bf16> = b.iter().map(|&x| half::bf16::from_f32(x)).collect();
+            for (numbers, packed) in
+                [(Numbers::F32, Packed::new(Mat::new(&b, k, n))), (Numbers::Bf16, Packed::bf16(Mat::new(&half, k, n)))]
+            {
+                let content = packed.content();
+                let lend = |len: usize| {
+                    let mut lines = vec![pack::Line::ZERO; content.len() / 16];
+                    pack::numbers(&mut lines).copy_from_slice(content);
+                    Packed::kept(numbers, [k, n], Arc::new(Elsewhere(lines, len)))
+                };
+                assert!(lend(content.len() - 16).is_none() && lend(content.len() - 1).is_none());
+                let run = |b: &Packed| {
+                    let mut c = vec![0.0; 20 * n];
+                    multiply(Mat::new(&a, 20, k), Right::Packed(b), &mut c, n, Finish::default(), true);
+                    c
+                };
+                assert_eq!(run(&lend(content.len()).unwrap()), run(&packed));
+            }
+        }
+        assert_eq!(packing(), packing());
     }
 
     pub(super) struct Activated<'a>(pub Unary, pub &'a mut [f32]);

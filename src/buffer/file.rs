@@ -1,15 +1,16 @@
 //! A file's bytes: mapped, or copied into memory.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use memmap2::{Mmap, MmapMut};
 
 use crate::error::{At, Error, Result};
+use crate::files::Stamp;
 use crate::{memory, mount};
 
 /// A file's bytes: mapped read-only, or copied into memory when it was opened.
@@ -23,8 +24,10 @@ pub struct FileBytes {
     held: Held,
     path: PathBuf,
     file: Mutex<File>,
-    /// When the file was last written to, as it was opened.
-    written: Option<SystemTime>,
+    /// When it was opened.
+    opened: SystemTime,
+    /// What the system said of it then.
+    found: Option<Metadata>,
 }
 
 enum Held {
@@ -41,14 +44,59 @@ impl FileBytes {
     pub fn open(path: impl AsRef<Path>, map: bool) -> Result<Arc<Self>> {
         let path = path.as_ref();
         let mut file = File::open(path).at(path)?;
-        let written = file.metadata().and_then(|found| found.modified()).ok();
         let why = if map { mount::fleeting(&file) } else { Some("as --no-mmap says".to_owned()) };
-        let held = match why {
-            // SAFETY: read-only, and the contract above (no truncation in place) is documented to users.
-            None => Held::Mapped(unsafe { Mmap::map(&file) }.at(path)?),
-            Some(why) => Held::Copied(copied(&mut file).at(path)?, why),
-        };
-        Ok(Arc::new(Self { held, path: path.to_path_buf(), file: Mutex::new(file), written }))
+        match why {
+            None => Self::mapped(path, file),
+            Some(why) => {
+                let held = Held::Copied(copied(&mut file).at(path)?, why);
+                Ok(Self::new(path, file, held))
+            }
+        }
+    }
+
+    /// A whole file, mapped, where it is one and lies on a disk of this machine.
+    ///
+    /// # Errors
+    /// If it cannot be opened or mapped.
+    pub fn open_mapped(path: &Path) -> Result<Option<Arc<Self>>> {
+        // Opening a pipe would wait for its writer.
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let file = File::open(path).at(path)?;
+        if mount::fleeting(&file).is_some() { Ok(None) } else { Self::mapped(path, file).map(Some) }
+    }
+
+    fn mapped(path: &Path, file: File) -> Result<Arc<Self>> {
+        // SAFETY: read-only, and the contract above (no truncation in place) is documented to users.
+        let held = Held::Mapped(unsafe { Mmap::map(&file) }.at(path)?);
+        Ok(Self::new(path, file, held))
+    }
+
+    fn new(path: &Path, file: File, held: Held) -> Arc<Self> {
+        let found = file.metadata().ok();
+        Arc::new(Self { held, path: path.to_path_buf(), file: Mutex::new(file), opened: SystemTime::now(), found })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file was when it was opened. `None`: the system does not say.
+    pub fn stamp(&self) -> Option<Stamp> {
+        Stamp::of(self.found.as_ref()?)
+    }
+
+    /// What it is now.
+    pub fn stamp_now(&self) -> Option<Stamp> {
+        Stamp::of(&self.file.lock().unwrap_or_else(|e| e.into_inner()).metadata().ok()?)
+    }
+
+    /// Whether it was last changed so long before it was opened.
+    pub fn was_settled(&self, before: Duration) -> bool {
+        let changed = self.stamp().map(|stamp| stamp.changed());
+        changed.and_then(|changed| self.opened.duration_since(changed).ok()).is_some_and(|since| since >= before)
     }
 
     /// The file's bytes.
@@ -74,7 +122,7 @@ impl FileBytes {
     ///
     /// # Errors
     /// If the file was cut or written to, or cannot be read.
-    pub(super) fn read(&self, start: usize, out: &mut [u8]) -> Result<()> {
+    pub(crate) fn read(&self, start: usize, out: &mut [u8]) -> Result<()> {
         self.intact()?;
         let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
         file.seek(SeekFrom::Start(start as u64)).and_then(|_| file.read_exact(out)).at(&self.path)
@@ -102,7 +150,9 @@ impl FileBytes {
         let now = self.file.lock().unwrap_or_else(|e| e.into_inner()).metadata().at(&self.path)?;
         let what = match now.len() {
             len if len < map.len() as u64 => format!("was cut from {} to {len} bytes", map.len()),
-            _ if now.modified().ok() != self.written => "was written to".to_owned(),
+            _ if now.modified().ok() != self.found.as_ref().and_then(|found| found.modified().ok()) => {
+                "was written to".to_owned()
+            }
             _ => return Ok(()),
         };
         Err(Error::new(format!(
@@ -117,6 +167,14 @@ impl FileBytes {
         #[cfg(unix)]
         if let (Held::Mapped(map), Ok(_)) = (&self.held, self.part(start, len)) {
             let _ = map.advise_range(memmap2::Advice::WillNeed, start, len);
+        }
+    }
+
+    /// Tells the system that all will be read: of a disk, in the largest pages that it has.
+    pub fn in_order(&self) {
+        #[cfg(target_os = "linux")]
+        if let Held::Mapped(map) = &self.held {
+            let _ = map.advise(memmap2::Advice::HugePage);
         }
     }
 

@@ -260,21 +260,36 @@ struct Count {
 /// What [`Tensor::write`](crate::Tensor::write) would fill is not filled; everything that ops, backward passes and optimisers do
 /// with tensors' memory happens as it would.
 pub fn counted<R>(f: impl FnOnce() -> R) -> (R, Memory) {
-    struct End;
-    impl Drop for End {
-        fn drop(&mut self) {
-            COUNT.set(None);
-        }
-    }
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let before = COUNT.replace(Some(Count { id: NEXT.fetch_add(1, Ordering::Relaxed), scratch: 0, pool: Pool::new() }));
-    assert!(before.is_none(), "counted inside of counted");
-    let end = End;
+    assert!(!is_counting(), "counted inside of counted");
+    let end = Counting::begin();
     let result = f();
     let all = |count: &Count| Memory { beside: count.pool.memory.beside + count.scratch, ..count.pool.memory };
     let memory = COUNT.with_borrow(|count| count.as_ref().map_or_else(Memory::default, all));
     drop(end);
     (result, memory)
+}
+
+/// Runs `f` for the dims of its results alone: they take no memory until somebody looks, and nothing is counted of them.
+pub(crate) fn uncomputed<R>(f: impl FnOnce() -> R) -> R {
+    let _until_then = Counting::begin();
+    f()
+}
+
+/// As long as it lives, this thread counts anew; afterwards as before.
+struct Counting(Option<Count>);
+
+impl Counting {
+    fn begin() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(COUNT.replace(Some(Count { id, scratch: 0, pool: Pool::new() })))
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        COUNT.set(self.0.take());
+    }
 }
 
 /// Whether this thread counts memory, and computes nothing.
@@ -354,6 +369,19 @@ mod tests {
             let class = size_class(len);
             assert!(class >= len && (class - len) * 30 <= len, "{len} -> {class}");
         }
+    }
+
+    #[test]
+    fn what_is_not_computed_is_not_counted() {
+        let ((seen, left), memory) = counted(|| {
+            let kept = Buffer::heap::<u8>(1 << 30);
+            let seen = uncomputed(|| Buffer::heap::<u8>(1 << 50));
+            assert!(is_counting() && seen.size() == 1 << 50);
+            (seen, kept)
+        });
+        assert_eq!([memory.now, memory.peak], [1 << 30; 2]);
+        drop((seen, left));
+        assert!(uncomputed(is_counting) && !is_counting());
     }
 
     #[test]

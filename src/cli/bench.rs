@@ -19,10 +19,11 @@ use crate::models::bert::BertConfig;
 use crate::models::clip_text::TextConfig;
 use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
-use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind, Planned, TextTowerConfig};
+use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind, TextTowerConfig};
 use crate::nn::{Activation, Module, ProjectionKind};
 use crate::optim::{Optimiser, OptimiserConfig, Rule};
 use crate::pipeline::{Asked, Batches, NetworkConfig, Pipeline, Unused};
+use crate::process;
 use crate::products::Products;
 use crate::profile::{self, Cost};
 use crate::rng::Rng;
@@ -55,7 +56,7 @@ pub struct Args {
     /// A training step that computes blocks again for the gradient, for less memory.
     #[arg(long)]
     recompute: bool,
-    /// One run only.
+    /// One run only: `cold_ms` is the time from the program's start to its end.
     #[arg(long)]
     once: bool,
     /// What the steps of inference or the ops of a training step take, by kind, the longest first.
@@ -244,17 +245,18 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     }
     let inputs = inputs(what, &pipeline, batch, golden)?;
     inputs.fits(&checkpoint.config, false)?;
-    let planned = Planned::new(&pipeline.network);
+    let planned = pipeline.planned();
     let forward = || {
         let (images, texts) = (&inputs.pixels, &inputs.texts);
         let said = images.as_ref().and_then(|pixels| planned.say_images(pixels));
         let said = said.or_else(|| texts.as_ref().and_then(|[ids, mask]| planned.say_texts(ids, mask)));
         said.and_then(|(output, embeddings)| output.or(embeddings.map(|e| e.whole)))
     };
-    let mut output = None;
+    let (mut output, mut cold) = (None, None);
     let (first, times) = times(args, || {
         output = forward();
         output.as_ref().and_then(Tensor::device).inspect(|gpu| gpu.wait());
+        cold = cold.or_else(process::since_start);
         Ok(())
     })?;
     let relerr = match (of("output")?, output) {
@@ -280,7 +282,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     Ok(
         serde_json::json!({ "bench": "infer", "profile": profile, "what": what, "model": args.model.name(), "dtype": args.dtype.unwrap_or_else(|| checkpoint.precision()).name(), "batch": batch, "threads": global.thread_count(),
         "ms": round(median * 1e3), "best_ms": round(times[0] * 1e3), "per_s": round(batch as f64 / median), "runs": times.len(),
-        "first_ms": round(first * 1e3), "rss_mib": peak_mib(), "relerr": relerr }),
+        "first_ms": round(first * 1e3), "cold_ms": cold.map(|cold| round(cold.as_secs_f64() * 1e3)), "rss_mib": peak_mib(), "relerr": relerr }),
     )
 }
 

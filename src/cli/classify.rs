@@ -8,7 +8,6 @@ use crate::data::Prompts;
 use crate::error::{Error, Result};
 use crate::eval::measure::queries;
 use crate::eval::zero_shot::{Rule, scores};
-use crate::models::Planned;
 use crate::pipeline::{Asked, Network, Pipeline};
 
 /// Scores images for the labels of a table of prompts: Z, and the softmax over positive and negative prompts.
@@ -71,7 +70,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         global.print(format_args!("image,{}", labels.join(",")))?;
     }
     let loader = model::batches(&pipeline, &args.images, global.worker_count())?;
-    let planned = Planned::new(&pipeline.network);
+    let planned = pipeline.planned();
     let mut broken = Vec::new();
     for batch in loader.epoch(0, 0) {
         let batch = batch?;

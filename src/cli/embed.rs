@@ -7,7 +7,7 @@ use super::{Global, model};
 use crate::check::Inputs;
 use crate::error::{At, Error, Result};
 use crate::formats::safetensors;
-use crate::models::{Planned, Said};
+use crate::models::Said;
 use crate::pipeline::{Asked, Kept, NetworkConfig, Pipeline, TEXTS_AT_ONCE, Unused};
 use crate::tensor::Tensor;
 
@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         global,
     )?;
 
-    let planned = Planned::new(&pipeline.network);
+    let planned = pipeline.planned();
     let say_images =
         |pixels: &Tensor| planned.say_images(pixels).ok_or_else(|| Error::new("this model knows no images"));
     let (mut images, mut said): (Vec<Said>, Vec<Said>) = (Vec::new(), Vec::new());

@@ -31,6 +31,7 @@ use clap::{Parser, Subcommand};
 use crate::device::{self, Gpu};
 use crate::error::{Error, Kind, Result};
 use crate::memory::mib;
+use crate::models::Held;
 use crate::process;
 
 /// Trains and runs CLIP-style chest x-ray models with the TIER entropy regulariser.
@@ -68,6 +69,9 @@ pub struct Global {
     /// Copy weights instead of mapping their file.
     #[arg(long, global = true)]
     pub no_mmap: bool,
+    /// How the weights of matrix products are held to infer.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "HOW")]
+    pub weights: Held,
 }
 
 /// The device of this process's command, once it was asked for.
@@ -210,6 +214,7 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    process::start();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(asked) if !asked.use_stderr() || asked.kind() == HELP => asked.exit(),

@@ -146,8 +146,13 @@ impl Ways {
                 ));
             }
         }
-        if let Some(gpu) = global.gpu()? {
-            pipeline.to_device(&gpu);
+        match global.gpu()? {
+            Some(gpu) => pipeline.to_device(&gpu),
+            // What a device multiplies is not packed.
+            None => {
+                let said = pipeline.hold(global.weights);
+                pipeline.origin.notes.extend(said);
+            }
         }
         global.say(describe(&pipeline));
         if global.verbose {

@@ -8,7 +8,6 @@ use crate::data::{Boxes, Loader, LoaderOptions, Prompts, Row};
 use crate::error::{Error, Result};
 use crate::image;
 use crate::loss::{TierOptions, similarities};
-use crate::models::Planned;
 use crate::models::dual_encoder::Embeddings;
 use crate::pipeline::{Network, Pipeline};
 use crate::tensor::Tensor;
@@ -86,7 +85,7 @@ pub fn measure(
 ) -> Result<Measured> {
     let mut out = Measured::default();
     let mut done = 0;
-    let planned = Planned::new(&pipeline.network);
+    let planned = pipeline.planned();
     let scale = if let Network::Dual(model) = &pipeline.network { model.logit_scale.item().exp() } else { 1.0 };
     let rule = if options.softmax { Rule::Softmax { scale } } else { Rule::Difference };
     match &pipeline.network {

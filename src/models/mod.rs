@@ -18,7 +18,7 @@ pub use classifier::{Classifier, ClassifierConfig};
 pub use dual_encoder::{DualEncoder, DualEncoderConfig, GlobalImage, GlobalText};
 pub use image_tower::{ImageProjectionKind, ImageTowerConfig};
 pub use network::{Network, NetworkConfig, Said};
-pub use planned::Planned;
+pub use planned::{Held, Planned, Planning};
 pub use single::{ImageModel, ImageModelConfig, TextModel, TextModelConfig};
 pub use text_tower::TextTowerConfig;
 

@@ -1,27 +1,58 @@
 //! A network's inference with a plan for each shape that comes again.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use kernels_cpu::par;
 
 use super::dual_encoder::Embeddings;
 use super::network::{Network, Said};
+use crate::buffer::counted;
+use crate::dtype::DType;
+use crate::layout::Dims;
 use crate::op::Meta;
-use crate::plan::{Packs, Plan};
+use crate::plan::{PackedFiles, Packs, Plan};
 use crate::profile::Cost;
 use crate::tensor::Tensor;
 
 /// Most shapes that have a plan at once; the one that was not used longest goes first.
 const MOST: usize = 16;
 
-/// A network for inference. The first time that inputs of a shape come they are computed as they are; from the second time on by a
-/// [`Plan`], whose packed parameters take about as much memory again as the network's. The bits are the same.
+/// How the weights of matrix products are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Held {
+    /// As `cached` where packed weights are kept, else as `lean` for the first batch and as `fast` from the second on.
+    #[default]
+    Auto,
+    /// Read where they lie: the least memory.
+    Lean,
+    /// Packed in memory before the first batch: the quickest for many, and as much memory again as they take.
+    Fast,
+    /// Packed in a file, which is mapped instead of them; made where it is missing, beside the model or in the user's folder of caches.
+    Cached,
+}
+
+/// When a network is computed by a plan with packed weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Planning {
+    /// From the second batch of a shape on.
+    #[default]
+    Later,
+    /// Never.
+    Never,
+    /// From the first batch on.
+    AtOnce,
+}
+
+/// A network for inference: what is not computed as it stands is computed by a [`Plan`] for each shape of inputs, whose packed parameters take about as
+/// much memory again as the network's, or are in [`PackedFiles`]. The bits are the same.
 pub struct Planned<'n> {
     network: &'n Network,
+    planning: Planning,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     packs: Packs,
     /// Last used last.
@@ -30,15 +61,20 @@ struct State {
 
 struct Shape {
     inputs: Vec<Meta>,
-    plan: Option<Arc<Plan>>,
-    /// Whether the network says an output, and embeddings.
-    says: [bool; 2],
+    /// Its plan, and whether the network says an output, and embeddings.
+    planned: Option<(Arc<Plan>, [bool; 2])>,
 }
 
 impl<'n> Planned<'n> {
     /// Nothing is planned yet.
     pub fn new(network: &'n Network) -> Self {
-        Self { network, state: Mutex::default() }
+        Self::with(network, Planning::Later, Arc::default())
+    }
+
+    /// As [`Planned::new`], with what files hold of the network's packed weights.
+    pub fn with(network: &'n Network, planning: Planning, files: Arc<PackedFiles>) -> Self {
+        let state = State { packs: Packs::with(files), shapes: Vec::new() };
+        Self { network, planning, state: Mutex::new(state) }
     }
 
     /// As [`Network::say_images`].
@@ -79,11 +115,28 @@ impl<'n> Planned<'n> {
         self.say_images(pixels).and_then(|said| said.0).expect("a network with an output, which the caller has seen")
     }
 
+    /// The matrices of products with images of these dims and texts of those (ids [n, T]), where they are given, in the order in which they are read.
+    pub fn matrices(network: &'n Network, pixels: Option<Dims>, texts: Option<Dims>) -> Vec<Tensor> {
+        let planned = Self::with(network, Planning::AtOnce, Arc::default());
+        par::enter(|| {
+            counted(|| {
+                pixels.map(|dims| planned.say_images(&Tensor::zeros(dims, DType::F32)));
+                texts.map(|dims| {
+                    planned.say_texts(&Tensor::zeros(dims, DType::I64), &Tensor::full(dims, 1.0, DType::U8))
+                });
+            })
+        });
+        let state = planned.state.into_inner().unwrap_or_else(|e| e.into_inner());
+        let mut seen = HashSet::new();
+        let new = |matrix: &&Tensor| seen.insert((matrix.buffer().id(), *matrix.layout()));
+        state.packs.wanted().iter().filter(new).cloned().collect()
+    }
+
     /// What each step of the plan for these inputs takes, which are pixels, or ids and mask. `None`: there is no plan for them yet.
     pub fn profile(&self, x: &[Tensor]) -> Option<Vec<Cost>> {
         let inputs: Vec<Meta> = x.iter().map(Tensor::meta).collect();
         let state = self.state.lock().unwrap_or_else(|e| e.into_inner());
-        let plan = state.shapes.iter().find(|shape| shape.inputs == inputs)?.plan.clone()?;
+        let (plan, _) = state.shapes.iter().find(|shape| shape.inputs == inputs)?.planned.clone()?;
         drop(state);
         Some(plan.profile(x).1)
     }
@@ -91,28 +144,42 @@ impl<'n> Planned<'n> {
     fn say(&self, x: &[Tensor], eager: &(dyn Fn(&[Tensor]) -> Option<Said> + Sync)) -> Option<Said> {
         let inputs: Vec<Meta> = x.iter().map(Tensor::meta).collect();
         let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
-        let Some(at) = state.shapes.iter().position(|shape| shape.inputs == inputs) else {
-            drop(state);
-            let said = par::enter(|| eager(x))?;
-            let says = [said.0.is_some(), said.1.is_some()];
-            let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
-            if state.shapes.len() == MOST {
-                state.shapes.remove(0);
-            }
-            state.shapes.push(Shape { inputs, plan: None, says });
-            return Some(said);
+        let known = state.shapes.iter().position(|shape| shape.inputs == inputs);
+        let known = known.map(|at| state.shapes.remove(at));
+        let as_it_stands = match self.planning {
+            Planning::Later => known.is_none(),
+            Planning::Never => true,
+            Planning::AtOnce => false,
         };
-        let mut shape = state.shapes.remove(at);
-        let says = shape.says;
-        if let Some(plan) = shape.plan.clone() {
-            state.shapes.push(shape);
+        if as_it_stands {
+            state.remember(inputs, None);
             drop(state);
-            return Some(told(plan.run(x), says));
+            return par::enter(|| eager(x));
         }
-        let (plan, results) = Plan::sharing(&mut state.packs, x, |x| listed(eager(x)));
-        shape.plan = Some(Arc::new(plan));
-        state.shapes.push(shape);
-        Some(told(results, says))
+        let (plan, says) = match known.and_then(|shape| shape.planned) {
+            Some(planned) => planned,
+            None => {
+                let mut says = None;
+                let plan = Plan::sharing(&mut state.packs, x, |x| {
+                    let said = eager(x);
+                    says = said.as_ref().map(|(output, embeddings)| [output.is_some(), embeddings.is_some()]);
+                    listed(said)
+                });
+                (Arc::new(plan), says?)
+            }
+        };
+        state.remember(inputs, Some((plan.clone(), says)));
+        drop(state);
+        Some(told(plan.run(x), says))
+    }
+}
+
+impl State {
+    fn remember(&mut self, inputs: Vec<Meta>, planned: Option<(Arc<Plan>, [bool; 2])>) {
+        if self.shapes.len() == MOST {
+            self.shapes.remove(0);
+        }
+        self.shapes.push(Shape { inputs, planned });
     }
 }
 
@@ -199,30 +266,33 @@ mod tests {
         {
             let config = NetworkConfig::TiergradDualEncoder(config);
             let network = Network::new(&Source::drawn(i as u64, DType::F32).params(), &config).unwrap();
-            let planned = Planned::new(&network);
-            let mut rng = Rng::new(5, 0);
-            for round in 0..4 {
-                for side in [8, 16] {
-                    let pixels = Tensor::randn([2, 1, side, side], DType::F32, &mut rng);
-                    assert_eq!(
-                        bits(planned.say_images(&pixels)),
-                        bits(network.say_images(&pixels)),
-                        "{i}, round {round}"
-                    );
+            for planning in [Planning::Later, Planning::Never, Planning::AtOnce] {
+                let planned = Planned::with(&network, planning, Arc::default());
+                let mut rng = Rng::new(5, 0);
+                for round in 0..4 {
+                    for side in [8, 16] {
+                        let pixels = Tensor::randn([2, 1, side, side], DType::F32, &mut rng);
+                        assert_eq!(
+                            bits(planned.say_images(&pixels)),
+                            bits(network.say_images(&pixels)),
+                            "{i}, round {round}"
+                        );
+                    }
+                    for t in [6, 4] {
+                        let ids: Vec<i64> = (0..2 * t).map(|_| rng.below(9) as i64).collect();
+                        let real: Vec<u8> = (0..2 * t).map(|k| u8::from(k % t < 3)).collect();
+                        let (ids, mask) = (Tensor::from_slice(&ids, [2, t]), Tensor::from_slice(&real, [2, t]));
+                        assert_eq!(
+                            bits(planned.say_texts(&ids, &mask)),
+                            bits(network.say_texts(&ids, &mask)),
+                            "{i}, round {round}"
+                        );
+                    }
                 }
-                for t in [6, 4] {
-                    let ids: Vec<i64> = (0..2 * t).map(|_| rng.below(9) as i64).collect();
-                    let real: Vec<u8> = (0..2 * t).map(|k| u8::from(k % t < 3)).collect();
-                    let (ids, mask) = (Tensor::from_slice(&ids, [2, t]), Tensor::from_slice(&real, [2, t]));
-                    assert_eq!(
-                        bits(planned.say_texts(&ids, &mask)),
-                        bits(network.say_texts(&ids, &mask)),
-                        "{i}, round {round}"
-                    );
-                }
+                let profile = planned.profile(&[Tensor::zeros([2, 1, 8, 8], DType::F32)]);
+                assert!(profile.is_some_and(|costs| !costs.is_empty()) == (planning != Planning::Never));
+                assert!(planned.profile(&[Tensor::zeros([3, 1, 8, 8], DType::F32)]).is_none());
             }
-            assert!(planned.profile(&[Tensor::zeros([2, 1, 8, 8], DType::F32)]).is_some_and(|costs| !costs.is_empty()));
-            assert!(planned.profile(&[Tensor::zeros([3, 1, 8, 8], DType::F32)]).is_none());
         }
     }
 }

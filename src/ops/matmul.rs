@@ -200,8 +200,13 @@ fn numbers(weight: DType) -> Numbers {
     }
 }
 
+/// How a weight [out, in] of f32 or half is packed, by which it can be kept in a file. `None`: levels, whose scales are beside them.
+pub(crate) fn keeps(weight: &Tensor) -> Option<Numbers> {
+    Some(numbers(weight.dtype())).filter(|&numbers| numbers != Numbers::Int8 && weight.rank() == 2)
+}
+
 /// A weight [out, in] beside an x of f32, as the kernels read it.
-fn packed(weight: &Tensor, scale: Option<&Tensor>) -> Packed {
+pub(crate) fn packed(weight: &Tensor, scale: Option<&Tensor>) -> Packed {
     match numbers(weight.dtype()) {
         Numbers::F32 => Packed::new(matrix(&widened(weight), 0).t()),
         Numbers::Bf16 => Packed::bf16(matrix(weight, 0).t()),
@@ -307,7 +312,8 @@ impl Op for Linear {
         if x[1].dtype == DType::I8 {
             scale = Some(constants.remove(2)?);
         }
-        let bytes = numbers(x[1].dtype).packed_bytes([x[1].dims[1], x[1].dims[0]]);
+        let kept = constants[1].is_some_and(|weight| packs.want(weight));
+        let bytes = if kept { 0 } else { numbers(x[1].dtype).packed_bytes([x[1].dims[1], x[1].dims[0]]) };
         Product::prepare(x, &constants, self.act, rows_of, bytes, |weight| {
             let weight = packs.get(weight, || packed(weight, scale));
             Some(Box::new(move |rows: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| {

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::image::{self, Preprocess};
 use crate::layout::Dims;
 use crate::memory::Estimate;
-use crate::models::{Planned, Said};
+use crate::models::Said;
 use crate::nn::Module;
 use crate::process;
 use crate::tensor::Tensor;
@@ -127,7 +127,7 @@ impl Asked {
 impl Pipeline {
     /// What answers to this take, in bytes.
     pub fn memory(&mut self, asked: &Asked) -> Estimate {
-        let planned = Planned::new(&self.network);
+        let planned = self.planned();
         let mut kept = 0;
         let ((), Memory { held, beside, .. }) = kernels_cpu::par::enter(|| {
             counted(|| {
@@ -157,14 +157,14 @@ impl Pipeline {
     fn weights_read(&mut self, asked: &Asked) -> u64 {
         /// As much of a file comes to memory where one byte of it is wanted.
         const AROUND: usize = 64 << 10;
-        let mut bytes = 0;
+        let (mut bytes, packed) = (0, self.holding.packed.clone());
         self.network.visit_all("", &mut |name, weight| {
             let of = |start: &[&str]| start.iter().any(|start| name.starts_with(start));
             let unused = asked.images.is_none() && of(&["vision_model.", "visual_projection"])
                 || asked.texts.is_none() && of(&["text_model.", "text_projection"]);
             let table = ["token_embedding.weight", "word_embeddings.weight"].iter().any(|end| name.ends_with(end));
             if weight.buffer().is_mapped() && !unused {
-                let all = weight.meta().bytes();
+                let all = packed.instead_of(weight.buffer()).unwrap_or_else(|| weight.meta().bytes());
                 bytes += if table { all.min(asked.ids * AROUND) } else { all };
             }
         });

@@ -2,6 +2,7 @@
 
 mod beside;
 mod convert;
+mod held;
 mod memory;
 
 use std::collections::BTreeMap;
@@ -17,14 +18,15 @@ use crate::error::{At, Error, Result};
 use crate::files;
 use crate::formats::safetensors;
 use crate::image::{Preprocess, SixteenBit};
+use crate::models::DualEncoder;
 use crate::models::dual_encoder::Embeddings;
-use crate::models::{DualEncoder, Planned};
 pub use crate::models::{Network, NetworkConfig};
 use crate::nn::Module;
 use crate::tensor::Tensor;
 use crate::text::{Tokenizer, Tokens};
 pub use beside::preprocessing;
 pub use convert::{Conversion, Target};
+pub use held::Holding;
 pub use memory::{Asked, Batches, Kept, longest, pictures};
 
 /// A network with its tokenizer and preprocessing.
@@ -41,6 +43,8 @@ pub struct Pipeline {
     pub sixteen_bit: SixteenBit,
     /// Where all this was found.
     pub origin: Origin,
+    /// How its weights are held.
+    pub holding: Holding,
 }
 
 /// Where the parts of a pipeline come from.
@@ -163,7 +167,8 @@ impl Pipeline {
             unused,
             files: checkpoint.files(),
         };
-        Ok(Self { path: checkpoint.path.clone(), network, tokenizer, preprocess, sixteen_bit, origin })
+        let path = checkpoint.path.clone();
+        Ok(Self { path, network, tokenizer, preprocess, sixteen_bit, origin, holding: Holding::default() })
     }
 
     /// Moves every parameter to a device, where the network then computes.
@@ -201,7 +206,7 @@ impl Pipeline {
     /// # Errors
     /// Naming the file that was cut or written to.
     pub fn intact(&self) -> Result<()> {
-        self.origin.files.iter().try_for_each(|file| file.intact())
+        self.origin.files.iter().chain(self.holding.files()).try_for_each(|file| file.intact())
     }
 
     /// For the metadata of what is made with it: layout, preprocessing, tokenizer, what was passed over, and this program's version.
@@ -290,7 +295,7 @@ impl Pipeline {
 
     /// Embeddings of texts, a batch at a time, with the tokens they were read as.
     pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<(Tokens, Embeddings)>> {
-        let ((_, tokenizer), planned) = (self.dual()?, Planned::new(&self.network));
+        let ((_, tokenizer), planned) = (self.dual()?, self.planned());
         texts
             .chunks(TEXTS_AT_ONCE)
             .map(|chunk| {

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 
+use crate::buffer::uncomputed;
 use crate::dtype::DType;
 use crate::layout::Layout;
 use crate::op::{Meta, Op, Output};
@@ -87,7 +88,8 @@ impl Trace {
     }
 }
 
-/// Runs `f` on `x` and writes down its ops. Gives the trace with the slots of `x`, and the results.
+/// Runs `f` on `x` for the dims alone, but for ops of constants, and writes down its ops. Gives the trace with the slots of `x`, and the results,
+/// whose values are not computed.
 pub(super) fn trace(x: &[Tensor], f: impl FnOnce(&[Tensor]) -> Vec<Tensor>) -> (Trace, Vec<Slot>, Vec<Tensor>) {
     let mut trace = Trace::default();
     // Bytes of their own, so that no parameter is taken for an input that shares its bytes.
@@ -119,13 +121,21 @@ impl Drop for Listening {
     }
 }
 
-/// Runs an op's CPU arm, whose own reads and inner ops are not the trace's business.
-pub(crate) fn inside<R>(f: impl FnOnce() -> R) -> R {
+/// Runs an op's arm on `x`, whose own reads and inner ops are not the trace's business. A trace needs the values of constants alone.
+pub(crate) fn inside<R>(x: &[&Tensor], f: impl FnOnce() -> R) -> R {
     if !LISTENING.get() {
         return f();
     }
     let _quiet = Listening::set(false);
-    f()
+    match x.iter().any(|x| changes(x.buffer().id())) {
+        true => uncomputed(f),
+        false => f(),
+    }
+}
+
+/// Whether another run has another value there.
+fn changes(buffer: u64) -> bool {
+    TRACE.with_borrow(|trace| trace.as_ref().is_some_and(|trace| trace.changing.contains(&buffer)))
 }
 
 /// Whether ops are being written down here.
@@ -146,9 +156,8 @@ pub(crate) fn record(op: Box<dyn Op>, x: &[&Tensor], out: Meta, output: &Output)
 #[track_caller]
 pub(crate) fn check_read(buffer: u64) {
     if LISTENING.get() {
-        let changing = TRACE.with_borrow(|trace| trace.as_ref().is_some_and(|t| t.changing.contains(&buffer)));
         assert!(
-            !changing,
+            !changes(buffer),
             "a value that depends on a plan's inputs is read outside of an op: the plan would keep what it saw"
         );
     }

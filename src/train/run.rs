@@ -28,7 +28,7 @@ use crate::formats::{Weights, safetensors};
 use crate::memory::Estimate;
 use crate::nn::Module;
 use crate::optim::{self, Optimiser};
-use crate::pipeline::{Network, Origin, Pipeline};
+use crate::pipeline::{Holding, Network, Origin, Pipeline};
 use crate::report::run::{self, Checkpoint, Judged, RunReport, curves_png};
 use crate::report::{Provenance, found};
 use crate::tape::Grads;
@@ -203,6 +203,7 @@ fn pipeline(config: &Config, folder: &Folder, network: Network, tokenizer: Optio
         preprocess: config.preprocess(),
         sixteen_bit: config.image.sixteen_bit,
         origin: Origin::default(),
+        holding: Holding::default(),
     }
 }
 

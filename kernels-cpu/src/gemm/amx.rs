@@ -92,8 +92,8 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     unsafe {
         let (upper, lower, columns) = (a.at(0, 0), a.at(16, 0), b.start);
         let apart = a.at(1, 0).byte_offset_from(upper);
-        let (steps, mut next) = (depth / 16, b.next);
-        let (lines, ahead) = (b.next_lines.div_ceil(steps), rows.div_ceil(steps));
+        let (steps, mut ahead) = (depth / 16, b.ahead);
+        let (lines, of_c) = (ahead.lines.div_ceil(steps), rows.div_ceil(steps));
         configured.set(rows);
         asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
         if rows > 16 {
@@ -102,15 +102,12 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
         let mut line = out.c.cast_const();
         for step in 0..steps {
             // As in other tiles, C is asked for a little at a time.
-            for _ in 0..ahead {
+            for _ in 0..of_c {
                 s.prefetch(line);
                 s.prefetch(line.wrapping_add(31));
                 line = line.wrapping_add(out.ldc);
             }
-            for _ in 0..lines {
-                s.prefetch_far(next);
-                next = next.wrapping_add(16);
-            }
+            ahead.ask(s, lines);
             let (upper, lower, columns) =
                 (upper.add(16 * step), lower.wrapping_add(16 * step), columns.add(512 * step));
             macro_rules! multiply {

@@ -10,8 +10,9 @@ use core::ops::Range;
 
 use half::bf16;
 
-use super::nest::{PackPanel, Packed, slab_of, spread};
+use super::nest::{PackPanel, slab_of, spread};
 use super::pack::{self, Line};
+use super::packed::Packed;
 use super::scratch::{self, Use};
 use super::words::Words;
 use super::{Left, Mat, rounded};
@@ -33,6 +34,16 @@ pub enum Numbers {
     Bf16,
     /// [`Packed::int8`]
     Int8,
+}
+
+/// What tells how this program packs on the tier in use from how another does: a hash of a matrix of several slabs and panels, packed.
+pub fn packing() -> u64 {
+    const SIZE: [usize; 2] = [1030, 40];
+    let numbers: Vec<f32> = (0..SIZE[0] * SIZE[1]).map(|i| i as f32).collect();
+    let half: Vec<bf16> = (0..numbers.len()).map(|i| bf16::from_bits(i as u16)).collect();
+    let packed = [Packed::new(Mat::new(&numbers, SIZE[0], SIZE[1])), Packed::bf16(Mat::new(&half, SIZE[0], SIZE[1]))];
+    let words = packed.iter().flat_map(|packed| packed.content()).map(|x| x.to_bits());
+    words.fold(0, |hash: u64, x| (hash.rotate_left(5) ^ u64::from(x)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 impl Numbers {
@@ -102,29 +113,29 @@ impl Packed {
         b.check();
         let (k, (_, nr)) = (words.count(b.rows), words.tile(isa));
         let (panels, slab) = (b.cols.div_ceil(nr), slab_of(words, k));
-        let mut packed = Self::room(isa, words, [b.rows, b.cols]);
-        if b.rows == 0 {
-            return packed;
-        }
-        let place = Shared::new(pack::numbers(&mut packed.lines));
-        spread(true, panels, nr * k * words.numbers(), &|range| {
-            let (mut rows, mut copy) = (vec![Line::ZERO; (nr * k).div_ceil(16) + 1], Vec::new());
-            for p in range {
-                let (first, real) = (p * nr, nr.min(b.cols - p * nr));
-                for (j, place) in pack::numbers(&mut rows).chunks_mut(k).take(real).enumerate() {
-                    let places = pack::bytes(place).as_chunks_mut::<N>().0.iter_mut();
-                    places.zip(row(b.t(), first + j, &mut copy)).for_each(|(place, &x)| *place = bytes(x));
-                }
-                let x = Mat::new(&pack::numbers(&mut rows)[..nr * k], nr, k);
-                for start in (0..k).step_by(slab) {
-                    let depth = slab.min(k - start);
-                    // SAFETY: one panel of a slab, handed out once; the product of panels and slabs has room for it.
-                    let out = unsafe { place.at((start * panels + p * depth) * nr) };
-                    eval_on(isa, PackPanel { x, rows: [0, real], width: nr, columns: [start, depth], out });
-                }
+        Self::filled(isa, words, [b.rows, b.cols], |lines| {
+            if b.rows == 0 {
+                return;
             }
-        });
-        packed
+            let place = Shared::new(pack::numbers(lines));
+            spread(true, panels, nr * k * words.numbers(), &|range| {
+                let (mut rows, mut copy) = (vec![Line::ZERO; (nr * k).div_ceil(16) + 1], Vec::new());
+                for p in range {
+                    let (first, real) = (p * nr, nr.min(b.cols - p * nr));
+                    for (j, place) in pack::numbers(&mut rows).chunks_mut(k).take(real).enumerate() {
+                        let places = pack::bytes(place).as_chunks_mut::<N>().0.iter_mut();
+                        places.zip(row(b.t(), first + j, &mut copy)).for_each(|(place, &x)| *place = bytes(x));
+                    }
+                    let x = Mat::new(&pack::numbers(&mut rows)[..nr * k], nr, k);
+                    for start in (0..k).step_by(slab) {
+                        let depth = slab.min(k - start);
+                        // SAFETY: one panel of a slab, handed out once; the product of panels and slabs has room for it.
+                        let out = unsafe { place.at((start * panels + p * depth) * nr) };
+                        eval_on(isa, PackPanel { x, rows: [0, real], width: nr, columns: [start, depth], out });
+                    }
+                }
+            });
+        })
     }
 }
 

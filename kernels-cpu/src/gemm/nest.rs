@@ -1,11 +1,11 @@
 //! The loop nest around the register tile, and how it is split over threads.
 
 use alloc::vec;
-use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::own::OwnPanels;
 use super::pack::{self, Line};
-use super::tile::{self, Columns, Target};
+use super::tile::{self, Ahead, Columns, Target};
 use super::words::{Dot, Words, WordsOp};
 use super::{Finish, Left, Mat, Out, Right, amx, scratch};
 use crate::isa::Isa;
@@ -26,7 +26,7 @@ const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
 const FAR_APART: usize = 1024;
 /// Numbers that stay in a second-level cache beside what passes through.
-const NEAR: usize = 1 << 16;
+pub(super) const NEAR: usize = 1 << 16;
 /// Words of A that stay in a second-level cache beside a panel of B, job after job, and the most that a slab of a job's rows takes: half of 2 MiB.
 const NEAR_A: usize = 1 << 18;
 /// Rows of A that so many panels of B meet are packed, however they lie.
@@ -40,56 +40,8 @@ pub(super) fn slab_of(words: Words, k: usize) -> usize {
     k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(words.step())
 }
 
-/// A right operand in the order in which the register tile of a tier reads it.
-pub struct Packed {
-    pub(super) isa: Isa,
-    pub(super) words: Words,
-    rows: usize,
-    cols: usize,
-    pub(super) lines: Vec<Line>,
-    /// Of levels, a number per column: its scale ...
-    pub(super) scale: Vec<f32>,
-    /// ... and what its sums have too much.
-    pub(super) zero: Vec<i32>,
-}
-
-impl Packed {
-    /// Packs `b` [k, n] for a tier.
-    pub(super) fn on(isa: Isa, b: Mat<'_, f32>) -> Self {
-        let mut packed = Self::room(isa, Words::F32, [b.rows, b.cols]);
-        if b.rows > 0 {
-            pack_panels(isa, b, 0..b.rows, 0, &mut packed.lines, true);
-        }
-        packed
-    }
-
-    /// Zeros.
-    pub(super) fn room(isa: Isa, words: Words, size: [usize; 2]) -> Self {
-        Self::of(isa, words, size, vec![Line::ZERO; Self::length(isa, words, size).div_ceil(16)])
-    }
-
-    /// Words that an operand of a size takes.
-    pub(super) fn length(isa: Isa, words: Words, [rows, cols]: [usize; 2]) -> usize {
-        cols.next_multiple_of(words.tile(isa).1) * words.count(rows) + 16
-    }
-
-    /// What was packed into `lines`.
-    pub(super) fn of(isa: Isa, words: Words, [rows, cols]: [usize; 2], lines: Vec<Line>) -> Self {
-        Self { isa, words, rows, cols, lines, scale: Vec::new(), zero: Vec::new() }
-    }
-
-    pub(super) fn isa(&self) -> Isa {
-        self.isa
-    }
-
-    /// Rows and columns of the operand.
-    pub fn size(&self) -> [usize; 2] {
-        [self.rows, self.cols]
-    }
-}
-
 /// Rows `ks` of `b` but for its `skip` first panels, as [slab][panel][depth][width].
-fn pack_panels(isa: Isa, b: Mat<'_, f32>, ks: Range<usize>, skip: usize, lines: &mut [Line], threads: bool) {
+pub(super) fn pack_panels(isa: Isa, b: Mat<'_, f32>, ks: Range<usize>, skip: usize, lines: &mut [Line], threads: bool) {
     let (_, nr) = tile::size(isa);
     let (slab, panels) = (slab_of(Words::F32, b.rows), b.cols.div_ceil(nr) - skip);
     let place = Shared::new(pack::numbers(lines));
@@ -168,7 +120,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     };
     let together = col_jobs > 1 && row_tiles * mr * k <= PACKED_A;
     let c = Shared::new(out.c);
-    let run = |packed_b: &[Line], direct_b: usize, ks: Range<usize>| {
+    let run = |packed_b: Option<&[Line]>, direct_b: usize, ks: Range<usize>| {
         let packed_a = pack_a.filter(|_| together).map(|a| {
             let mut lines = scratch::take(Use::CommonRows, ks.len().div_ceil(slab) * row_tiles * packed_tile(mr, slab));
             pack_rows(isa, a, ks.clone(), &mut lines, threads);
@@ -209,12 +161,12 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let loose = match b {
         Right::Packed(b) => {
             assert!(
-                b.isa == isa && words.count(b.rows) == k,
+                b.isa == isa && words.count(b.size()[0]) == k,
                 "gemm: an operand packed for {} and k = {}",
                 b.isa,
-                b.rows
+                b.size()[0]
             );
-            return run(&b.lines, 0, 0..k);
+            return run(Some(&b.lines), 0, 0..k);
         }
         Right::Loose(b) => b,
     };
@@ -222,14 +174,16 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let near = loose.col_stride == 1 && loose.row_stride.unsigned_abs() <= FAR_APART;
     let direct_b = if m <= FEW_ROWS && near { n / nr } else { 0 };
     let packed_panels = panels - direct_b;
+    if row_jobs == 1 || packed_panels == 0 {
+        // No other job reads a job's panels.
+        return run(None, direct_b, 0..k);
+    }
     let group = (PACKED_B / (slab * panels * nr)).clamp(1, k.div_ceil(slab)) * slab;
     let mut packed_b = scratch::take(Use::Panels, packed_panels * nr * group.min(k) + 16);
     for start in (0..k).step_by(group) {
         let ks = start..(start + group).min(k);
-        if packed_panels > 0 {
-            pack_panels(isa, loose, ks.clone(), direct_b, &mut packed_b, threads);
-        }
-        run(&packed_b, direct_b, ks);
+        pack_panels(isa, loose, ks.clone(), direct_b, &mut packed_b, threads);
+        run(Some(&packed_b), direct_b, ks);
     }
     scratch::give(Use::Panels, packed_b);
 }
@@ -264,7 +218,8 @@ struct Job<'a> {
     b: Right<'a, f32>,
     rows: Range<usize>,
     panels: Range<usize>,
-    packed_b: &'a [Line],
+    /// Panels of B that are packed; without them the job packs its own as it comes to them.
+    packed_b: Option<&'a [Line]>,
     /// Panels of a loose B, from the first on, that are read where they lie.
     direct_b: usize,
     pack_a: bool,
@@ -338,7 +293,7 @@ impl WordsOp for Job<'_> {
 }
 
 #[inline(always)]
-fn element(x: &Mat<'_, f32>, i: usize, j: usize) -> *const f32 {
+pub(super) fn element(x: &Mat<'_, f32>, i: usize, j: usize) -> *const f32 {
     x.data.as_ptr().wrapping_offset(x.offset as isize + i as isize * x.row_stride + j as isize * x.col_stride)
 }
 
@@ -363,8 +318,9 @@ impl Job<'_> {
         // SAFETY: what is in tiles is on the tier that has them.
         let mut configured = D::TILES.then(|| unsafe { amx::Configured::new() });
         let (m, k, n) = (self.rows.len(), self.k, self.b.cols());
-        let packed_b = self.packed_b.as_ptr().cast::<f32>();
         let packed_panels = n.div_ceil(nr) - self.direct_b;
+        let each = if self.packed_b.is_some() || self.panels.end <= self.direct_b { 0 } else { nr * self.slab };
+        let mut own = OwnPanels::new(self.panels.len(), each);
         for start in (self.start..self.end).step_by(self.slab) {
             let depth = self.slab.min(self.end - start);
             let rows_of = rows_of(start, depth);
@@ -375,24 +331,34 @@ impl Job<'_> {
             for t in 0..tiles * panels {
                 let (i, p) = if rows_first { (t / panels, t % panels) } else { (t % tiles, t / tiles) };
                 let (i, p) = (i * mr, self.panels.start + p);
-                let b = if let Right::Loose(b) = self.b
-                    && p < self.direct_b
-                {
-                    let start = element(&b, start, p * nr);
-                    Columns { start, step: b.row_stride, next: start, next_lines: 0 }
-                } else {
-                    let at = (start - self.start) * packed_panels + (p - self.direct_b) * depth;
-                    // The panel after this one comes to the second-level cache by parts, one with each tile of rows.
-                    let (start, lines) = (packed_b.wrapping_add(at * nr), depth * nr / 16);
-                    let next = start.wrapping_add(depth * nr);
-                    match (rows_first, i) {
-                        (true, 0) => Columns { start, step: nr as isize, next, next_lines: lines },
-                        (true, _) => Columns { start, step: nr as isize, next, next_lines: 0 },
-                        (false, i) => {
-                            let share = lines.div_ceil(tiles);
-                            let next = next.wrapping_add(i / mr * share * 16);
-                            Columns { start, step: nr as isize, next, next_lines: share }
+                // What comes after this panel comes to the second-level cache by parts, one with each tile of rows; where panels are gone
+                // through for each tile, all at the first.
+                let part = |ahead: Ahead| match rows_first {
+                    true => ahead.part(0, if i == 0 { usize::MAX } else { 0 }),
+                    false => {
+                        let share = ahead.lines.div_ceil(tiles);
+                        ahead.part(i / mr * share, share)
+                    }
+                };
+                let b = match (self.b, self.packed_b) {
+                    (Right::Loose(b), _) if p < self.direct_b => {
+                        Columns { start: element(&b, start, p * nr), step: b.row_stride, ahead: Ahead::NONE }
+                    }
+                    (Right::Loose(b), None) => {
+                        let all = if rows_first { self.panels.clone() } else { p..p + 1 };
+                        let first = all.start.max(self.direct_b);
+                        if i == 0 && p == first {
+                            // SAFETY: the panels are the job's, and B was checked.
+                            unsafe { own.pack(s, &b, first..all.end, self.panels.end, nr, [start, depth]) };
                         }
+                        Columns { start: own.panel(p, nr * depth), step: nr as isize, ahead: part(own.next) }
+                    }
+                    (_, packed) => {
+                        let packed = packed.map_or(core::ptr::null(), |lines| lines.as_ptr().cast::<f32>());
+                        let at = (start - self.start) * packed_panels + (p - self.direct_b) * depth;
+                        let start = packed.wrapping_add(at * nr);
+                        let next = Ahead::new(start.wrapping_add(depth * nr), 1, depth * nr / 16, 0);
+                        Columns { start, step: nr as isize, ahead: part(next) }
                     }
                 };
                 let (rows, cols, last) = (mr.min(m - i), nr.min(n - p * nr), start + depth == k);
@@ -421,6 +387,7 @@ impl Job<'_> {
                 }
             }
         }
+        own.give();
     }
 }
 

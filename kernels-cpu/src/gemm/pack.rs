@@ -20,6 +20,12 @@ pub(crate) fn numbers(lines: &mut [Line]) -> &mut [f32] {
     unsafe { core::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
 }
 
+/// As [`numbers`], for reading.
+pub(super) fn numbers_of(lines: &[Line]) -> &[f32] {
+    // SAFETY: as there.
+    unsafe { core::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 16) }
+}
+
 /// The bytes of numbers.
 pub(super) fn bytes(numbers: &mut [f32]) -> &mut [u8] {
     // SAFETY: four bytes each; any bytes are numbers.

@@ -6,8 +6,9 @@ use core::ops::Range;
 
 use half::bf16;
 
-use super::nest::{self, Packed, slab_of, spread};
+use super::nest::{self, slab_of, spread};
 use super::pack::{self, Line};
+use super::packed::{Lines, Packed, lines_for};
 use super::scratch::{self, Use};
 use super::words::Words;
 use super::{Finish, Left, Mat, Out, Right, check, nothing};
@@ -219,7 +220,7 @@ pub(super) fn right<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>, threads: b
 /// Bytes that [`super::multiply_bf16`] keeps for the operands of a product of [m, k] and [k, n] on the calling thread.
 pub fn bf16_bytes([m, k, n]: [usize; 3]) -> usize {
     let (isa, words) = (Isa::current(), Words::bf16(Isa::current()));
-    4 * (m * apart(words.count(k)) + Packed::length(isa, words, [k, n]))
+    4 * (m * apart(words.count(k)) + 16 * lines_for(isa, words, [k, n]))
 }
 
 impl Packed {
@@ -234,11 +235,11 @@ impl Packed {
 
     pub(super) fn rounded_for<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>) -> Self {
         b.check();
-        let mut packed = Self::room(isa, words, [b.rows, b.cols]);
-        if b.rows > 0 {
-            right(isa, words, b, true, &mut packed.lines);
-        }
-        packed
+        Self::filled(isa, words, [b.rows, b.cols], |lines| {
+            if b.rows > 0 {
+                right(isa, words, b, true, lines);
+            }
+        })
     }
 }
 
@@ -251,11 +252,14 @@ pub(super) fn product<A: Rounds, B: Rounds>(
     out: Out<'_>,
     threads: bool,
 ) {
-    let lines = scratch::take(Use::Panels, Packed::length(isa, words, [b.rows, b.cols]));
-    let mut packed = Packed::of(isa, words, [b.rows, b.cols], lines);
-    right(isa, words, b, threads, &mut packed.lines);
+    let size = [b.rows, b.cols];
+    let mut lines = scratch::take(Use::Panels, 16 * lines_for(isa, words, size));
+    right(isa, words, b, threads, &mut lines);
+    let packed = Packed::of(isa, words, size, Lines::Own(lines));
     left(isa, words, a, threads, |a| nest::product(isa, a, Right::Packed(&packed), out, threads));
-    scratch::give(Use::Panels, packed.lines);
+    if let Lines::Own(lines) = packed.lines {
+        scratch::give(Use::Panels, lines);
+    }
 }
 
 /// As [`super::multiply`], with the numbers of both operands rounded to the nearest bf16, ties to even; sums are f32.

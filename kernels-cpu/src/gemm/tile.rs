@@ -100,9 +100,53 @@ impl Rows for Windowed {
 pub(super) struct Columns {
     pub start: *const f32,
     pub step: isize,
-    /// Numbers that later tiles will read, as many lines of 16 as this tile is to ask for.
-    pub next: *const f32,
-    pub next_lines: usize,
+    /// What later tiles will read, and this one is to ask for.
+    pub ahead: Ahead,
+}
+
+/// Lines of 16 numbers to be asked for: runs of them that follow each other, and start a distance apart.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    next: *const f32,
+    /// How many there are.
+    pub lines: usize,
+    /// Of the run under way.
+    left: usize,
+    run: usize,
+    /// Numbers from the end of a run to the start of the next.
+    gap: isize,
+}
+
+impl Ahead {
+    /// None.
+    pub const NONE: Self = Self { next: core::ptr::null(), lines: 0, left: 0, run: 0, gap: 0 };
+
+    /// `runs` of so many lines, `apart` numbers from one to the next; the address may be any.
+    pub fn new(start: *const f32, runs: usize, run: usize, apart: isize) -> Self {
+        Self { next: start, lines: runs * run, left: run, run, gap: apart - 16 * run as isize }
+    }
+
+    /// So many of them from one on, or as many as there are.
+    pub fn part(self, from: usize, lines: usize) -> Self {
+        let Some(left) = self.lines.checked_sub(from).filter(|&left| left > 0) else { return Self::NONE };
+        let (runs, within) = (from / self.run, from % self.run);
+        let next = self.next.wrapping_offset(runs as isize * (self.gap + 16 * self.run as isize));
+        Self { next: next.wrapping_add(16 * within), lines: lines.min(left), left: self.run - within, ..self }
+    }
+
+    /// Asks for the next `lines`, which may be more than there are.
+    #[inline(always)]
+    pub fn ask<S: Simd>(&mut self, s: S, lines: usize) {
+        for _ in 0..lines {
+            s.prefetch_far(self.next);
+            self.next = self.next.wrapping_add(16);
+            self.left = self.left.wrapping_sub(1);
+            if self.left == 0 {
+                self.next = self.next.wrapping_offset(self.gap);
+                self.left = self.run;
+            }
+        }
+    }
 }
 
 /// Where a tile goes: element (0, 0), the distance of rows, and what is added.
@@ -204,7 +248,7 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     let piece = a.piece(depth, MR);
     let pieces = depth.div_ceil(piece);
     let (mut line, lines) = (out.c.cast_const(), MR.div_ceil(pieces));
-    let (mut next, next_lines) = (b.next, b.next_lines.div_ceil(pieces));
+    let (mut ahead, ahead_lines) = (b.ahead, b.ahead.lines.div_ceil(pieces));
     let mut start = 0;
     while start < depth {
         for _ in 0..lines {
@@ -212,10 +256,7 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
             s.prefetch(line.wrapping_add(NV * S::LANES - 1));
             line = line.wrapping_add(out.ldc);
         }
-        for _ in 0..next_lines {
-            s.prefetch_far(next);
-            next = next.wrapping_add(16);
-        }
+        ahead.ask(s, ahead_lines);
         let steps = piece.min(depth - start).min(a.run(start));
         // SAFETY: the caller's promise.
         unsafe {
