@@ -98,8 +98,10 @@ impl Device {
         }
         let verdict = match self.tried(stored, shape) {
             Ok(verdict) => verdict,
-            // What the driver does not compile, or the device not take, is not used.
-            Err(error @ (Error::Call(..) | Error::Limit(_))) => Verdict { trusted: false, why: error.to_string() },
+            // What the driver does not compile, or the device has no room for, is not used this time.
+            Err(error @ (Error::Call(..) | Error::Limit(_) | Error::OutOfMemory { .. })) => {
+                return Ok(Verdict { trusted: false, why: error.to_string() });
+            }
             Err(error) => return Err(error),
         };
         if let Some(file) = file {
@@ -114,7 +116,7 @@ impl Device {
     fn tried(&self, stored: Stored, shape: Shape) -> Result<Verdict> {
         let sizes = format!("{}x{}x{}", shape.m, shape.n, shape.k);
         for most in [4, 2, 1] {
-            // Beyond the edges of tiles of all sizes; of an odd depth no word has two elements of one row's.
+            // Beyond the edges of tiles of all sizes; where the depth is odd, rows do not begin with a word.
             for [m, k, n] in [[203, 78, 150], [131, 75, 260]] {
                 let trial = Trial::new(self, stored, [m, k, n])?;
                 let ways = [Way::Words, Way::Matrices { shape, most }].map(|way| trial.product(way));
