@@ -194,13 +194,7 @@ pub(super) fn run(sizes: OpSizes, seconds: f64, batch: Option<usize>, global: &G
     };
     let [vit, resnet] = if small {
         let vit = VitConfig { image_size: 32, patch_size: 8, width: 32, depth: 2, heads: 2, ..vit };
-        let resnet = ResnetConfig {
-            image_size: 32,
-            depths: vec![1, 1, 1, 1],
-            base: 4,
-            width_per_group: 4,
-            ..ResnetConfig::default()
-        };
+        let resnet = ResnetConfig { image_size: 32, depths: vec![1, 1, 1, 1], base: 4, ..ResnetConfig::default() };
         [vit.into(), resnet.into()]
     } else {
         [vit.into(), ResnetConfig::default().into()]
