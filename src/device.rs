@@ -53,13 +53,11 @@ impl Tensor {
         self.buffer().device()
     }
 
-    /// The same values on a device, without a graph node. Half types become f32, which is what is computed there in; other types that no
-    /// kernel knows (masks, ids) stay where they are.
+    /// The same values on a device, without a graph node. Half types stay what they are, and are widened where they are read; types
+    /// that no kernel knows (masks, ids) stay where they are.
     pub fn to_device(&self, gpu: &Gpu) -> Tensor {
         match self.dtype() {
-            DType::F32 if self.device().is_some() => self.detach(),
-            DType::F32 => gpu.take(self),
-            DType::BF16 | DType::F16 => gpu.take(&self.converted(DType::F32)),
+            DType::F32 | DType::BF16 | DType::F16 if self.device().is_none() => gpu.take(self),
             _ => self.detach(),
         }
     }

@@ -64,6 +64,36 @@ fn a_dual_encoder_infers_there_as_here_and_nothing_falls_back() {
     assert_eq!(gpu.fallbacks(), []);
 }
 
+/// Matrices and tables as files of `tier convert --dtype` have them stay so on the device; what is computed is what their values in f32 give.
+#[test]
+fn weights_in_half_infer_there_as_their_values_here() {
+    let Some(gpu) = gpu() else { return };
+    let tolerance = if gpu.matrices().iter().any(|line| line.contains(": used")) { 2e-2 } else { 1e-5 };
+    for dtype in [DType::BF16, DType::F16] {
+        let mut models = [0, 1].map(|_| Network::Dual(DualEncoder::init(&config(), 1, DType::F32).unwrap()));
+        let mut there = 0;
+        for (i, model) in models.iter_mut().enumerate() {
+            model.visit_all("", &mut |name, p| {
+                let matrix = p.rank() == 2 && name.ends_with(".weight") && !name.contains("position");
+                let half = if matrix { p.to_dtype(dtype) } else { p.detach() };
+                *p = if i == 0 { half.to_device(&gpu) } else { half.to_dtype(DType::F32) };
+                there += usize::from(p.dtype() == dtype && p.device().is_some());
+            });
+        }
+        assert!(there > 10, "{there} matrices in {dtype}");
+        let (pixels, [ids, mask]) = inputs();
+        let [got, expected] = models.each_ref().map(|model| {
+            let planned = Planned::new(model);
+            [planned.encode_image(&pixels), planned.encode_text(&ids, &mask)].map(|e| e.whole)
+        });
+        for (got, expected) in got.iter().zip(&expected) {
+            let off = deviation(got, expected);
+            assert!(got.device().is_some() && off < tolerance, "{dtype}: {off:e} apart");
+        }
+    }
+    assert_eq!(gpu.fallbacks(), []);
+}
+
 #[test]
 fn gradients_there_are_those_here() {
     let Some(gpu) = gpu() else { return };

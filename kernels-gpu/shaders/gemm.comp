@@ -1,6 +1,7 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
 // C[z] = act(alpha A[z] B[z] + bias + residual) for matrices [m, k] and [k, n] in any layout; z runs over two dimensions of the batch.
+// B may be stored in half; it is widened on its way into shared memory.
 // A workgroup of GX x GY threads makes a tile of GY TM rows by GX TN columns, from tiles of A and B in shared memory.
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint GX = 16u;
@@ -14,8 +15,9 @@ layout(constant_id = 8) const bool RESIDUAL = false;
 // Which way neighbouring threads read: along k where that is how the operand lies.
 layout(constant_id = 9) const bool A_ALONG_K = true;
 layout(constant_id = 10) const bool B_ALONG_K = false;
+layout(constant_id = 11) const uint B_STORED = 0u;
 layout(std430, binding = 0) readonly buffer A { float a[]; };
-layout(std430, binding = 1) readonly buffer B { float b[]; };
+layout(std430, binding = 1) readonly buffer B { uint b[]; };
 layout(std430, binding = 2) writeonly buffer C { float c[]; };
 layout(std430, binding = 3) readonly buffer Bias { float bias[]; };
 layout(std430, binding = 4) readonly buffer Residual { float residual[]; };
@@ -31,6 +33,7 @@ layout(push_constant) uniform Push {
     float alpha;
 } push;
 #include "inc/functions.glsl"
+#include "inc/stored.glsl"
 
 const uint BM = GY * TM;
 const uint BN = GX * TN;
@@ -57,7 +60,8 @@ void main() {
             for (uint e = t; e < BN * BK; e += threads) {
                 uint j = B_ALONG_K ? e / BK : e % BN, l = B_ALONG_K ? e % BK : e / BN;
                 bool inside = col0 + j < push.n && k0 + l < push.k;
-                tb[l * (BN + 1u) + j] = inside ? b[at_b + int(col0 + j) * push.b_n + int(k0 + l) * push.b_k] : 0.0;
+                uint at = uint(at_b + int(col0 + j) * push.b_n + int(k0 + l) * push.b_k);
+                tb[l * (BN + 1u) + j] = inside ? uintBitsToFloat(STORED(b, B_STORED, at)) : 0.0;
             }
             barrier();
             for (uint l = 0u; l < BK; l++) {

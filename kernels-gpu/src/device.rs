@@ -7,12 +7,14 @@ use ash::vk;
 
 use crate::error::{Error, Named, Result};
 use crate::instance::{Instance, Validation};
+use crate::matrices::{BFLOAT16, Bfloat16Features, EXTENSIONS, Matrices};
 use crate::memory::Heap;
 use crate::pipeline::Pipelines;
 use crate::select::{self, Choice, Info};
 use crate::shaders::Shader;
 use crate::stream::{Command, Stream};
-use crate::view::Binding;
+use crate::trial::Verdicts;
+use crate::view::{Binding, Stored};
 
 /// How a device is opened. The limits below those of the device are for tests, so that what weak devices need is run on any.
 #[derive(Clone, Debug, Default)]
@@ -29,32 +31,50 @@ pub struct Options {
     pub memory: Option<u64>,
     /// Most threads of a workgroup.
     pub threads: Option<u32>,
+    /// Bytes of shared memory of a workgroup.
+    pub shared: Option<u32>,
+    /// Without arithmetic in f16.
+    pub no_f16: bool,
+    /// Without subgroups, and so without cooperative matrices.
+    pub no_subgroups: bool,
+    /// Cooperative matrices never, or wherever the device has them; else where they were tried and found right and quicker.
+    pub matrices: Option<bool>,
     /// Pretend that the device is lost at this submission.
     pub lost_at: Option<u64>,
 }
 
 impl Options {
-    /// A device with what the environment asks for: `TIER_VULKAN_VALIDATION`, and `TIER_VULKAN_LIMITS` with any of
-    /// `staging,range=BYTES,memory=BYTES,threads=N,lost=N`.
+    /// A device with what the environment asks for: `TIER_VULKAN_VALIDATION`, and `TIER_VULKAN_LIMITS` as [`Self::limited`].
     ///
     /// # Errors
     /// If it asks for something that is not known.
     pub fn of(choice: Choice) -> Result<Self> {
-        let mut options = Self { choice, validation: Validation::requested()?, ..Self::default() };
-        let limits = std::env::var("TIER_VULKAN_LIMITS").unwrap_or_default();
+        let options = Self { choice, validation: Validation::requested()?, ..Self::default() };
+        options.limited(&std::env::var("TIER_VULKAN_LIMITS").unwrap_or_default())
+    }
+
+    /// With any of `staging,range=BYTES,memory=BYTES,threads=N,shared=BYTES,no-f16,no-subgroups,matrices=0|1,lost=N`.
+    ///
+    /// # Errors
+    /// If there is another.
+    pub fn limited(mut self, limits: &str) -> Result<Self> {
         for limit in limits.split(',').filter(|l| !l.is_empty()) {
             let (name, value) = limit.split_once('=').unwrap_or((limit, ""));
             let number = value.parse::<u64>().ok();
             match (name, number) {
-                ("staging", None) => options.staging = true,
-                ("range", Some(n)) => options.range = Some(n),
-                ("memory", Some(n)) => options.memory = Some(n),
-                ("threads", Some(n)) => options.threads = Some(n.min(1024) as u32),
-                ("lost", Some(n)) => options.lost_at = Some(n),
+                ("staging", None) => self.staging = true,
+                ("range", Some(n)) => self.range = Some(n),
+                ("memory", Some(n)) => self.memory = Some(n),
+                ("threads", Some(n)) => self.threads = Some(n.min(1024) as u32),
+                ("shared", Some(n)) => self.shared = u32::try_from(n).ok(),
+                ("no-f16", None) => self.no_f16 = true,
+                ("no-subgroups", None) => self.no_subgroups = true,
+                ("matrices", Some(n @ 0..=1)) => self.matrices = Some(n == 1),
+                ("lost", Some(n)) => self.lost_at = Some(n),
                 _ => return Err(Error::NoDevice(format!("TIER_VULKAN_LIMITS: {limit} is not known"))),
             }
         }
-        Ok(options)
+        Ok(self)
     }
 }
 
@@ -67,6 +87,8 @@ pub struct Limits {
     pub alignment: u64,
     /// Threads of a workgroup.
     pub threads: u32,
+    /// Bytes of shared memory of a workgroup.
+    pub shared: u32,
     /// Workgroups along each dimension.
     pub groups: [u32; 3],
     /// Whether the CPU sees the device's memory as it sees its own.
@@ -81,6 +103,8 @@ pub struct Device(pub(crate) Arc<Shared>);
 pub(crate) struct Shared {
     pub info: Info,
     pub limits: Limits,
+    pub matrices: Matrices,
+    pub verdicts: Mutex<Verdicts>,
     pub raw: ash::Device,
     pub heap: Mutex<Heap>,
     stream: Mutex<Stream>,
@@ -106,8 +130,25 @@ impl Device {
         let family = select::queue_family(&instance, physical)
             .ok_or_else(|| Error::NoDevice(format!("{}: no queue that computes", info.name)))?;
         let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
-        let mut f12 = vk::PhysicalDeviceVulkan12Features::default().timeline_semaphore(true);
-        let create = vk::DeviceCreateInfo::default().queue_create_infos(&queues).push_next(&mut f12);
+        let matrices = Matrices::of(&instance, physical, options);
+        let mut f12 = vk::PhysicalDeviceVulkan12Features::default()
+            .timeline_semaphore(true)
+            .shader_float16(matrices.any())
+            .vulkan_memory_model(matrices.any());
+        let mut cooperative = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
+        let mut full = vk::PhysicalDeviceSubgroupSizeControlFeatures::default().compute_full_subgroups(true);
+        let mut bfloat = Bfloat16Features::new(true);
+        let mut extensions = Vec::new();
+        let mut create = vk::DeviceCreateInfo::default().queue_create_infos(&queues).push_next(&mut f12);
+        if matrices.any() {
+            extensions.extend(EXTENSIONS.map(|name| name.as_ptr()));
+            create = create.push_next(&mut cooperative).push_next(&mut full);
+        }
+        if matrices.shape(Stored::Bf16).is_some() {
+            extensions.push(BFLOAT16.as_ptr());
+            create = create.push_next(&mut bfloat);
+        }
+        let create = create.enabled_extension_names(&extensions);
         // SAFETY: the device is the instance's, and what `create` points to lives until the call returns.
         let raw = unsafe { instance.raw.create_device(physical, &create, None) }.named("open the device")?;
         // SAFETY: as above.
@@ -117,6 +158,7 @@ impl Device {
             range: options.range.unwrap_or(u64::MAX).min(u64::from(limits.max_storage_buffer_range)),
             alignment: limits.min_storage_buffer_offset_alignment.max(4),
             threads: options.threads.unwrap_or(256).min(limits.max_compute_work_group_invocations),
+            shared: options.shared.unwrap_or(u32::MAX).min(limits.max_compute_shared_memory_size),
             groups: limits.max_compute_work_group_count,
             unified: heap.unified,
             lost_at: options.lost_at,
@@ -134,6 +176,8 @@ impl Device {
         Ok(Self(Arc::new(Shared {
             info,
             limits,
+            matrices,
+            verdicts: Mutex::new(Verdicts::new(options.matrices == Some(true))),
             raw,
             heap: Mutex::new(heap),
             stream: Mutex::new(stream),
@@ -156,6 +200,11 @@ impl Device {
     /// Bytes of memory that are held on it, in use or not.
     pub fn held(&self) -> u64 {
         locked(&self.0.heap).held()
+    }
+
+    /// Bytes of memory that may be held on it.
+    pub fn budget(&self) -> u64 {
+        locked(&self.0.heap).budget()
     }
 
     /// Whether two handles are of one device.

@@ -85,7 +85,7 @@ pub(crate) struct Instance {
     pub raw: ash::Instance,
     messenger: Option<(ash::ext::debug_utils::Instance, vk::DebugUtilsMessengerEXT)>,
     /// Keeps the library open; dropped last.
-    _entry: Entry,
+    entry: Entry,
 }
 
 const LAYER: &CStr = c"VK_LAYER_KHRONOS_validation";
@@ -132,9 +132,14 @@ impl Instance {
             // SAFETY: the extension was enabled above.
             unsafe { utils.create_debug_utils_messenger(&heard(), None) }.map(|messenger| (utils, messenger))
         });
-        let mut instance = Self { raw, messenger: None, _entry: entry };
+        let mut instance = Self { raw, messenger: None, entry };
         instance.messenger = messenger.transpose().named("hear the validation layer")?;
         Ok(instance)
+    }
+
+    /// What functions of extensions are asked of.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
     }
 }
 

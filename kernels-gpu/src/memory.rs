@@ -89,6 +89,18 @@ pub(crate) fn bound_buffer(
     }
 }
 
+/// What of a heap this process may take now, beside others, where the driver tells (`VK_EXT_memory_budget`).
+fn free(instance: &ash::Instance, physical: vk::PhysicalDevice, heap: usize) -> Option<u64> {
+    // SAFETY: the device is the instance's.
+    let extensions = unsafe { instance.enumerate_device_extension_properties(physical) }.ok()?;
+    extensions.iter().find(|e| e.extension_name_as_c_str() == Ok(ash::ext::memory_budget::NAME))?;
+    let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+    let mut properties = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
+    // SAFETY: as above; the device has the extension that is asked.
+    unsafe { instance.get_physical_device_memory_properties2(physical, &mut properties) };
+    Some(budget.heap_budget[heap]).filter(|&budget| budget > 0)
+}
+
 impl Heap {
     pub fn new(instance: &ash::Instance, physical: vk::PhysicalDevice, options: &Options) -> Self {
         use vk::MemoryPropertyFlags as Flags;
@@ -108,11 +120,13 @@ impl Heap {
         let unified = shared.filter(|&kind| whole(kind) && !options.staging);
         // Every device has a kind that the CPU sees, and one that is its own.
         let kind = unified.or_else(|| find(Flags::DEVICE_LOCAL)).unwrap_or(0);
-        let size = properties.memory_heaps_as_slice()[kinds[kind as usize].heap_index as usize].size;
+        let heap = kinds[kind as usize].heap_index as usize;
+        let size = properties.memory_heaps_as_slice()[heap].size;
+        let budget = free(instance, physical, heap).unwrap_or(size);
         Self {
             blocks: Vec::new(),
             held: 0,
-            budget: options.memory.unwrap_or(u64::MAX).min(size),
+            budget: options.memory.unwrap_or(u64::MAX).min(size).min(budget),
             kind,
             host_kind: find(host | Flags::HOST_CACHED).or_else(|| find(host)).unwrap_or(0),
             unified: unified.is_some(),
@@ -121,6 +135,10 @@ impl Heap {
 
     pub fn held(&self) -> u64 {
         self.held
+    }
+
+    pub fn budget(&self) -> u64 {
+        self.budget
     }
 
     pub fn host_kind(&self) -> u32 {

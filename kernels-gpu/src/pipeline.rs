@@ -41,7 +41,7 @@ impl Pipelines {
                 .stage_flags(vk::ShaderStageFlags::COMPUTE)
         };
         let bindings: Vec<_> = (0..BINDINGS).map(binding).collect();
-        let file = cache_file(info);
+        let file = cache_file(info, "kernels");
         let kept = file.as_ref().and_then(|path| whole(std::fs::read(path).ok()?)).unwrap_or_default();
         // SAFETY: plain objects of the device, whose arguments live until each call returns. The cache's bytes are as they were written;
         // the driver looks at their header itself.
@@ -83,7 +83,10 @@ impl Pipelines {
         let entries: Vec<_> = (0..spec.len() as u32).map(entry).collect();
         let data: Vec<u8> = spec.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let info = vk::SpecializationInfo::default().map_entries(&entries).data(&data);
+        let full = vk::PipelineShaderStageCreateFlags::REQUIRE_FULL_SUBGROUPS;
+        let flags = if shader.has_matrices() { full } else { vk::PipelineShaderStageCreateFlags::empty() };
         let stage = vk::PipelineShaderStageCreateInfo::default()
+            .flags(flags)
             .stage(vk::ShaderStageFlags::COMPUTE)
             .module(module)
             .name(c"main")
@@ -116,29 +119,31 @@ impl Pipelines {
     }
 }
 
-/// `$XDG_CACHE_HOME/tiergrad` or `~/.cache/tiergrad`; none where neither is set, or `TIER_NO_CACHE` is.
-fn cache_file(info: &Info) -> Option<PathBuf> {
+/// The file of this device and driver, of the sort `what`, in `$XDG_CACHE_HOME/tiergrad` or `~/.cache/tiergrad`; none where neither is set,
+/// or `TIER_NO_CACHE` is.
+pub(crate) fn cache_file(info: &Info, what: &str) -> Option<PathBuf> {
     if std::env::var_os("TIER_NO_CACHE").is_some() {
         return None;
     }
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let folder = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    let driver = hash(info.driver.as_bytes());
-    Some(folder.join("tiergrad").join(format!("kernels-{}-{driver:016x}", info.uuid)))
+    let driver = hash(format!("{} {}", info.driver, info.build).as_bytes());
+    Some(folder.join("tiergrad").join(format!("{what}-{}-{driver:016x}", info.uuid)))
 }
 
 /// FNV-1a.
-fn hash(bytes: &[u8]) -> u64 {
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// The cache in a file, if it is as it was written: not every driver survives one that is not.
-fn whole(mut file: Vec<u8>) -> Option<Vec<u8>> {
+/// What is in a file, if it is as it was written: not every driver survives a cache that is not.
+pub(crate) fn whole(mut file: Vec<u8>) -> Option<Vec<u8>> {
     let sum = file.split_off(file.len().checked_sub(8)?);
     (hash(&file).to_le_bytes()[..] == sum[..]).then_some(file)
 }
 
-fn keep(path: &std::path::Path, data: &[u8]) -> std::io::Result<()> {
+/// Writes a file for [`whole`].
+pub(crate) fn keep(path: &std::path::Path, data: &[u8]) -> std::io::Result<()> {
     let beside = path.with_extension(std::process::id().to_string());
     std::fs::create_dir_all(path.parent().unwrap_or(path))?;
     std::fs::write(&beside, [data, &hash(data).to_le_bytes()].concat())?;

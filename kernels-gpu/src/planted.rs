@@ -28,7 +28,7 @@ fn open(validation: Validation) -> Device {
 fn planted_missing_barrier_is_heard() {
     let device = open(Validation::Synchronisation);
     let [x, y] = [0, 1].map(|_| device.upload(&[0; 4096]).unwrap());
-    let view = |memory| View { memory, offset: 0, dims: &[1024], strides: &[1] };
+    let view = |memory| View::new(memory, 0, &[1024], &[1]);
     let twice = |without| {
         WITHOUT_BARRIERS.set(without);
         (0..2).for_each(|_| device.map(Function::Affine(1.0, 1.0), view(&x), view(&y)).unwrap());
@@ -45,7 +45,7 @@ fn planted_missing_barrier_is_heard() {
 fn planted_write_beside_what_is_bound_is_heard() {
     let device = open(Validation::Shaders);
     let [x, y] = [0, 1].map(|_| device.upload(&[0; 4096]).unwrap());
-    let view = |memory| View { memory, offset: 0, dims: &[1000], strides: &[1] };
+    let view = |memory| View::new(memory, 0, &[1000], &[1]);
     let copy = |n: u32| {
         let bindings = [view(&x).bind(0).unwrap().0, view(&y).bind(1).unwrap().0.writing()];
         let mut push = [0; 22];

@@ -51,6 +51,8 @@ pub struct Info {
     pub memory: u64,
     /// Tells it from others, in hexadecimal digits.
     pub uuid: String,
+    /// Tells this build of its driver from others: its version and the UUID of its caches.
+    pub build: String,
     /// What of the newer features it has, for people.
     pub features: Vec<&'static str>,
     /// Why it cannot be used, where it cannot.
@@ -197,6 +199,7 @@ fn info(instance: &Instance, index: usize, device: vk::PhysicalDevice) -> Info {
     } else {
         None
     };
+    let digits = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let text = |name: Result<&std::ffi::CStr, _>| {
         name.map_or_else(|_: std::ffi::FromBytesUntilNulError| String::new(), |n| n.to_string_lossy().into_owned())
     };
@@ -215,7 +218,8 @@ fn info(instance: &Instance, index: usize, device: vk::PhysicalDevice) -> Info {
             _ => Kind::Other,
         },
         memory: local.map(|h| h.size).sum(),
-        uuid: id.device_uuid.iter().map(|byte| format!("{byte:02x}")).collect(),
+        uuid: digits(&id.device_uuid),
+        build: format!("{:x}-{}", base.driver_version, digits(&base.pipeline_cache_uuid)),
         features: known.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect(),
         refused,
     }
@@ -234,6 +238,7 @@ mod tests {
             kind,
             memory,
             uuid: format!("{index:032x}"),
+            build: String::new(),
             features: Vec::new(),
             refused: refused.map(str::to_owned),
         }

@@ -29,6 +29,8 @@ shaders! {
     Fold "fold",
     Gather "gather",
     Gemm "gemm",
+    GemmBf16 "gemm_bf16",
+    GemmF16 "gemm_f16",
     LayerNorm "layer_norm",
     LayerNormBackward "layer_norm_backward",
     Map "map",
@@ -43,6 +45,13 @@ shaders! {
     SumRows "sum_rows",
     Unfold "unfold",
     Zip "zip",
+}
+
+impl Shader {
+    /// Whether it has cooperative matrices, whose subgroups have to be full.
+    pub fn has_matrices(self) -> bool {
+        matches!(self, Self::GemmBf16 | Self::GemmF16)
+    }
 }
 
 #[cfg(test)]

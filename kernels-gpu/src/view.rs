@@ -1,4 +1,4 @@
-//! Strided views of memory, in words of 32 bits, and the parts of buffers that kernels bind for them.
+//! Strided views of memory and the parts of buffers, whole words of 32 bits, that kernels bind for them.
 
 use ash::vk;
 use ash::vk::Handle;
@@ -10,7 +10,26 @@ use crate::memory::Memory;
 /// Most dimensions of a view.
 pub const MAX_RANK: usize = 6;
 
-/// Elements of 32 bits: element `[i0, i1, ..]` is at `offset + sum(i_k * stride_k)`, in elements.
+/// What an element is kept as. Whatever is not f32 is widened where it is read, and nothing is written as such.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Stored {
+    /// A word of 32 bits: f32, or whatever is only copied.
+    #[default]
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE half.
+    F16,
+}
+
+impl Stored {
+    /// Elements of a word.
+    pub(crate) fn per_word(self) -> usize {
+        if self == Self::F32 { 1 } else { 2 }
+    }
+}
+
+/// Elements: element `[i0, i1, ..]` is at `offset + sum(i_k * stride_k)`, in elements.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     /// Where they are.
@@ -21,6 +40,8 @@ pub struct View<'a> {
     pub dims: &'a [usize],
     /// One for each dimension; 0 where it is stretched.
     pub strides: &'a [isize],
+    /// What they are kept as.
+    pub stored: Stored,
 }
 
 /// A part of a buffer, bound to a number.
@@ -56,22 +77,34 @@ impl Binding {
     }
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// Of f32.
+    pub fn new(memory: &'a Memory, offset: usize, dims: &'a [usize], strides: &'a [isize]) -> Self {
+        Self { memory, offset, dims, strides, stored: Stored::F32 }
+    }
+
     /// Number of elements.
     pub fn numel(&self) -> usize {
         self.dims.iter().product()
     }
 
-    /// What a kernel binds to see every element and no more, and where element [0, 0, ..] then is.
+    /// What a kernel of f32 binds to see every element and no more, and where element [0, 0, ..] then is.
     pub(crate) fn bind(&self, number: u32) -> Result<(Binding, u32)> {
+        assert_eq!(self.stored, Stored::F32, "what this kernel reads");
+        self.bind_stored(number)
+    }
+
+    /// As [`Self::bind`], for kernels that read what is stored in half: in elements, of the words that hold them.
+    pub(crate) fn bind_stored(&self, number: u32) -> Result<(Binding, u32)> {
         let (mut low, mut high) = (self.offset as isize, self.offset as isize);
         for (&size, &stride) in self.dims.iter().zip(self.strides) {
             let reach = (size.max(1) as isize - 1) * stride;
             if reach < 0 { low += reach } else { high += reach }
         }
         assert!(low >= 0 && self.numel() > 0, "a view of {:?} before its memory, or empty", self.dims);
-        let (binding, before) = Binding::words(number, self.memory, low as usize, high as usize + 1)?;
-        let at = before as isize + self.offset as isize - low;
+        let (per, first, end) = (self.stored.per_word(), low as usize, high as usize + 1);
+        let (binding, before) = Binding::words(number, self.memory, first / per, end.div_ceil(per))?;
+        let at = (before * per + first % per) as isize + self.offset as isize - low;
         // Kernels count in 32 bits.
         u32::try_from(at)
             .ok()

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use super::Global;
+use super::bench_ops::OpSizes;
 use super::model::ModelArgs;
 use crate::check::Inputs;
 use crate::check::inputs::drawn_texts;
@@ -62,6 +63,9 @@ pub struct Args {
     /// What the steps of inference or the ops of a training step take, by kind, the longest first.
     #[arg(long, conflicts_with = "once")]
     profile: bool,
+    /// Single ops, ViT-B/16 and ResNet-50 with random weights instead of a model, in inference and training.
+    #[arg(long, value_name = "SIZES", num_args = 0..=1, default_missing_value = "full", conflicts_with_all = ["golden", "what", "config", "once", "profile", "dtype"])]
+    ops: Option<OpSizes>,
     /// What matrices are multiplied in (default: what the file has them in; of a training step f32, else bf16 beside parameters in f32).
     #[arg(long, value_enum)]
     dtype: Option<Precision>,
@@ -184,6 +188,9 @@ impl Sizes {
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if !args.seconds.is_finite() || args.seconds < 0.0 || args.batch == Some(0) {
         return Err(Error::usage("--seconds must not be negative, --batch must not be 0"));
+    }
+    if let Some(sizes) = args.ops {
+        return super::bench_ops::run(sizes, args.seconds, args.batch, global);
     }
     let train = args.what == Some(What::Train) || args.what.is_none() && args.config.is_some();
     if args.recompute && !train {

@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))] // they panic where nobody reads
 
 mod bench;
+mod bench_ops;
 mod classify;
 mod convert;
 mod demo;

@@ -6,12 +6,13 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use kernels_gpu::{Choice, Device, Memory, Options, View};
+use kernels_gpu::{Choice, Device, Memory, Options, Stored, View};
 
 use crate::buffer::{Buffer, Heap};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, Layout};
+use crate::memory::mib;
 use crate::op::{Meta, Output};
 use crate::plan::trace;
 use crate::tensor::Tensor;
@@ -68,7 +69,16 @@ impl Gpu {
     /// # Errors
     /// If there is none; true beside it where none was named and the CPU will do.
     pub fn open(which: &str) -> Result<Self, (bool, Error)> {
-        let opened = Options::of(Choice::of(which)).and_then(|options| Device::open(&options));
+        Self::weakened(which, "")
+    }
+
+    /// As [`Self::open`], as if the device could do no more than this, written as in `TIER_VULKAN_LIMITS`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn weakened(which: &str, limits: &str) -> Result<Self, (bool, Error)> {
+        let options = Options::of(Choice::of(which)).and_then(|options| options.limited(limits));
+        let opened = options.and_then(|options| Device::open(&options));
         opened.map(|device| Self(Arc::new(Opened { device, fallbacks: Mutex::default() }))).map_err(|error| {
             let absent = matches!(error, kernels_gpu::Error::NoVulkan(_) | kernels_gpu::Error::NoDevice(_));
             (absent && which.is_empty(), Error::new(error.to_string()))
@@ -83,6 +93,24 @@ impl Gpu {
     /// In one line.
     pub fn describe(&self) -> String {
         self.0.device.info().line()
+    }
+
+    /// Refuses tensors of so many bytes, where it does not have them.
+    ///
+    /// # Errors
+    /// With the numbers, and `remedy`: what takes less than `what` would.
+    pub fn fits(&self, bytes: u64, what: &str, remedy: &str) -> Result<()> {
+        let budget = self.0.device.budget();
+        if bytes <= budget {
+            return Ok(());
+        }
+        let (bytes, budget) = (mib(bytes), mib(budget));
+        Err(Error::new(format!("{what} would take at least {bytes} on {}, which has {budget}. {remedy}", self.name())))
+    }
+
+    /// What is known of its cooperative matrices, a line for each half type that it multiplies by them: whether they are used, and why.
+    pub fn matrices(&self) -> Vec<String> {
+        self.0.device.matrices().unwrap_or_else(|error| raise(error))
     }
 
     /// What ran on the CPU instead, and how often.
@@ -136,8 +164,19 @@ impl Gpu {
         if x.dtype() != DType::F32 {
             return None;
         }
+        self.stored(x)
+    }
+
+    /// As [`Self::operand`], for kernels that widen half types as they read them.
+    pub(crate) fn stored(&self, x: &Tensor) -> Option<Operand> {
+        let stored = match x.dtype() {
+            DType::F32 => Stored::F32,
+            DType::BF16 => Stored::Bf16,
+            DType::F16 => Stored::F16,
+            _ => return None,
+        };
         let x = x.to_device(self);
-        Some(Operand { memory: x.buffer().mirrored()?.memory(), layout: *x.layout() })
+        Some(Operand { memory: x.buffer().mirrored()?.memory(), layout: *x.layout(), stored })
     }
 
     /// As [`Self::operand`], contiguous.
@@ -165,7 +204,11 @@ impl Gpu {
         if out.dtype != DType::F32 {
             return None;
         }
-        let y = Operand { memory: Arc::new(self.memory(out.bytes())), layout: Layout::contiguous(out.dims, 0) };
+        let y = Operand {
+            memory: Arc::new(self.memory(out.bytes())),
+            layout: Layout::contiguous(out.dims, 0),
+            stored: Stored::F32,
+        };
         match kernels(y.view()) {
             Ok(()) => Some(self.own(y)),
             Err(kernels_gpu::Error::Limit(_)) => None,
@@ -208,7 +251,7 @@ impl Gpu {
         }
         let changing = |x: &mut Tensor| {
             let layout = *x.layout();
-            x.mirrored_mut().map(|bytes| Operand { memory: bytes.changing(), layout })
+            x.mirrored_mut().map(|bytes| Operand { memory: bytes.changing(), layout, stored: Stored::F32 })
         };
         let operands: Option<Vec<Operand>> = tensors.into_iter().map(changing).collect();
         let Some(Ok(operands)) = operands.map(<[Operand; N]>::try_from) else { return false };
@@ -269,6 +312,7 @@ impl fmt::Debug for Gpu {
 pub(crate) struct Operand {
     memory: Arc<Memory>,
     layout: Layout,
+    stored: Stored,
 }
 
 impl Operand {
@@ -279,12 +323,13 @@ impl Operand {
             offset: self.layout.offset(),
             dims: self.layout.dims(),
             strides: self.layout.strides(),
+            stored: self.stored,
         }
     }
 
     /// The same elements seen otherwise.
     pub fn seen(&self, layout: Layout) -> Self {
-        Self { memory: self.memory.clone(), layout }
+        Self { memory: self.memory.clone(), layout, stored: self.stored }
     }
 
     /// Where the elements are.

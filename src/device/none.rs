@@ -44,6 +44,19 @@ impl Gpu {
         match *self {}
     }
 
+    /// Refuses what it does not hold.
+    ///
+    /// # Errors
+    /// With the numbers.
+    pub fn fits(&self, _: u64, _: &str, _: &str) -> Result<()> {
+        match *self {}
+    }
+
+    /// What is known of its cooperative matrices.
+    pub fn matrices(&self) -> Vec<String> {
+        match *self {}
+    }
+
     /// What ran on the CPU instead, and how often.
     pub fn fallbacks(&self) -> Vec<(String, u64)> {
         match *self {}

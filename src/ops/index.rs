@@ -40,7 +40,7 @@ impl Op for Embedding {
     #[cfg(feature = "vulkan")]
     fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
         let ([rows, cols], k) = ([0, 1].map(|i| x[0].dims()[i]), x[1].numel());
-        let (table, ids) = (on.packed(x[0])?, on.indices(x[1], rows)?);
+        let (table, ids) = (on.stored(&x[0].packed())?, on.indices(x[1], rows)?);
         on.output(out, |y| on.kernels().gather(table.view(), [1, rows, cols], &ids, k, y))
     }
 

@@ -46,9 +46,13 @@ fn matrix<T: Element>(x: &Tensor, mut i: usize) -> Mat<'_, T> {
 /// Matrices [.., rows, cols] of a tensor as [b0, b1, rows, cols], stretched to the batch; `None` where there are more dimensions.
 #[cfg(feature = "vulkan")]
 pub(super) fn matrices(on: &Gpu, x: &Tensor, batch: &[usize]) -> Option<Operand> {
-    let ones = Dims::new(&[1; 2][..2usize.checked_sub(batch.len())?]);
-    let dims = ones.followed_by(batch).followed_by(&x.dims()[x.rank() - 2..]);
-    let x = on.operand(x)?;
+    as_matrices(on.operand(x)?, batch)
+}
+
+#[cfg(feature = "vulkan")]
+fn as_matrices(x: Operand, batch: &[usize]) -> Option<Operand> {
+    let (ones, dims) = (Dims::new(&[1; 2][..2usize.checked_sub(batch.len())?]), x.layout().dims());
+    let dims = ones.followed_by(batch).followed_by(&dims[dims.len() - 2..]);
     Some(x.seen(x.layout().broadcast_to(dims)))
 }
 
@@ -286,9 +290,9 @@ impl Op for Linear {
             return None;
         }
         let rows = matrices(on, &rows_of(&x[0].to_device(on)), &[])?;
-        let weight = matrices(on, &x[1].with_layout(x[1].layout().permute(&[1, 0])), &[])?;
+        let weight = as_matrices(on.stored(&x[1].with_layout(x[1].layout().permute(&[1, 0])))?, &[])?;
         let bias = match x.get(2) {
-            Some(bias) => Some(on.packed(bias)?),
+            Some(bias) => Some(on.packed(&widened(bias))?),
             None => None,
         };
         let apart = self.act.filter(|act| act.saves() == Needs::Input && x.iter().any(|x| x.is_tracked()));

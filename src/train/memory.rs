@@ -11,6 +11,7 @@ use super::tables::Tables;
 use super::{Config, Objective};
 use crate::buffer::counted;
 use crate::data::{Row, loader};
+use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::memory::{Estimate, mib};
@@ -78,11 +79,12 @@ pub(super) fn estimate(
     Ok(Estimate { process, weights: 0, tensors: tensors as u64, loader, pictures, aside })
 }
 
-/// Refuses a run that this machine cannot hold.
+/// Refuses a run that this machine cannot hold; on a device one whose tensors alone that does not. There kernels take some more, for as
+/// long as they compute, and where they find none the run ends with an error of its own.
 ///
 /// # Errors
 /// With the numbers, and what takes less.
-pub(super) fn check(config: &Config, estimate: &Estimate) -> Result<()> {
+pub(super) fn check(config: &Config, estimate: &Estimate, gpu: Option<&Gpu>) -> Result<()> {
     let t = &config.train;
     if !t.check_memory {
         return Ok(());
@@ -94,7 +96,10 @@ pub(super) fn check(config: &Config, estimate: &Estimate) -> Result<()> {
          start all the same",
         t.batch
     );
-    estimate.fits("this run", &remedy)
+    match gpu {
+        Some(gpu) => gpu.fits(estimate.tensors, "this run", &remedy),
+        None => estimate.fits("this run", &remedy),
+    }
 }
 
 /// Gives the size of a checkpoint, and the most that the pool holds, in bytes.
@@ -261,16 +266,16 @@ mod tests {
         let mut config = Config::default();
         let parts = Estimate { tensors: 1 << 60, ..Estimate::default() };
         if process::limit().is_some() {
-            let error = check(&config, &parts).unwrap_err().to_string();
+            let error = check(&config, &parts, None).unwrap_err().to_string();
             assert!(
                 error.contains("this run would take 1073741824.0 GiB") && error.contains("(now 32 of 32"),
                 "{error}"
             );
             config.train.micro_batch = 8;
-            assert!(check(&config, &parts).unwrap_err().to_string().contains("(now 8 of 32"));
-            check(&config, &Estimate { tensors: 1, ..parts.clone() }).unwrap();
+            assert!(check(&config, &parts, None).unwrap_err().to_string().contains("(now 8 of 32"));
+            check(&config, &Estimate { tensors: 1, ..parts.clone() }, None).unwrap();
         }
         config.train.check_memory = false;
-        check(&config, &parts).unwrap();
+        check(&config, &parts, None).unwrap();
     }
 }

@@ -185,13 +185,8 @@ fn fitting(
     // A run before in this process may have left blocks that the estimate does not know.
     crate::buffer::release();
     let estimate = memory::estimate(config, tables, tokenizer, workers)?;
-    if gpu.is_some() {
-        // It has a limit of its own, and what is beyond that is an error.
-        watch.say(&format!("{}; tensors on the device", estimate.describe()));
-        return Ok(estimate);
-    }
-    watch.say(&estimate.describe());
-    memory::check(config, &estimate).at(out)?;
+    watch.say(&format!("{}{}", estimate.describe(), if gpu.is_some() { "; tensors on the device" } else { "" }));
+    memory::check(config, &estimate, gpu).at(out)?;
     Ok(estimate)
 }
 

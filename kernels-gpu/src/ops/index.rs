@@ -7,8 +7,8 @@ use crate::shaders::Shader;
 use crate::view::{Binding, View};
 
 impl Device {
-    /// y[o, j, i] = x[o, index, i] for x of [outer, n, inner] and y of [outer, k, inner] elements, contiguous. `index` has k indices
-    /// of 32 bits below n, or one for each element of y.
+    /// y[o, j, i] = x[o, index, i] for x of [outer, n, inner] and y of [outer, k, inner] elements, contiguous; x may be stored in half.
+    /// `index` has k indices of 32 bits below n, or one for each element of y.
     ///
     /// # Errors
     /// As [`Self::copy`].
@@ -28,11 +28,11 @@ impl Device {
         if all == 0 {
             return Ok(());
         }
-        let [(from, x_at), (to, y_at)] = [x.bind(0)?, y.bind(2)?];
+        let [(from, x_at), (to, y_at)] = [x.bind_stored(0)?, y.bind(2)?];
         let (indices, _) = Binding::words(1, index, 0, index.len() / 4)?;
         let push = [all, n, k, inner].map(|n| n as u32);
         let push = [&push[..], &[x_at, y_at]].concat();
-        self.each(Shader::Gather, &[u32::from(full)], &[from, indices, to.writing()], &push, all)
+        self.each(Shader::Gather, &[u32::from(full), x.stored as u32], &[from, indices, to.writing()], &push, all)
     }
 
     /// y[o, r, i] = base[o, r, i] + the sum of x[o, j, i] over the j of row r, in order, for x of [outer, k, inner] and y and base of

@@ -63,7 +63,8 @@ impl Device {
             return self.block_sums(shader, term, x, [outer, n, inner, length], y);
         }
         let parts = self.memory(4 * outer * blocks * inner)?;
-        let parts = View { memory: &parts, offset: 0, dims: &[outer * blocks * inner], strides: &[1] };
+        let all = [outer * blocks * inner];
+        let parts = View::new(&parts, 0, &all, &[1]);
         self.block_sums(shader, term, x, [outer, n, inner, length], parts)?;
         self.sum_of(Term::Plain, parts, [outer, blocks, inner], y)
     }
@@ -139,7 +140,8 @@ impl Device {
             return sums(y);
         }
         let parts = self.memory(4 * blocks * 2 * n)?;
-        let parts = View { memory: &parts, offset: 0, dims: &[blocks * 2 * n], strides: &[1] };
+        let all = [blocks * 2 * n];
+        let parts = View::new(&parts, 0, &all, &[1]);
         sums(parts)?;
         self.sum(parts, [1, blocks, 2 * n], y)
     }

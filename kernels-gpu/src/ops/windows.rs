@@ -92,7 +92,7 @@ impl<'a> Matrices<'a> {
     }
 
     fn view(&self) -> View<'_> {
-        View { memory: self.memory, offset: self.offset, dims: &self.dims, strides: &self.strides }
+        View::new(self.memory, self.offset, &self.dims, &self.strides)
     }
 }
 
@@ -169,7 +169,7 @@ impl<'a> Parts<'a> {
             if all > 0 {
                 let [of_part, dims] = [[count * of_x], [all]];
                 let from = part(x, first * of_x, &of_part);
-                let to = View { memory: &held, offset: 0, dims: &dims, strides: &[1] };
+                let to = View::new(&held, 0, &dims, &[1]);
                 self.device.over_windows(Shader::Unfold, &[], Maps { n: count, ..*maps }, from, to, None)?;
             }
             f(first, count, self.windows(&held, 0, count))?;
@@ -235,7 +235,7 @@ impl Device {
             let windows = parts.windows(&held, 0, count).merged();
             self.gemm(&Gemm::new(outputs.view(), weights.view(), windows.view()))?;
             let [of_part, all] = [[count * of_x], [count * maps.each() * maps.taps() * maps.channels]];
-            let from = View { memory: &held, offset: 0, dims: &all, strides: &[1] };
+            let from = View::new(&held, 0, &all, &[1]);
             let to = part(dx, first * of_x, &of_part);
             self.over_windows(Shader::Fold, &[0], Maps { n: count, ..maps }, from, to, None)?;
         }
@@ -258,7 +258,7 @@ impl Device {
         let number = parts.all().count();
         let (of_maps, of_parts) = (self.memory(4 * parts.count * weights)?, self.memory(4 * number * weights)?);
         let (dims, flat) = ([weights], [number * weights]);
-        let sums = View { memory: &of_parts, offset: 0, dims: &flat, strides: &[1] };
+        let sums = View::new(&of_parts, 0, &flat, &[1]);
         let mut done = 0;
         parts.gathered(x, |first, count, windows| {
             let outputs = parts.outputs(&dy, first, count).t();
@@ -268,7 +268,7 @@ impl Device {
             let to = if number == 1 { part(dweight, 0, &dims) } else { part(sums, done * weights, &dims) };
             done += 1;
             let from = [count * weights];
-            self.sum(View { memory: &of_maps, offset: 0, dims: &from, strides: &[1] }, [1, count, weights], to)
+            self.sum(View::new(&of_maps, 0, &from, &[1]), [1, count, weights], to)
         })?;
         if number > 1 { self.sum(sums, [1, number, weights], part(dweight, 0, &dims)) } else { Ok(()) }
     }

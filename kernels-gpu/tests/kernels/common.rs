@@ -10,15 +10,8 @@ use kernels_gpu::{Choice, Device, Memory, Options, View, validation_messages};
 pub fn devices() -> &'static [Device] {
     static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
     DEVICES.get_or_init(|| {
-        let options = |change: fn(&mut Options)| -> kernels_gpu::Result<Device> {
-            let named = std::env::var("TIER_DEVICE").unwrap_or_default();
-            let choice = named.strip_prefix("vulkan:").map_or(Choice::Index(0), Choice::of);
-            let mut options = Options::of(choice)?;
-            change(&mut options);
-            Device::open(&options)
-        };
         let all: [fn(&mut Options); 3] = [|_| (), |o| o.staging = true, |o| o.threads = Some(128)];
-        match all.into_iter().map(options).collect::<kernels_gpu::Result<Vec<_>>>() {
+        match all.into_iter().map(open).collect::<kernels_gpu::Result<Vec<_>>>() {
             Ok(devices) => devices,
             Err(error) => {
                 eprintln!("SKIPPED: {error}");
@@ -29,17 +22,28 @@ pub fn devices() -> &'static [Device] {
     })
 }
 
+/// The device that `TIER_DEVICE` names, or the first, changed.
+pub fn open(change: fn(&mut Options)) -> kernels_gpu::Result<Device> {
+    let named = std::env::var("TIER_DEVICE").unwrap_or_default();
+    let choice = named.strip_prefix("vulkan:").map_or(Choice::Index(0), Choice::of);
+    let mut options = Options::of(choice)?;
+    change(&mut options);
+    Device::open(&options)
+}
+
 /// One of the devices, drawn.
 pub fn device(rng: &mut Rng) -> &'static Device {
     &devices()[rng.below(devices().len())]
 }
 
-/// Runs `check` on drawn cases, of sizes up to each of `sizes`; and nothing may be said by the validation layer.
+/// Runs `check` on drawn cases; and nothing may be said by the validation layer. Where that looks into shaders, which it makes several
+/// times as long, a sixth of the cases.
 pub fn check(cases: u64, check: impl Fn(&mut Rng)) {
     if devices().is_empty() {
         return;
     }
-    for seed in 0..cases {
+    let shaders = std::env::var("TIER_VULKAN_VALIDATION").is_ok_and(|checks| checks == "shaders");
+    for seed in 0..if shaders { cases.div_ceil(6) } else { cases } {
         check(&mut Rng::new(seed, 0x0067_7075));
     }
     assert_eq!(validation_messages(), 0, "the validation layer has something to say");
@@ -138,7 +142,12 @@ impl Drawn {
     }
 
     pub fn view(&self) -> View<'_> {
-        View { memory: &self.memory, offset: self.offset, dims: &self.dims, strides: &self.strides }
+        View::new(&self.memory, self.offset, &self.dims, &self.strides)
+    }
+
+    /// All words, as they were made.
+    pub fn words(&self) -> &[u32] {
+        &self.words
     }
 
     /// The elements as they are now, after a look at everything beside them.

@@ -2,6 +2,7 @@
 
 mod common;
 mod derivatives;
+mod half_stored;
 mod windows;
 
 use common::{Drawn, check, close, device, devices, normal, size, wide};
@@ -252,7 +253,7 @@ fn products_are_their_sums() {
         let c_dims = [b0, b1, m, n];
         let (c_strides, r_strides) = (swap(&c.strides), swap(&residual.strides));
         fn over<'a>(x: &'a Drawn, dims: &'a [usize], strides: &'a [isize]) -> kernels_gpu::View<'a> {
-            kernels_gpu::View { memory: &x.memory, offset: x.offset, dims, strides }
+            kernels_gpu::View::new(&x.memory, x.offset, dims, strides)
         }
         let bias = Drawn::contiguous(d, rng, &[n], normal);
         let act = [None, None, Some(Unary::Gelu), Some(Unary::Relu), Some(Unary::QuickGelu)][rng.below(5)];
@@ -317,7 +318,7 @@ fn a_long_chain_keeps_its_order() {
             for _ in 0..1000 {
                 let next = d.memory(4000).unwrap();
                 let dims = [1000];
-                let view = |memory| kernels_gpu::View { memory, offset: 0, dims: &dims, strides: &[1] };
+                let view = |memory| kernels_gpu::View::new(memory, 0, &dims, &[1]);
                 let from = held.as_ref().map_or_else(|| x.view(), view);
                 d.map(Function::Affine(1.0, 1.0), from, view(&next)).unwrap();
                 held = Some(next);
