@@ -231,7 +231,7 @@ impl<'a> Graph<'a> {
         };
         let own: Vec<Tensor> = leaves.iter().zip(&given).filter(|(_, given)| **given).map(|(x, _)| x.clone()).collect();
         let others: Vec<Tensor> = own.iter().map(|x| x.affine(0.75, 0.0)).collect();
-        let (plan, traced) = Plan::new(&own, &run);
+        let (plan, traced) = Plan::new(&own, run);
         let bits = |x: &Tensor| -> Vec<u64> {
             x.to_f64_vec().iter().map(|x| if x.is_nan() { u64::MAX } else { x.to_bits() }).collect()
         };
