@@ -235,7 +235,7 @@ fn sample(length: usize, read: &Read<'_>) -> Option<u64> {
     let page = |i: usize| start + (i * step).saturating_sub(PAGE)..start + i * step;
     (1..=PAGES)
         .map(page)
-        .chain([0..start])
+        .chain(std::iter::once(0..start))
         .try_fold(length as u64, |sum, part| Some(sum.rotate_left(9) ^ hash(&read(part)?)))
 }
 
