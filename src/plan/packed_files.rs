@@ -2,7 +2,7 @@
 //!
 //! A file of weights has one such file for each tier, beside it or, where that cannot be written, in the user's folder of caches. It is the
 //! matrices one after the other, each from a multiple of 64 bytes on, then a header as JSON, the header's hash and length, and a mark. It is written whole
-//! or not at all, and never in place. What must be the same for it to be used is its [`Key`]; everything else is as if it were not there.
+//! or not at all, and never in place. What must be the same for it to be used is its `Key`; everything else is as if it were not there.
 
 use std::collections::HashMap;
 use std::io::Write;
