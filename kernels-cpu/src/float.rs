@@ -49,6 +49,8 @@ pub trait Float:
     fn tanh(self) -> Self;
     /// Error function.
     fn erf(self) -> Self;
+    /// 1 - erf x, to the last bits where that is small.
+    fn erfc(self) -> Self;
     /// x^y
     fn powf(self, y: Self) -> Self;
     /// |x|
@@ -66,7 +68,7 @@ pub trait Float:
 }
 
 macro_rules! float {
-    ($t:ident, $exp:ident, $ln:ident, $sqrt:ident, $tanh:ident, $erf:ident, $pow:ident, $fma:ident, $abs:ident, $max:ident, $min:ident) => {
+    ($t:ident, $exp:ident, $ln:ident, $sqrt:ident, $tanh:ident, $erf:ident, $erfc:ident, $pow:ident, $fma:ident, $abs:ident, $max:ident, $min:ident) => {
         impl Float for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -93,6 +95,9 @@ macro_rules! float {
             fn erf(self) -> Self {
                 libm::$erf(self)
             }
+            fn erfc(self) -> Self {
+                libm::$erfc(self)
+            }
             fn powf(self, y: Self) -> Self {
                 libm::$pow(self, y)
             }
@@ -117,8 +122,8 @@ macro_rules! float {
         }
     };
 }
-float!(f32, expf, logf, sqrtf, tanhf, erff, powf, fmaf, fabsf, fmaxf, fminf);
-float!(f64, exp, log, sqrt, tanh, erf, pow, fma, fabs, fmax, fmin);
+float!(f32, expf, logf, sqrtf, tanhf, erff, erfcf, powf, fmaf, fabsf, fmaxf, fminf);
+float!(f64, exp, log, sqrt, tanh, erf, erfc, pow, fma, fabs, fmax, fmin);
 
 /// The slice as f32, if that is what `F` is: the way from a generic entry to its SIMD body.
 pub fn as_f32<F: Float>(x: &[F]) -> Option<&[f32]> {

@@ -134,7 +134,7 @@ impl Unary {
             Self::Square => x * x,
             Self::Tanh => x.tanh(),
             Self::Erf => x.erf(),
-            Self::Gelu => c(0.5) * x * (F::ONE + (x * c(SQRT_HALF)).erf()),
+            Self::Gelu => c(0.5) * x * (-x * c(SQRT_HALF)).erfc(),
             Self::GeluTanh => c(0.5) * x * (F::ONE + (c(SQRT_2_OVER_PI) * (x + c(0.044715) * x * x * x)).tanh()),
             Self::QuickGelu => x * sigmoid(c(1.702) * x),
             Self::Relu => {
@@ -172,7 +172,7 @@ impl Unary {
             Self::Square => x + x,
             Self::Tanh => F::ONE - y * y,
             Self::Erf => c(TWO_OVER_SQRT_PI) * (-x * x).exp(),
-            Self::Gelu => c(0.5) * (F::ONE + (x * c(SQRT_HALF)).erf()) + x * c(INV_SQRT_2PI) * (c(-0.5) * x * x).exp(),
+            Self::Gelu => c(0.5) * (-x * c(SQRT_HALF)).erfc() + x * c(INV_SQRT_2PI) * (c(-0.5) * x * x).exp(),
             Self::GeluTanh => {
                 let t = (c(SQRT_2_OVER_PI) * (x + c(0.044715) * x * x * x)).tanh();
                 let inner = c(SQRT_2_OVER_PI) * (F::ONE + c(3.0 * 0.044715) * x * x);
