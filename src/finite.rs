@@ -6,6 +6,7 @@ use kernels_cpu::reduce;
 
 use crate::for_float;
 use crate::layout::Dims;
+use crate::scoped;
 use crate::tensor::Tensor;
 
 thread_local! {
@@ -66,18 +67,8 @@ pub fn is_finite(tensor: &Tensor) -> bool {
 
 /// Runs `f` and tells where on this thread an op's result was the first that is not finite. Slow: every result is read once more.
 pub fn watch<R>(f: impl FnOnce() -> R) -> (R, Option<Origin>) {
-    /// Ends the watch, also where `f` panics.
-    struct End;
-    impl Drop for End {
-        fn drop(&mut self) {
-            WATCHING.set(false);
-        }
-    }
     SEEN.set(Seen { addresses: Vec::new(), origin: None });
-    WATCHING.set(true);
-    let end = End;
-    let result = f();
-    drop(end);
+    let result = scoped::with(&WATCHING, true, f);
     (result, SEEN.with_borrow_mut(|seen| seen.origin.take()))
 }
 

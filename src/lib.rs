@@ -44,6 +44,7 @@ pub mod products;
 pub mod profile;
 #[cfg(feature = "cli")]
 pub mod report;
+mod scoped;
 #[cfg(test)]
 mod shared;
 pub mod spelling;

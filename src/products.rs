@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::scoped;
 use crate::tensor::Tensor;
 
 thread_local! {
@@ -27,15 +28,7 @@ pub enum Products {
 impl Products {
     /// Runs `f`, in which layers on this thread multiply so. Backward of what they compute does too, wherever it runs.
     pub fn within<R>(self, f: impl FnOnce() -> R) -> R {
-        /// What was before, also where `f` panics.
-        struct Before(Products);
-        impl Drop for Before {
-            fn drop(&mut self) {
-                CURRENT.set(self.0);
-            }
-        }
-        let _before = Before(CURRENT.replace(self));
-        f()
+        scoped::with(&CURRENT, self, f)
     }
 
     /// What layers on this thread multiply.

@@ -9,6 +9,7 @@ use crate::layout::Dims;
 use crate::op::{Op, Saved};
 use crate::products::Products;
 use crate::profile;
+use crate::scoped;
 use crate::tensor::Tensor;
 
 /// One recorded step. Ids grow with time, so an op's id is above those of its inputs.
@@ -241,20 +242,20 @@ thread_local! {
 /// Runs `f`; where `on`, networks on this thread keep only the inputs of their blocks and stages for backward, which computes these again
 /// ([`checkpoint`]): the same bits for less memory and one more forward.
 pub fn recomputing<R>(on: bool, f: impl FnOnce() -> R) -> R {
-    /// What was before, also where `f` panics.
-    struct Before(bool);
-    impl Drop for Before {
-        fn drop(&mut self) {
-            RECOMPUTING.set(self.0);
-        }
-    }
-    let _before = Before(RECOMPUTING.replace(on));
-    f()
+    scoped::with(&RECOMPUTING, on, f)
 }
 
-/// Whether networks on this thread are to compute their blocks again in backward.
-pub fn is_recomputing() -> bool {
-    RECOMPUTING.get()
+/// A block of a network on `x`, which is computed again in backward where this thread says so ([`recomputing`]).
+pub fn through<B: Clone + Send + Sync + 'static>(
+    block: &B,
+    x: &Tensor,
+    forward: impl Fn(&B, &Tensor) -> Tensor + Send + Sync + 'static,
+) -> Tensor {
+    if !RECOMPUTING.get() {
+        return forward(block, x);
+    }
+    let block = block.clone();
+    checkpoint(&[x], move |x| forward(&block, &x[0]))
 }
 
 /// Runs `f` on `x` keeping only the inputs; backward runs it again. Trades one more forward for the memory of

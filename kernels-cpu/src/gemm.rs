@@ -308,6 +308,23 @@ fn nothing<F: Float>(accumulate: bool, m: usize, n: usize, c: &mut [F], ldc: usi
     complete(m, n, c, ldc, finish);
 }
 
+/// Whether a product of these sizes has something to sum up. One without terms is done here.
+fn has_terms<F: Float>(
+    [m, k]: [usize; 2],
+    [rows, n]: [usize; 2],
+    accumulate: bool,
+    c: &mut [F],
+    ldc: usize,
+    finish: &Finish<'_, F>,
+) -> bool {
+    check([m, k], [rows, n], c, ldc, finish);
+    let any = m > 0 && n > 0;
+    if any && k == 0 {
+        nothing(accumulate, m, n, c, ldc, finish);
+    }
+    any && k > 0
+}
+
 /// What is left to do where a product was only multiplied.
 fn complete<F: Float>(m: usize, n: usize, c: &mut [F], ldc: usize, finish: &Finish<'_, F>) {
     for (i, row) in c.chunks_mut(ldc).take(m).enumerate() {
@@ -333,17 +350,13 @@ fn run<F: Float>(
     finish: Finish<'_, F>,
     threads: bool,
 ) {
-    let (m, k, n) = (a.rows, a.cols, b.cols());
-    check([m, k], [b.rows(), n], c, ldc, &finish);
+    let (m, n) = (a.rows, b.cols());
     a.check();
     if let Right::Loose(b) = b {
         b.check();
     }
-    if m == 0 || n == 0 {
+    if !has_terms([m, a.cols], [b.rows(), n], accumulate, c, ldc, &finish) {
         return;
-    }
-    if k == 0 {
-        return nothing(accumulate, m, n, c, ldc, &finish);
     }
     let Some(a) = a.single() else {
         let Right::Loose(b) = b else { panic!("gemm: an operand packed in f32 for a product in f64") };

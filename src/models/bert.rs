@@ -6,7 +6,7 @@ use super::check_sizes;
 use crate::error::Result;
 use crate::nn::{Activation, Init, LayerNorm, Linear, Module, Params, Unary};
 use crate::ops::attention::{Attention, attention};
-use crate::tape::{checkpoint, is_recomputing};
+use crate::tape::through;
 use crate::tensor::Tensor;
 
 /// Sizes of a BERT encoder.
@@ -165,11 +165,8 @@ impl Bert {
         assert!(t <= most, "bert: {t} tokens, at most {most}");
         let x = self.words(ids) + self.token_type_embeddings.narrow(0, 0, 1) + self.position_embeddings.narrow(0, 0, t);
         self.layers.iter().fold(self.embedding_norm.forward(&x), |x, layer| {
-            if !is_recomputing() {
-                return layer.forward(&x, mask);
-            }
-            let (layer, mask) = (layer.clone(), mask.clone());
-            checkpoint(&[&x], move |x| layer.forward(&x[0], &mask))
+            let mask = mask.clone();
+            through(layer, &x, move |layer, x| layer.forward(x, &mask))
         })
     }
 

@@ -9,7 +9,7 @@ use crate::layout::Dims;
 use crate::nn::{ConvNorm, Linear, Module, Noted, Params, Statistics, join};
 use crate::ops::conv::Conv2d as Options;
 use crate::ops::pool::Window;
-use crate::tape::{checkpoint, is_recomputing};
+use crate::tape::through;
 use crate::tensor::Tensor;
 
 /// Sizes of a residual network.
@@ -260,19 +260,16 @@ impl Module for Block {
 }
 
 /// One block after the other; of a batch's statistics, those of the first time are noted where they are computed again.
-fn stage(blocks: &[Block], x: &Tensor, statistics: &mut Statistics) -> Tensor {
+fn stage(blocks: &Vec<Block>, x: &Tensor, statistics: &mut Statistics) -> Tensor {
     let forward = |blocks: &[Block], x: &Tensor, statistics: &mut Statistics| {
         blocks.iter().fold(x.clone(), |x, block| block.forward(&x, statistics))
     };
     let Statistics::Batch(noted) = statistics else { return forward(blocks, x, statistics) };
-    if !is_recomputing() {
-        return forward(blocks, x, statistics);
-    }
-    let (blocks, found) = (blocks.to_vec(), Arc::new(Mutex::new(Noted::default())));
+    let found = Arc::new(Mutex::new(Noted::default()));
     let place = found.clone();
-    let y = checkpoint(&[x], move |x| {
+    let y = through(blocks, x, move |blocks, x| {
         let mut own = Statistics::batch();
-        let y = forward(&blocks, &x[0], &mut own);
+        let y = forward(blocks, x, &mut own);
         *place.lock().unwrap_or_else(|e| e.into_inner()) = own.into_noted();
         y
     });

@@ -3,7 +3,7 @@
 use super::{LayerNorm, Linear, Module, Params, Unary};
 use crate::error::Result;
 use crate::ops::attention::{Attention, attention};
-use crate::tape::{checkpoint, is_recomputing};
+use crate::tape::through;
 use crate::tensor::Tensor;
 
 /// x + attention(norm(x)), then x + mlp(norm(x)).
@@ -104,11 +104,8 @@ impl Encoder {
     /// x [n, t, width].
     pub fn forward(&self, x: Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
         self.layers.iter().fold(x, |x, block| {
-            if !is_recomputing() {
-                return block.forward(&x, causal, key_mask);
-            }
-            let (block, mask) = (block.clone(), key_mask.cloned());
-            checkpoint(&[&x], move |x| block.forward(&x[0], causal, mask.as_ref()))
+            let mask = key_mask.cloned();
+            through(block, &x, move |block, x| block.forward(x, causal, mask.as_ref()))
         })
     }
 }

@@ -11,7 +11,7 @@ use super::pack::{self, Line};
 use super::packed::{Lines, Packed, lines_for};
 use super::scratch::{self, Use};
 use super::words::Words;
-use super::{Finish, Left, Mat, Out, Right, check, nothing};
+use super::{Finish, Left, Mat, Out, Right, has_terms};
 use crate::isa::Isa;
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch, eval_on};
@@ -274,18 +274,7 @@ pub fn multiply_bf16<A: Rounds, B: Rounds>(
     finish: Finish<'_, f32>,
     threads: bool,
 ) {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
-    check([m, k], [b.rows, n], c, ldc, &finish);
-    a.check();
-    b.check();
-    if m == 0 || n == 0 {
-        return;
-    }
-    if k == 0 {
-        return nothing(false, m, n, c, ldc, &finish);
-    }
-    let isa = Isa::current();
-    product(isa, Words::bf16(isa), a, b, Out { c, ldc, accumulate: false, finish }, threads);
+    run(a, b, Out { c, ldc, accumulate: false, finish }, threads);
 }
 
 /// C + A B with the numbers of both operands rounded to the nearest bf16, on the calling thread; C is row-major.
@@ -293,13 +282,15 @@ pub fn multiply_bf16<A: Rounds, B: Rounds>(
 /// # Panics
 /// As [`super::gemm()`].
 pub fn accumulate_bf16<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, c: &mut [f32]) {
-    let ([m, k, n], finish) = ([a.rows, a.cols, b.cols], Finish::default());
-    check([m, k], [b.rows, n], c, n, &finish);
+    run(a, b, Out { c, ldc: b.cols, accumulate: true, finish: Finish::default() }, false);
+}
+
+fn run<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, out: Out<'_>, threads: bool) {
     a.check();
     b.check();
-    if m * k * n > 0 {
+    if has_terms([a.rows, a.cols], [b.rows, b.cols], out.accumulate, out.c, out.ldc, &out.finish) {
         let isa = Isa::current();
-        product(isa, Words::bf16(isa), a, b, Out { c, ldc: n, accumulate: true, finish }, false);
+        product(isa, Words::bf16(isa), a, b, out, threads);
     }
 }
 
@@ -315,18 +306,12 @@ pub fn multiply_halves(
     finish: Finish<'_, f32>,
     threads: bool,
 ) {
-    let ([m, k], [rows, n]) = ([a.rows, a.cols], b.size());
-    check([m, k], [rows, n], c, ldc, &finish);
     a.check();
     assert!(b.words != Words::F32 && !b.words.are_levels(), "gemm: an operand that is not packed from bf16");
-    if m == 0 || n == 0 {
-        return;
+    if has_terms([a.rows, a.cols], b.size(), false, c, ldc, &finish) {
+        let out = Out { c, ldc, accumulate: false, finish };
+        left(b.isa(), b.words, a, threads, |a| nest::product(b.isa(), a, Right::Packed(b), out, threads));
     }
-    if k == 0 {
-        return nothing(false, m, n, c, ldc, &finish);
-    }
-    let out = Out { c, ldc, accumulate: false, finish };
-    left(b.isa(), b.words, a, threads, |a| nest::product(b.isa(), a, Right::Packed(b), out, threads));
 }
 
 #[cfg(all(test, feature = "rayon"))]
