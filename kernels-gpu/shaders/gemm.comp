@@ -1,91 +1,154 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 // C[z] = act(alpha A[z] B[z] + bias + residual) for matrices [m, k] and [k, n] in any layout; z runs over two dimensions of the batch.
-// B may be stored in half; it is widened on its way into shared memory.
-// A workgroup of GX x GY threads makes a tile of GY TM rows by GX TN columns, from tiles of A and B in shared memory.
+// What is stored in half is widened on its way into shared memory.
+// A workgroup of GX x GY threads makes a tile of GY TM rows by GX TN columns, from tiles of A and B in shared memory, of which there are
+// two: what comes next is read into registers before this one is multiplied, and stored after it. Everything goes by quads of elements:
+// those that lie together are read at once (QUADS) where all of them begin at multiples of four.
+// Sums over a long k may be parted: the sums over `chunk` terms are then matrices of their own, `c_part` apart.
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint GX = 16u;
 layout(constant_id = 2) const uint GY = 16u;
-layout(constant_id = 3) const uint TM = 4u;
-layout(constant_id = 4) const uint TN = 4u;
-layout(constant_id = 5) const uint BK = 16u;
+layout(constant_id = 3) const uint TM = 8u;
+layout(constant_id = 4) const uint TN = 8u;
+layout(constant_id = 5) const uint BK = 8u;
 layout(constant_id = 6) const uint ACT = 255u;
 layout(constant_id = 7) const bool BIAS = false;
 layout(constant_id = 8) const bool RESIDUAL = false;
-// Which way neighbouring threads read: along k where that is how the operand lies.
+// Quads lie along k, or along rows and columns.
 layout(constant_id = 9) const bool A_ALONG_K = true;
 layout(constant_id = 10) const bool B_ALONG_K = false;
-layout(constant_id = 11) const uint B_STORED = 0u;
-layout(std430, binding = 0) readonly buffer A { float a[]; };
+layout(constant_id = 11) const bool A_QUADS = false;
+layout(constant_id = 12) const bool B_QUADS = false;
+layout(constant_id = 13) const bool C_QUADS = false;
+layout(constant_id = 14) const uint A_STORED = 0u;
+layout(constant_id = 15) const uint B_STORED = 0u;
+// Steps of k that are written out one after the other.
+layout(constant_id = 16) const uint UNROLLED = 8u;
+layout(std430, binding = 0) readonly buffer A { uint a[]; };
+layout(std430, binding = 0) readonly buffer A2 { uvec2 a2[]; };
+layout(std430, binding = 0) readonly buffer A4 { uvec4 a4[]; };
 layout(std430, binding = 1) readonly buffer B { uint b[]; };
-layout(std430, binding = 2) writeonly buffer C { float c[]; };
-layout(std430, binding = 3) readonly buffer Bias { float bias[]; };
-layout(std430, binding = 4) readonly buffer Residual { float residual[]; };
-layout(push_constant) uniform Push {
-    uint m, n, k, batch, inner;
-    uint a_at;
-    int a_m, a_k, a_0, a_1;
-    uint b_at;
-    int b_k, b_n, b_0, b_1;
-    uint c_at;
-    int c_m, c_0, c_1;
-    uint bias_at, residual_at;
-    float alpha;
-} push;
-#include "inc/functions.glsl"
-#include "inc/stored.glsl"
+layout(std430, binding = 1) readonly buffer B2 { uvec2 b2[]; };
+layout(std430, binding = 1) readonly buffer B4 { uvec4 b4[]; };
+#include "inc/gemm.glsl"
 
+const uint THREADS = GX * GY;
 const uint BM = GY * TM;
 const uint BN = GX * TN;
-// A column more, so that neither way of filling a tile meets one bank alone.
-shared float ta[BK * (BM + 1u)];
-shared float tb[BK * (BN + 1u)];
+const uint RM = TM / 4u;
+const uint RN = TN / 4u;
+// A row of quads for each l, and a quad more, so that the rows of quads that were turned fall into other banks.
+const uint LA = BM / 4u + 1u;
+const uint LB = BN / 4u + 1u;
+shared vec4 ta[2u * BK * LA];
+shared vec4 tb[2u * BK * LB];
+// Quads of a tile that a thread brings.
+const uint QA = (BM * BK / 4u + THREADS - 1u) / THREADS;
+const uint QB = (BN * BK / 4u + THREADS - 1u) / THREADS;
+
+// Where quad e of a tile of `rows` rows is: its row and its l. Along k two quads are neighbours, so that 32 bytes are read together, and
+// rows after them, so that turned quads fall into other banks.
+uvec2 place(uint e, uint rows, bool along_k) {
+    return along_k ? uvec2(e / 2u % rows, (e % 2u + e / (2u * rows) * 2u) * 4u) : uvec2(e % (rows / 4u) * 4u, e / (rows / 4u));
+}
+
+// Of what is stored in half.
+vec4 widened4(uint kind, uvec2 w) {
+    return uintBitsToFloat(uvec4(widened(kind, w.x, 0u), widened(kind, w.x, 1u), widened(kind, w.y, 0u), widened(kind, w.y, 1u)));
+}
+
+vec4 read_a(int at, uvec2 p, uint row0, uint k0, uint end) {
+    const uint i = row0 + p.x, l = k0 + p.y;
+    const int from = at + int(i) * push.a_m + int(l) * push.a_k;
+    vec4 v = vec4(0.0);
+    if (i >= push.m || l >= end) return v;
+    if (A_QUADS) return A_STORED == 0u ? uintBitsToFloat(a4[uint(from) / 4u]) : widened4(A_STORED, a2[uint(from) / 4u]);
+    [[unroll]] for (uint e = 0u; e < 4u; e++) {
+        if (A_ALONG_K ? l + e >= end : i + e >= push.m) break;
+        v[e] = uintBitsToFloat(STORED(a, A_STORED, uint(from + int(e) * (A_ALONG_K ? push.a_k : push.a_m))));
+    }
+    return v;
+}
+
+vec4 read_b(int at, uvec2 p, uint col0, uint k0, uint end) {
+    const uint j = col0 + p.x, l = k0 + p.y;
+    const int from = at + int(j) * push.b_n + int(l) * push.b_k;
+    vec4 v = vec4(0.0);
+    if (j >= push.n || l >= end) return v;
+    if (B_QUADS) return B_STORED == 0u ? uintBitsToFloat(b4[uint(from) / 4u]) : widened4(B_STORED, b2[uint(from) / 4u]);
+    [[unroll]] for (uint e = 0u; e < 4u; e++) {
+        if (B_ALONG_K ? l + e >= end : j + e >= push.n) break;
+        v[e] = uintBitsToFloat(STORED(b, B_STORED, uint(from + int(e) * (B_ALONG_K ? push.b_k : push.b_n))));
+    }
+    return v;
+}
 
 void main() {
-    const uint t = gl_LocalInvocationID.x, tx = t % GX, ty = t / GX;
-    const uint threads = GX * GY;
+    // Neighbours in blocks of 8 by 4: together they read the fewest quads of both tiles.
+    const uint t = gl_LocalInvocationID.x, block = t / 32u;
+    const uint tx = t % 8u + block % (GX / 8u) * 8u, ty = t / 8u % 4u + block / (GX / 8u) * 4u;
     const uint row0 = gl_WorkGroupID.y * BM, col0 = gl_WorkGroupID.x * BN;
-    for (uint z = gl_WorkGroupID.z; z < push.batch; z += gl_NumWorkGroups.z) {
-        const int z0 = int(z / push.inner), z1 = int(z % push.inner);
+    for (uint z = gl_WorkGroupID.z; z < push.batch * push.parts; z += gl_NumWorkGroups.z) {
+        const uint part = z % push.parts, matrix = z / push.parts;
+        const int z0 = int(matrix / push.inner), z1 = int(matrix % push.inner);
         const int at_a = int(push.a_at) + z0 * push.a_0 + z1 * push.a_1;
         const int at_b = int(push.b_at) + z0 * push.b_0 + z1 * push.b_1;
-        float acc[TM * TN];
-        for (uint i = 0u; i < TM * TN; i++) acc[i] = 0.0;
-        for (uint k0 = 0u; k0 < push.k; k0 += BK) {
-            for (uint e = t; e < BM * BK; e += threads) {
-                uint i = A_ALONG_K ? e / BK : e % BM, l = A_ALONG_K ? e % BK : e / BM;
-                bool inside = row0 + i < push.m && k0 + l < push.k;
-                ta[l * (BM + 1u) + i] = inside ? a[at_a + int(row0 + i) * push.a_m + int(k0 + l) * push.a_k] : 0.0;
+        const uint start = part * push.chunk, end = min(start + push.chunk, push.k);
+        vec4 acc[TM * RN];
+        [[unroll]] for (uint i = 0u; i < TM * RN; i++) acc[i] = vec4(0.0);
+        vec4 next_a[QA], next_b[QB];
+        // The first round brings the first tiles alone.
+        uint now = 0u;
+        for (uint k0 = start; k0 < end + BK; k0 += BK) {
+            const bool more = k0 < end;
+            if (more) {
+                [[unroll]] for (uint q = 0u; q < QA; q++) {
+                    const uint e = t + q * THREADS;
+                    if (e < BM * BK / 4u) next_a[q] = read_a(at_a, place(e, BM, A_ALONG_K), row0, k0, end);
+                }
+                [[unroll]] for (uint q = 0u; q < QB; q++) {
+                    const uint e = t + q * THREADS;
+                    if (e < BN * BK / 4u) next_b[q] = read_b(at_b, place(e, BN, B_ALONG_K), col0, k0, end);
+                }
             }
-            for (uint e = t; e < BN * BK; e += threads) {
-                uint j = B_ALONG_K ? e / BK : e % BN, l = B_ALONG_K ? e % BK : e / BN;
-                bool inside = col0 + j < push.n && k0 + l < push.k;
-                uint at = uint(at_b + int(col0 + j) * push.b_n + int(k0 + l) * push.b_k);
-                tb[l * (BN + 1u) + j] = inside ? uintBitsToFloat(STORED(b, B_STORED, at)) : 0.0;
+            if (k0 > start) {
+                for (uint l0 = 0u; l0 < BK; l0 += UNROLLED) {
+                    [[unroll]] for (uint l = l0; l < l0 + UNROLLED; l++) {
+                        vec4 av[RM], bv[RN];
+                        [[unroll]] for (uint r = 0u; r < RM; r++) av[r] = ta[(now * BK + l) * LA + r * GY + ty];
+                        [[unroll]] for (uint r = 0u; r < RN; r++) bv[r] = tb[(now * BK + l) * LB + r * GX + tx];
+                        [[unroll]] for (uint i = 0u; i < TM; i++)
+                            [[unroll]] for (uint r = 0u; r < RN; r++) acc[i * RN + r] = fma(vec4(av[i / 4u][i % 4u]), bv[r], acc[i * RN + r]);
+                    }
+                }
             }
-            barrier();
-            for (uint l = 0u; l < BK; l++) {
-                float av[TM];
-                for (uint i = 0u; i < TM; i++) av[i] = ta[l * (BM + 1u) + ty + i * GY];
-                for (uint j = 0u; j < TN; j++) {
-                    float bv = tb[l * (BN + 1u) + tx + j * GX];
-                    for (uint i = 0u; i < TM; i++) acc[i * TN + j] = fma(av[i], bv, acc[i * TN + j]);
+            now ^= 1u;
+            if (more) {
+                [[unroll]] for (uint q = 0u; q < QA; q++) {
+                    const uint e = t + q * THREADS;
+                    const uvec2 p = place(e, BM, A_ALONG_K);
+                    if (e >= BM * BK / 4u) continue;
+                    const uint at = (now * BK + p.y) * LA + p.x / 4u;
+                    if (!A_ALONG_K) ta[at] = next_a[q];
+                    else [[unroll]] for (uint c = 0u; c < 4u; c++) ta[at + c * LA][p.x % 4u] = next_a[q][c];
+                }
+                [[unroll]] for (uint q = 0u; q < QB; q++) {
+                    const uint e = t + q * THREADS;
+                    const uvec2 p = place(e, BN, B_ALONG_K);
+                    if (e >= BN * BK / 4u) continue;
+                    const uint at = (now * BK + p.y) * LB + p.x / 4u;
+                    if (!B_ALONG_K) tb[at] = next_b[q];
+                    else [[unroll]] for (uint c = 0u; c < 4u; c++) tb[at + c * LB][p.x % 4u] = next_b[q][c];
                 }
             }
             barrier();
         }
         const int at_c = z0 * push.c_0 + z1 * push.c_1;
-        for (uint i = 0u; i < TM; i++) {
-            uint row = row0 + ty + i * GY;
-            for (uint j = 0u; j < TN; j++) {
-                uint col = col0 + tx + j * GX;
-                if (row >= push.m || col >= push.n) continue;
-                int at = at_c + int(row) * push.c_m + int(col);
-                float v = push.alpha * acc[i * TN + j];
-                if (BIAS) v += bias[push.bias_at + col];
-                if (RESIDUAL) v += residual[int(push.residual_at) + at];
-                c[int(push.c_at) + at] = apply(ACT, v);
-            }
+        [[unroll]] for (uint i = 0u; i < TM; i++) {
+            const uint row = row0 + (i / 4u * GY + ty) * 4u + i % 4u;
+            [[unroll]] for (uint r = 0u; r < RN; r++) finish(row, col0 + (r * GX + tx) * 4u, at_c, part, acc[i * RN + r]);
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct Options {
     pub no_subgroups: bool,
     /// Cooperative matrices never, or wherever the device has them; else where they were tried and found right and quicker.
     pub matrices: Option<bool>,
+    /// Tiles of all sizes on a device that is software too.
+    pub large_tiles: bool,
     /// Pretend that the device is lost at this submission.
     pub lost_at: Option<u64>,
 }
@@ -53,7 +55,7 @@ impl Options {
         options.limited(&std::env::var("TIER_VULKAN_LIMITS").unwrap_or_default())
     }
 
-    /// With any of `staging,range=BYTES,memory=BYTES,threads=N,shared=BYTES,no-f16,no-subgroups,matrices=0|1,lost=N`.
+    /// With any of `staging,range=BYTES,memory=BYTES,threads=N,shared=BYTES,large-tiles,no-f16,no-subgroups,matrices=0|1,lost=N`.
     ///
     /// # Errors
     /// If there is another.
@@ -67,6 +69,7 @@ impl Options {
                 ("memory", Some(n)) => self.memory = Some(n),
                 ("threads", Some(n)) => self.threads = Some(n.min(1024) as u32),
                 ("shared", Some(n)) => self.shared = u32::try_from(n).ok(),
+                ("large-tiles", None) => self.large_tiles = true,
                 ("no-f16", None) => self.no_f16 = true,
                 ("no-subgroups", None) => self.no_subgroups = true,
                 ("matrices", Some(n @ 0..=1)) => self.matrices = Some(n == 1),
@@ -91,8 +94,12 @@ pub struct Limits {
     pub shared: u32,
     /// Workgroups along each dimension.
     pub groups: [u32; 3],
+    /// Processors that run workgroups independently of each other; a guess where the driver does not tell.
+    pub cores: u32,
     /// Whether the CPU sees the device's memory as it sees its own.
     pub unified: bool,
+    /// Whether products have tiles of any size. A driver that compiles for the CPU takes seconds for the large ones.
+    pub large_tiles: bool,
     pub(crate) lost_at: Option<u64>,
 }
 
@@ -160,7 +167,9 @@ impl Device {
             threads: options.threads.unwrap_or(256).min(limits.max_compute_work_group_invocations),
             shared: options.shared.unwrap_or(u32::MAX).min(limits.max_compute_shared_memory_size),
             groups: limits.max_compute_work_group_count,
+            cores: select::cores(&instance, physical).unwrap_or(32),
             unified: heap.unified,
+            large_tiles: options.large_tiles || info.kind != select::Kind::Software,
             lost_at: options.lost_at,
         };
         // SAFETY: the device was made with one queue of this family.

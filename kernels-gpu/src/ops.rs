@@ -10,7 +10,7 @@ mod sums;
 mod windows;
 
 pub use gemm::Gemm;
-pub(crate) use gemm::Way;
+pub(crate) use gemm::{MATRICES, Way};
 pub use index::by_row;
 pub use map::Function;
 pub use rows::Softmax;

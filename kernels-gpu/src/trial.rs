@@ -9,7 +9,7 @@ use crate::device::{Device, locked};
 use crate::error::{Error, Result};
 use crate::matrices::{Shape, shader};
 use crate::memory::Memory;
-use crate::ops::{Gemm, Way};
+use crate::ops::{Gemm, MATRICES, Way};
 use crate::pipeline::{cache_file, hash, keep, whole};
 use crate::select::Info;
 use crate::view::{Stored, View};
@@ -56,10 +56,10 @@ impl Device {
     /// How products with what is stored so are computed.
     pub(crate) fn way(&self, stored: Stored) -> Result<Way> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(Way::Words) };
-        let most = Way::Matrices { shape, most: 4 };
+        let all = Way::Matrices { shape, from: self.first_tile() };
         let mut verdicts = locked(&self.0.verdicts);
         if verdicts.forced {
-            return Ok(most);
+            return Ok(all);
         }
         let verdict = match verdicts.known.get(&stored) {
             Some(verdict) => verdict.clone(),
@@ -69,7 +69,12 @@ impl Device {
                 verdict
             }
         };
-        Ok(if verdict.trusted { most } else { Way::Words })
+        Ok(if verdict.trusted { all } else { Way::Words })
+    }
+
+    /// The largest tile of matrices that is used.
+    fn first_tile(&self) -> usize {
+        if self.limits().large_tiles { 0 } else { 2 }
     }
 
     /// What is known of this device's cooperative matrices, a line for each type that it has any of.
@@ -115,11 +120,11 @@ impl Device {
 
     fn tried(&self, stored: Stored, shape: Shape) -> Result<Verdict> {
         let sizes = format!("{}x{}x{}", shape.m, shape.n, shape.k);
-        for most in [4, 2, 1] {
-            // Beyond the edges of tiles of all sizes; where the depth is odd, rows do not begin with a word.
-            for [m, k, n] in [[203, 78, 150], [131, 75, 260]] {
+        for from in self.first_tile()..MATRICES.len() {
+            // Beyond the edges of tiles of all sizes, by eights and one by one; where the depth is odd, rows do not begin with a word.
+            for [m, k, n] in [[208, 88, 168], [203, 78, 150], [131, 75, 260]] {
                 let trial = Trial::new(self, stored, [m, k, n])?;
-                let ways = [Way::Words, Way::Matrices { shape, most }].map(|way| trial.product(way));
+                let ways = [Way::Words, Way::Matrices { shape, from }].map(|way| trial.product(way));
                 let [words, matrices] = [ways[0].clone()?, ways[1].clone()?];
                 let wrong = words.iter().zip(&matrices).filter(|(a, b)| a != b).count();
                 if wrong > 0 {
@@ -136,7 +141,7 @@ impl Device {
                 side *= 2;
                 continue;
             }
-            let times = words / trial.seconds(Way::Matrices { shape, most: 4 })?;
+            let times = words / trial.seconds(Way::Matrices { shape, from: self.first_tile() })?;
             let why = format!("{sizes}: exact, {times:.2} times as fast as products in f32 (of {side})");
             return Ok(Verdict { trusted: times > 1.0, why });
         }

@@ -6,14 +6,14 @@ use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
 use crate::matrices::{self, Shape};
 use crate::shaders::Shader;
-use crate::view::View;
+use crate::view::{Stored, View};
 
 /// C = act(alpha A B + bias + residual).
 #[derive(Clone, Copy)]
 pub struct Gemm<'a> {
-    /// [b0, b1, m, k] in any layout.
+    /// [b0, b1, m, k] in any layout, f32 or stored in half.
     pub a: View<'a>,
-    /// [b0, b1, k, n] in any layout, f32 or stored in half: a weight.
+    /// [b0, b1, k, n] in any layout, f32 or stored in half.
     pub b: View<'a>,
     /// [b0, b1, m, n], its rows without gaps.
     pub c: View<'a>,
@@ -39,8 +39,8 @@ impl<'a> Gemm<'a> {
 pub(crate) enum Way {
     /// In f32.
     Words,
-    /// In what the right operand is stored as, by cooperative matrices, at most `most` by `most` of them by a subgroup.
-    Matrices { shape: Shape, most: u32 },
+    /// In what the right operand is stored as, by cooperative matrices, in the tiles from this number on.
+    Matrices { shape: Shape, from: usize },
 }
 
 /// What a workgroup makes: rows and columns of C, and the constants of its shader that say so.
@@ -48,64 +48,127 @@ struct Tile {
     rows: u32,
     cols: u32,
     spec: Vec<u32>,
+    /// Bytes of shared memory.
+    shared: u32,
+    /// What it reaches of the largest's rate, where there are enough of them.
+    rate: f64,
 }
 
-/// Depth of a tile of f32.
-const DEPTH: u32 = 16;
-/// Few large tiles would leave most of a device idle.
-const ENOUGH: usize = 64;
+/// Tiles of f32, the largest first: threads across and down, and rows and columns of each.
+const WORDS: [([u32; 4], f64); 4] =
+    [([16, 16, 8, 8], 1.0), ([8, 16, 8, 8], 0.9), ([8, 8, 8, 8], 0.8), ([8, 8, 4, 4], 0.5)];
+/// Tiles of cooperative matrices: subgroups down and across, and matrices of each.
+pub(crate) const MATRICES: [([u32; 4], f64); 4] =
+    [([2, 2, 4, 4], 1.0), ([2, 2, 2, 4], 0.8), ([2, 2, 2, 2], 0.6), ([2, 2, 1, 1], 0.25)];
+/// Sums of a product over a long k are parted where its tiles alone would leave most of a device idle, down to this length.
+const SHORTEST: usize = 256;
+/// What a byte of the memory's traffic takes, in multiplications of one core.
+const OF_A_BYTE: f64 = 0.06;
 
 impl Tile {
     fn count(&self, [m, n]: [usize; 2]) -> [u64; 2] {
         [n.div_ceil(self.cols as usize) as u64, m.div_ceil(self.rows as usize) as u64]
     }
 
-    /// Threads across and down, and elements of each.
-    fn words([across, down, rows, cols]: [u32; 4]) -> Self {
-        let spec = vec![across * down, across, down, rows, cols, DEPTH];
-        Self { rows: down * rows, cols: across * cols, spec }
+    fn words([across, down, rows, cols]: [u32; 4], shared: u32, rate: f64) -> Self {
+        let (m, n) = (down * rows, across * cols);
+        // Two tiles of each operand, with a quad more in each row.
+        let bytes = |depth: u32| 2 * depth * (m + n + 8) * 4;
+        let depth = if bytes(16) <= shared { 16 } else { 8 };
+        let spec = vec![across * down, across, down, rows, cols, depth];
+        Self { rows: m, cols: n, spec, shared: bytes(depth), rate }
     }
 
-    /// Two by two subgroups of `each` by `each` matrices.
-    fn matrices(subgroup: u32, shape: Shape, each: u32) -> Self {
-        let spec = vec![4 * subgroup, 2, 2, each, each, shape.m, shape.n, shape.k, matrices::DEPTH];
-        Self { rows: 2 * each * shape.m, cols: 2 * each * shape.n, spec }
-    }
-
-    /// Bytes of shared memory: both operands' tiles in half, and a matrix of each subgroup.
-    fn shared(&self, shape: Shape) -> u32 {
-        2 * (self.rows + self.cols) * (matrices::DEPTH + 8) + 16 * shape.m * shape.n
+    fn matrices([down, across, rows, cols]: [u32; 4], subgroup: u32, shape: Shape, rate: f64) -> Self {
+        let (m, n) = (down * rows * shape.m, across * cols * shape.n);
+        let spec =
+            vec![down * across * subgroup, down, across, rows, cols, shape.m, shape.n, shape.k, matrices::DEPTH];
+        // Both tiles in half, whichever way they lie; after them the sums.
+        let tiles = 2 * (m * (matrices::DEPTH + 8)).max(matrices::DEPTH * (m + 8))
+            + 2 * (n * (matrices::DEPTH + 8)).max(matrices::DEPTH * (n + 8));
+        let sums = 4 * down * across * shape.m * (cols * shape.n + 4);
+        Self { rows: m, cols: n, spec, shared: tiles.max(sums), rate }
     }
 }
 
+/// An operand as kernels read it.
+struct Operand {
+    strides: [isize; 4],
+    /// Whether neighbours along k are read together, or along rows and columns.
+    along_k: bool,
+    /// Whether `unit` of them are read at once.
+    at_once: bool,
+}
+
+impl Operand {
+    /// With the numbers of its dimensions of rows (or columns) and of k, from `at` on.
+    fn new(x: &View<'_>, [other, depth]: [usize; 2], at: u32, unit: usize) -> Self {
+        let strides = strides(x);
+        let apart = |i: usize| if x.dims[i] == 1 { usize::MAX } else { strides[i].unsigned_abs() };
+        let along_k = apart(depth) <= apart(other);
+        let (along, across) = if along_k { (depth, other) } else { (other, depth) };
+        let rest = [strides[0], strides[1], strides[across]];
+        let at_once = strides[along] == 1 && aligned(unit, x.dims[along], at, &rest);
+        Self { strides, along_k, at_once }
+    }
+}
+
+/// Of four dimensions. Where there is one of a dimension alone, its stride says nothing.
+fn strides(x: &View<'_>) -> [isize; 4] {
+    [0, 1, 2, 3].map(|i| if x.dims[i] == 1 { 0 } else { x.strides[i] })
+}
+
+/// Whether rows of `length` elements, the first of them `at`, the others `strides` apart, fall into units that begin at multiples of one.
+fn aligned(unit: usize, length: usize, at: u32, strides: &[isize]) -> bool {
+    let whole = |n: usize| n.is_multiple_of(unit);
+    whole(length) && whole(at as usize) && strides.iter().all(|s| whole(s.unsigned_abs()))
+}
+
+/// What the products of a product are multiplied in.
+fn multiplied(g: &Gemm<'_>) -> Stored {
+    if g.b.stored == Stored::F32 { g.a.stored } else { g.b.stored }
+}
+
 impl Device {
-    /// Computes a product: in f32, or, where B is stored in half and the device has cooperative matrices for it that are right and
-    /// quicker, in half with sums of f32.
+    /// Computes a product: in f32, or, where an operand is stored in half and the device has cooperative matrices for it that are right
+    /// and quicker, in half with sums of f32; the other operand is then rounded.
     ///
     /// # Errors
     /// As [`Self::copy`].
     pub fn gemm(&self, g: &Gemm<'_>) -> Result<()> {
-        self.product(g, self.way(g.b.stored)?)
+        let (a, b) = (g.a.stored, g.b.stored);
+        let one = a == b || [a, b].contains(&Stored::F32);
+        self.product(g, if one { self.way(multiplied(g))? } else { Way::Words })
     }
 
-    /// The largest tile of which there are enough; `None` where the device has no room for any.
-    fn tile(&self, way: Way, [m, n, batch]: [usize; 3]) -> Option<Tile> {
+    /// The tile, and the number of parts of k, that a product is likely to be quickest in; `None` where the device has no room for any.
+    fn tile(&self, way: Way, [m, n, k, batch]: [usize; 4], may_part: bool) -> Option<(Tile, usize)> {
         let (limits, subgroup) = (self.limits(), self.0.matrices.subgroup);
-        let fitting: Vec<Tile> = match way {
+        let tiles: Vec<Tile> = match way {
             Way::Words => {
-                let large = (m > 32 && n > 32).then_some([16, 16, 4, 4]);
-                large.into_iter().chain([[8, 8, 4, 4]]).map(Tile::words).collect()
+                let from = if limits.large_tiles { 0 } else { WORDS.len() - 1 };
+                WORDS[from..].iter().map(|&(tile, rate)| Tile::words(tile, limits.shared, rate)).collect()
             }
-            Way::Matrices { shape, most } => {
-                let all = [4, 2, 1].into_iter().filter(|&each| each <= most);
-                let tiles = all.map(|each| Tile::matrices(subgroup, shape, each));
-                tiles.filter(|tile| tile.shared(shape) <= limits.shared).collect()
+            Way::Matrices { shape, from } => {
+                MATRICES[from..].iter().map(|&(tile, rate)| Tile::matrices(tile, subgroup, shape, rate)).collect()
             }
         };
-        let mut fitting: Vec<Tile> = fitting.into_iter().filter(|tile| tile.spec[0] <= limits.threads).collect();
-        let many = |tile: &Tile| tile.count([m, n]).iter().product::<u64>() * batch as u64 >= ENOUGH as u64;
-        let at = fitting.iter().position(many).or_else(|| fitting.len().checked_sub(1))?;
-        Some(fitting.swap_remove(at))
+        let fitting = tiles.into_iter().filter(|t| t.spec[0] <= limits.threads && t.shared <= limits.shared);
+        // A core makes a tile after the other; the sums of parts are written, read and added.
+        let cost = |tile: &Tile, parts: usize| {
+            let tiles = tile.count([m, n]).iter().product::<u64>() * (batch * parts) as u64;
+            let depth = k.div_ceil(parts).max(1) as f64;
+            let products = tiles.div_ceil(u64::from(limits.cores)) as f64 * f64::from(tile.rows * tile.cols) * depth;
+            let sums = if parts > 1 { 4.0 * (m * n * (2 * parts + 1)) as f64 } else { 0.0 };
+            products / tile.rate + sums * OF_A_BYTE
+        };
+        let parts = [1, 2, 4, 8, 16].into_iter().filter(|&p| p == 1 || may_part && k / p >= SHORTEST);
+        let parts: Vec<usize> = parts.collect();
+        let all = fitting.filter_map(|tile| {
+            let costs = parts.iter().map(|&p| (cost(&tile, p), p));
+            costs.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(cost, p)| (cost, tile, p))
+        });
+        all.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, tile, parts)| (tile, parts))
     }
 
     /// As [`Self::gemm`], in this way.
@@ -119,16 +182,25 @@ impl Device {
             return Ok(());
         }
         let (m, n, k, batch) = (c[2], c[3], a[3], c[0] * c[1]);
-        let (to, c_at) = g.c.bind(2)?;
-        let mut bindings = vec![to.writing()];
+        let plain = g.bias.is_none() && g.residual.is_none() && g.act.is_none();
+        let sizes = [m, n, k, batch];
+        let may_part = plain && batch == 1 && g.c.is_contiguous();
+        let chosen = |way| self.tile(way, sizes, may_part).map(|(tile, parts)| (way, tile, parts));
+        let (way, tile, parts) =
+            chosen(way).or_else(|| chosen(Way::Words)).ok_or_else(|| Error::Limit("no room for a tile".to_owned()))?;
+        let held = self.memory(if parts > 1 { 4 * parts * m * n } else { 0 })?;
+        let (held_dims, held_strides) = ([1, parts, m, n], [0, (m * n) as isize, n as isize, 1]);
+        let to = if parts > 1 { View::new(&held, 0, &held_dims, &held_strides) } else { g.c };
+        let (bound, c_at) = to.bind(2)?;
+        let mut bindings = vec![bound.writing()];
         // A product over nothing is zero; its operands are then not read, and nothing is bound for them.
         let (mut a_at, mut b_at) = (0, 0);
         if k > 0 {
-            let [(left, a_), (right, b_)] = [g.a.bind(0)?, g.b.bind_stored(1)?];
+            let [(left, a_), (right, b_)] = [g.a.bind_stored(0)?, g.b.bind_stored(1)?];
             bindings.extend([left, right]);
             (a_at, b_at) = (a_, b_);
         } else {
-            bindings.extend([0, 1].map(|number| crate::view::Binding { number, ..to }));
+            bindings.extend([0, 1].map(|number| crate::view::Binding { number, ..bound }));
         }
         let (mut bias_at, mut residual_at) = (0, 0);
         if let Some(bias) = g.bias {
@@ -144,33 +216,29 @@ impl Device {
             residual_at = at;
         }
         // Along the batch alone a workgroup goes on to the next.
-        let tile = self.tile(way, [m, n, batch]).ok_or_else(|| Error::Limit("no room for a tile".to_owned()))?;
         let ([across, down], most) = (tile.count([m, n]), self.limits().groups);
         if across > u64::from(most[0]) || down > u64::from(most[1]) {
             return Err(Error::Limit(format!("a product of {c:?} has more tiles than the device takes")));
         }
-        let groups = [across, down, batch as u64];
-        let along_k = |strides: [isize; 2]| u32::from(strides[0].unsigned_abs() <= strides[1].unsigned_abs());
-        let mut spec = [
+        let unit = if matches!(way, Way::Words) { 4 } else { 8 };
+        let (a_, b_) = (Operand::new(&g.a, [2, 3], a_at, unit), Operand::new(&g.b, [3, 2], b_at, unit));
+        let sc = strides(&to);
+        let quads = aligned(4, n, c_at, &sc[..3]) && (g.residual.is_none() || residual_at.is_multiple_of(4));
+        let unrolled = if self.limits().large_tiles { 8 } else { 1 };
+        let spec = [
             &tile.spec[..],
             &[g.act.map_or(255, |act| act as u32)],
-            &[g.bias.is_some(), g.residual.is_some()].map(u32::from),
-            &[along_k([g.a.strides[3], g.a.strides[2]]), along_k([g.b.strides[2], g.b.strides[3]])],
+            &[g.bias.is_some(), g.residual.is_some(), a_.along_k, b_.along_k, a_.at_once, b_.at_once, quads].map(u32::from),
+            &[g.a.stored as u32, g.b.stored as u32, unrolled],
         ]
         .concat();
         let shader = match way {
-            Way::Words => {
-                spec.push(g.b.stored as u32);
-                Shader::Gemm
-            }
-            Way::Matrices { .. } => {
-                let s = g.b.strides;
-                let words = s[2] == 1 && b_at % 2 == 0 && [s[0], s[1], s[3]].iter().all(|s| s % 2 == 0);
-                spec.push(u32::from(words));
-                matrices::shader(g.b.stored)
-            }
+            Way::Words => Shader::Gemm,
+            Way::Matrices { .. } => matrices::shader(multiplied(g)),
         };
-        let (sa, sb, sc) = (g.a.strides, g.b.strides, g.c.strides);
+        // Parts begin where tiles do.
+        let chunk = k.div_ceil(parts).next_multiple_of(matrices::DEPTH as usize);
+        let (sa, sb) = (a_.strides, b_.strides);
         let push: Vec<u32> = [
             &[m, n, k, batch, c[1]].map(|n| n as u32)[..],
             &[a_at],
@@ -180,9 +248,12 @@ impl Device {
             &[c_at],
             &[sc[2], sc[0], sc[1]].map(|s| s as i32 as u32),
             &[bias_at, residual_at, g.alpha.to_bits()],
+            &[parts, chunk, m * n].map(|n| n as u32),
         ]
         .concat();
         let work = 2 * (m * n * k.max(1) * batch) as u64;
-        self.dispatch(Kernel { shader, spec: &spec, bindings: &bindings, push: &push, groups, work })
+        let groups = [across, down, (batch * parts) as u64];
+        self.dispatch(Kernel { shader, spec: &spec, bindings: &bindings, push: &push, groups, work })?;
+        if parts > 1 { self.sum(to, [1, parts, m * n], g.c) } else { Ok(()) }
     }
 }

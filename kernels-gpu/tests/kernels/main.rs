@@ -308,6 +308,45 @@ fn a_large_product_is_its_sums_and_the_same_bits_again() {
     });
 }
 
+/// The forms that sizes choose: every tile, rows that begin at multiples of four and not, operands along k and along rows, and sums over a
+/// long k in parts. Few, as drivers that compile for the CPU take seconds for each.
+#[test]
+fn large_products_are_their_sums_in_every_form() {
+    check(1, |rng| {
+        let Ok(d) = open(|o| o.large_tiles = true) else { return };
+        for ([m, n, k], turned) in [
+            ([516, 264, 20], [false, false]),
+            ([516, 264, 20], [true, true]),
+            ([301, 133, 19], [false, true]),
+            ([301, 133, 19], [true, false]),
+            ([72, 68, 1220], [true, false]),
+            ([71, 35, 1033], [false, true]),
+        ] {
+            let drawn = |rng: &mut Rng, [rows, cols]: [usize; 2]| Drawn::contiguous(&d, rng, &[1, 1, rows, cols], normal);
+            let sides = |turned: bool, [rows, cols]: [usize; 2]| if turned { [cols, rows] } else { [rows, cols] };
+            let (a, b) = (drawn(rng, sides(turned[0], [m, k])), drawn(rng, sides(turned[1], [k, n])));
+            let strides = |turned: bool, [rows, cols]: [usize; 2]| {
+                if turned { [0, 0, 1, rows as isize] } else { [0, 0, cols as isize, 1] }
+            };
+            let (a_strides, b_strides) = (strides(turned[0], [m, k]), strides(turned[1], [k, n]));
+            let (a_dims, b_dims) = ([1, 1, m, k], [1, 1, k, n]);
+            let seen = |x: &Drawn, offset: usize| f64::from(x.values[offset]);
+            let c = Drawn::contiguous(&d, rng, &[1, 1, m, n], normal);
+            d.gemm(&Gemm::new(
+                kernels_gpu::View::new(&a.memory, a.offset, &a_dims, &a_strides),
+                kernels_gpu::View::new(&b.memory, b.offset, &b_dims, &b_strides),
+                c.view(),
+            ))
+            .unwrap();
+            let place = |s: [isize; 4], row: usize, col: usize| row * s[2] as usize + col * s[3] as usize;
+            let term =
+                |i: usize, j: usize, l: usize| seen(&a, place(a_strides, i, l)) * seen(&b, place(b_strides, l, j));
+            let exact: Vec<f64> = (0..m * n).map(|e| (0..k).map(|l| term(e / n, e % n, l)).sum()).collect();
+            close("gemm", &c.read(), &exact, 2e-6);
+        }
+    });
+}
+
 /// Every step needs the one before, over many submissions and the same memory again and again.
 #[test]
 fn a_long_chain_keeps_its_order() {
