@@ -110,7 +110,7 @@ pub fn product(d: &Device, rng: &mut Rng, kind: Stored, [m, k, n]: [usize; 3], t
 
 #[test]
 fn products_with_a_weight_in_half_are_their_sums() {
-    check(CASES, |rng| {
+    check(CASES / 3, |rng| {
         let (d, sizes, kind) = (device(rng), [size(rng), size(rng), size(rng)], KINDS[rng.below(2)]);
         product(d, rng, kind, sizes, 2e-6);
     });
