@@ -34,6 +34,22 @@ impl Device {
         self.dispatch(Kernel { shader, spec: &spec, bindings, push, groups, work: 8 * n as u64 })
     }
 
+    /// As [`Self::each`], for kernels that take elements, or fours of them where `by` is 4, `per` at a time.
+    fn places(
+        &self,
+        shader: Shader,
+        [by, per]: [u32; 2],
+        spec: &[u32],
+        bindings: &[Binding],
+        push: &[u32],
+        n: usize,
+    ) -> Result<()> {
+        let threads = self.threads();
+        let spec = [&[threads, u32::from(by == 4), per], spec].concat();
+        let groups = [(n as u64).div_ceil(u64::from(threads * by * per)), 1, 1];
+        self.dispatch(Kernel { shader, spec: &spec, bindings, push, groups, work: 8 * n as u64 })
+    }
+
     /// A kernel of which each workgroup takes rows of `n` elements one by one.
     fn rows(
         &self,
