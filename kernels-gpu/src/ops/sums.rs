@@ -3,7 +3,7 @@
 use crate::device::{Device, Kernel};
 use crate::error::Result;
 use crate::shaders::Shader;
-use crate::view::View;
+use crate::view::{View, in_fours};
 
 /// Elements of a row that one workgroup sums, and of a column that one thread does.
 const ROW: usize = 4096;
@@ -89,7 +89,8 @@ impl Device {
         let push = [outer, n, inner, blocks, length].map(|n| n as u32);
         let (push, squared) = ([&push[..], &[x_at, y_at, mean_at]].concat(), u32::from(!matches!(term, Term::Plain)));
         if shader == Shader::SumRows {
-            return self.rows(shader, &[squared], &bindings, &push, [outer * blocks, n.min(length)]);
+            let by = in_fours(n, &[x_at]);
+            return self.rows(shader, by, &[squared], &bindings, &push, [outer * blocks, n.min(length)]);
         }
         let threads = self.threads();
         let groups = [((outer * blocks * inner) as u64).div_ceil(u64::from(threads)), 1, 1];

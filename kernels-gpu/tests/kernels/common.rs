@@ -64,6 +64,15 @@ fn offset(rng: &mut Rng) -> usize {
     4 * rng.below(50) + if rng.chance(0.3) { 1 + rng.below(3) } else { 0 }
 }
 
+/// Rows and their length: now and then long ones, that fill a workgroup's registers nearly, precisely, or do not fit.
+pub fn rows(rng: &mut Rng) -> [usize; 2] {
+    if rng.chance(0.12) {
+        let n = [260, 2047, 2048, 8192, 8196, 12_001][rng.below(6)];
+        return [1 + rng.below(3), n];
+    }
+    [size(rng), size(rng).max(1)]
+}
+
 /// Elements in memory in any layout: sizes permuted, gaps, flips, an offset. Between them is NaN.
 pub struct Drawn {
     pub memory: Memory,

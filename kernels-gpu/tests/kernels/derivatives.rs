@@ -5,7 +5,7 @@ use kernels_cpu::map::{Saved, Unary};
 use kernels_cpu::optim::{self, Adam};
 use kernels_gpu::ops::{Function, by_row};
 
-use super::common::{Drawn, check, close, device, normal, size, wide};
+use super::common::{Drawn, check, close, device, normal, rows, size, wide};
 use super::{CASES, out};
 
 #[test]
@@ -68,7 +68,7 @@ fn long_sums_are_sums() {
 #[test]
 fn softmax_backward_is_its_formula() {
     check(CASES, |rng| {
-        let (d, rows, n, log) = (device(rng), size(rng), size(rng).max(1), rng.chance(0.4));
+        let (d, [rows, n], log) = (device(rng), rows(rng), rng.chance(0.4));
         let y = Drawn::contiguous(d, rng, &[rows, n], |rng| {
             let p = rng.uniform() as f32 / 4.0;
             if log { p.max(1e-3).ln() } else { p }
@@ -91,7 +91,8 @@ fn softmax_backward_is_its_formula() {
 fn norms_backward_are_their_formulas() {
     check(CASES, |rng| {
         let (d, columns) = (device(rng), rng.chance(0.3));
-        let [rows, n] = [size(rng).max(1) * if rng.chance(0.1) { 9 } else { 1 }, size(rng).max(1)];
+        let [rows, n] = rows(rng);
+        let rows = rows.max(1) * if rng.chance(0.1) { 9 } else { 1 };
         let [x, dy] = [0, 1].map(|_| Drawn::contiguous(d, rng, &[rows, n], normal));
         let w = Drawn::contiguous(d, rng, &[n], normal);
         let of = if columns { n } else { rows };
