@@ -186,6 +186,15 @@ impl<const N: usize> Merged<N> {
     }
 }
 
+impl Merged<2> {
+    /// The dimensions along which the first and the second view's elements lie side by side, where they are two that are long.
+    pub fn sides(&self) -> Option<[usize; 2]> {
+        let side = |strides: &[i32; MAX_RANK]| (0..self.rank as usize).find(|&k| strides[k] == 1 && self.dims[k] >= 16);
+        let sides = [side(&self.strides[0])?, side(&self.strides[1])?];
+        (sides[0] != sides[1]).then_some(sides)
+    }
+}
+
 /// 4 where `n` elements from each of `at` on, or rows of so many, may be counted in fours; else 1.
 pub(crate) fn in_fours(n: usize, at: &[u32]) -> u32 {
     if n.is_multiple_of(4) && at.iter().all(|at| at % 4 == 0) { 4 } else { 1 }

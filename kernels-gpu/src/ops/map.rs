@@ -3,14 +3,17 @@
 use kernels_cpu::map::Unary;
 use kernels_cpu::zip::Binary;
 
-use crate::device::Device;
+use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
 use crate::shaders::Shader;
-use crate::view::{View, in_fours, merged};
+use crate::view::{Binding, Merged, View, in_fours, merged};
 
 /// Elements or fours that a thread has under way in each operand, of which there are two or, with half of them, more: so that a device has
 /// enough bytes under way to be busy with memory.
 const PER: u32 = 4;
+
+/// Side of the squares in which a matrix is transposed.
+const SIDE: u32 = 32;
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,11 +53,32 @@ impl Device {
         }
         let ([(from, x_at), (to, y_at)], mut m) = ([x.bind(0)?, y.bind(1)?], merged([&x, &y]));
         let mut at = [x_at, y_at];
+        if let Some(sides) = m.sides() {
+            return self.transpose(m, sides, at, [from, to.writing()]);
+        }
         let by = if m.ones() == [false; 2] { m.in_fours(&mut at) } else { 1 };
         let [xs, ys] = m.strides.map(signed);
         let n = x.numel();
         let push = [&[n as u32 / by, at[0], at[1], m.rank][..], &m.dims, &xs, &ys, &[0]].concat();
         self.places(Shader::Copy, [by, PER], &[0], &[from, to.writing()], &push, n)
+    }
+
+    /// y = x with other `sides` side by side in one than in the other.
+    fn transpose(&self, m: Merged<2>, sides: [usize; 2], at: [u32; 2], bindings: [Binding; 2]) -> Result<()> {
+        let around: Vec<usize> = (0..m.rank as usize).filter(|k| !sides.contains(k)).collect();
+        let [mut dims, mut xs, mut ys] = [[1; 4], [0; 4], [0; 4]];
+        for (to, &k) in around.iter().enumerate() {
+            (dims[to], xs[to], ys[to]) = (m.dims[k], m.strides[0][k] as u32, m.strides[1][k] as u32);
+        }
+        let [rows, columns] = sides;
+        let n: u32 = dims.iter().product();
+        let tail = [m.dims[rows], m.dims[columns], m.strides[0][columns] as u32, m.strides[1][rows] as u32];
+        let push = [&[n, at[0], at[1], around.len().max(1) as u32][..], &dims, &xs, &ys, &tail].concat();
+        let [down, across] = sides.map(|k| u64::from(m.dims[k].div_ceil(SIDE)));
+        let groups = [u64::from(n) * down * across, 1, 1];
+        let work = 8 * u64::from(n * m.dims[rows] * m.dims[columns]);
+        let spec = [self.threads()];
+        self.dispatch(Kernel { shader: Shader::Transpose, spec: &spec, bindings: &bindings, push: &push, groups, work })
     }
 
     /// y = a value, in any layout.
