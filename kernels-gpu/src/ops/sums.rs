@@ -32,12 +32,36 @@ impl Device {
         self.sum_of(Term::Plain, x, around, y)
     }
 
-    /// y = sum of the squares of x, contiguous; y is one element.
+    /// `y[i]` = sum of the squares of the i-th view's elements; all contiguous. None waits for another.
     ///
     /// # Errors
     /// As [`Self::copy`].
-    pub fn sum_squares(&self, x: View<'_>, y: View<'_>) -> Result<()> {
-        self.sum_of(Term::Squared, x, [1, x.numel(), 1], y)
+    pub fn sums_of_squares(&self, all: &[View<'_>], y: View<'_>) -> Result<()> {
+        assert!(all.iter().all(View::is_contiguous) && y.is_contiguous(), "sums_of_squares: layouts");
+        assert_eq!(y.numel(), all.len(), "sums_of_squares: a sum for each");
+        if all.is_empty() {
+            return Ok(());
+        }
+        // Whatever is written has bound parts of its own.
+        let apart = (self.limits().alignment / 4) as usize;
+        let blocks: Vec<usize> = all.iter().map(|x| x.numel().div_ceil(ROW)).collect();
+        let room = blocks.iter().map(|n| n.next_multiple_of(apart));
+        let starts: Vec<usize> = room.clone().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
+        let (parts, sums) = (self.memory(4 * room.sum::<usize>().max(1))?, self.memory(4 * apart * all.len())?);
+        let parts_of = |i: usize| View::new(&parts, starts[i], &blocks[i..=i], &[1]);
+        let (count, stride) = ([all.len()], [apart as isize]);
+        let of_each = View::new(&sums, 0, &count, &stride);
+        if blocks.contains(&0) {
+            self.fill(0.0, of_each)?;
+        }
+        let filled = || (0..all.len()).filter(|&i| blocks[i] > 0);
+        for i in filled() {
+            self.block_sums(Shader::SumRows, Term::Squared, all[i], [1, all[i].numel(), 1, ROW], parts_of(i))?;
+        }
+        for i in filled() {
+            self.sum(parts_of(i), [1, blocks[i], 1], View::new(&sums, i * apart, &[], &[]))?;
+        }
+        self.copy(of_each, y)
     }
 
     /// `y[i]` = sum over rows of `(x[row, i] - mean[i])^2` for x of [rows, n] elements, all contiguous.

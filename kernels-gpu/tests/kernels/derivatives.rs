@@ -55,13 +55,16 @@ fn long_sums_are_sums() {
         let (d, [outer, inner]) = (device(rng), [1 + rng.below(2), [1, 2, 3, 4, 20][rng.below(5)]]);
         let n = [4095, 4096, 4097, 9000, 20_000][rng.below(5)];
         let x = Drawn::contiguous(d, rng, &[outer, n, inner], normal);
-        let (y, squares) = (out(d, rng, &[outer, inner]), out(d, rng, &[1]));
+        let (y, squares) = (out(d, rng, &[outer, inner]), out(d, rng, &[4]));
         d.sum(x.view(), [outer, n, inner], y.view()).unwrap();
         let at = |o, j, i| f64::from(x.values[(o * n + j) * inner + i]);
         let exact: Vec<f64> = (0..outer * inner).map(|e| (0..n).map(|j| at(e / inner, j, e % inner)).sum()).collect();
         close("sum", &y.read(), &exact, 2e-6);
-        d.sum_squares(x.view(), squares.view()).unwrap();
-        close("squares", &squares.read(), &[wide(&x.values).iter().map(|x| x * x).sum()], 1e-6);
+        let few = [0, 4100].map(|n| Drawn::contiguous(d, rng, &[n], normal));
+        let all = [&few[0], &x, &few[1], &x];
+        d.sums_of_squares(&all.map(Drawn::view), squares.view()).unwrap();
+        let exact = all.map(|x| wide(&x.values).iter().map(|x| x * x).sum());
+        close("squares", &squares.read(), &exact, 1e-6);
     });
 }
 
