@@ -8,8 +8,7 @@ use crate::error::{Error, Result};
 use crate::shaders::Shader;
 use crate::view::{Binding, Merged, View, in_fours, merged};
 
-/// Elements or fours that a thread has under way in each operand, of which there are two or, with half of them, more: so that a device has
-/// enough bytes under way to be busy with memory.
+/// Elements or fours that a thread of a copy has under way; half of them where there is more to read or to do.
 const PER: u32 = 4;
 
 /// Side of the squares in which a matrix is transposed.
@@ -113,7 +112,7 @@ impl Device {
         let n = x.numel();
         let tail = [a.to_bits(), b.to_bits()];
         let push = [&[n as u32 / by, at[0], at[1], m.rank][..], &m.dims, &signed(m.strides[0]), &tail].concat();
-        self.places(Shader::Map, [by, PER], &[code], &[from, to.writing()], &push, n)
+        self.places(Shader::Map, [by, PER / 2], &[code], &[from, to.writing()], &push, n)
     }
 
     /// y = f(a, b) with y contiguous; a and b have its dims, stretched where their strides are 0. There is no power.
