@@ -1,10 +1,14 @@
 #version 450
+#extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 // y = x / (1 - p) where the draw keeps the element, else 0; contiguous, and they may be the same memory. The draw is kernels-cpu's: Philox
 // 4x32-10 (Salmon et al. 2011) of a key and the element's number.
-layout(local_size_x_id = 0) in;
 layout(std430, binding = 0) readonly buffer X { float x[]; };
+layout(std430, binding = 0) readonly buffer X4 { vec4 x4[]; };
 layout(std430, binding = 1) writeonly buffer Y { float y[]; };
+layout(std430, binding = 1) writeonly buffer Y4 { vec4 y4[]; };
 layout(push_constant) uniform Push { uint n, x_at, y_at, key_low, key_high, least; float scale; } push;
+#include "inc/each.glsl"
 
 uint philox(uint index) {
     uvec2 k = uvec2(push.key_low, push.key_high);
@@ -20,7 +24,14 @@ uint philox(uint index) {
 }
 
 void main() {
-    for (uint i = gl_GlobalInvocationID.x; i < push.n; i += gl_NumWorkGroups.x * gl_WorkGroupSize.x) {
-        y[push.y_at + i] = philox(i) >= push.least ? push.scale * x[push.x_at + i] : 0.0;
+    EACH(first, push.n) {
+        vec4 v[PER];
+        OF_EACH(k, i, first, push.n) v[k] = READ(x, x4, push.x_at + i);
+        OF_EACH(k, i, first, push.n) {
+            [[unroll]] for (uint c = 0u; c < (WIDE ? 4u : 1u); c++) {
+                v[k][c] = philox(WIDE ? 4u * i + c : i) >= push.least ? push.scale * v[k][c] : 0.0;
+            }
+            WRITE(y, y4, push.y_at + i, v[k])
+        }
     }
 }

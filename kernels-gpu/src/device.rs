@@ -163,7 +163,8 @@ impl Device {
         let heap = Heap::new(&instance.raw, physical, options);
         let limits = Limits {
             range: options.range.unwrap_or(u64::MAX).min(u64::from(limits.max_storage_buffer_range)),
-            alignment: limits.min_storage_buffer_offset_alignment.max(4),
+            // Kernels read and write up to 16 bytes at once.
+            alignment: limits.min_storage_buffer_offset_alignment.max(16),
             threads: options.threads.unwrap_or(256).min(limits.max_compute_work_group_invocations),
             shared: options.shared.unwrap_or(u32::MAX).min(limits.max_compute_shared_memory_size),
             groups: limits.max_compute_work_group_count,

@@ -43,6 +43,7 @@ shaders! {
     Step "step",
     SumCols "sum_cols",
     SumRows "sum_rows",
+    Transpose "transpose",
     Unfold "unfold",
     Zip "zip",
 }

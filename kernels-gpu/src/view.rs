@@ -158,3 +158,44 @@ pub(crate) fn merged<const N: usize>(views: [&View<'_>; N]) -> Merged<N> {
     }
     out
 }
+
+impl<const N: usize> Merged<N> {
+    /// Which views stay on one element along the innermost dimension.
+    pub fn ones(&self) -> [bool; N] {
+        self.strides.map(|strides| strides[self.rank as usize - 1] == 0)
+    }
+
+    /// Counts in fours if all views allow it: elements side by side along the innermost dimension, or one, and fours that begin at
+    /// multiples of four. Sizes, strides and `at` of views that stay on one element are left in elements. 4, or 1 where it is not so.
+    pub fn in_fours(&mut self, at: &mut [u32; N]) -> u32 {
+        let last = self.rank as usize - 1;
+        let lies = |(strides, at): (&[i32; MAX_RANK], &u32)| match strides[last] {
+            0 => true,
+            1 => at % 4 == 0 && strides[..last].iter().all(|stride| stride % 4 == 0),
+            _ => false,
+        };
+        if self.dims[last] % 4 != 0 || !self.strides.iter().zip(at.iter()).all(lies) {
+            return 1;
+        }
+        self.dims[last] /= 4;
+        for (strides, at) in self.strides.iter_mut().zip(at).filter(|(strides, _)| strides[last] == 1) {
+            strides[..last].iter_mut().for_each(|stride| *stride /= 4);
+            *at /= 4;
+        }
+        4
+    }
+}
+
+impl Merged<2> {
+    /// The dimensions along which the first and the second view's elements lie side by side, where they are two that are long.
+    pub fn sides(&self) -> Option<[usize; 2]> {
+        let side = |strides: &[i32; MAX_RANK]| (0..self.rank as usize).find(|&k| strides[k] == 1 && self.dims[k] >= 16);
+        let sides = [side(&self.strides[0])?, side(&self.strides[1])?];
+        (sides[0] != sides[1]).then_some(sides)
+    }
+}
+
+/// 4 where `n` elements from each of `at` on, or rows of so many, may be counted in fours; else 1.
+pub(crate) fn in_fours(n: usize, at: &[u32]) -> u32 {
+    if n.is_multiple_of(4) && at.iter().all(|at| at % 4 == 0) { 4 } else { 1 }
+}

@@ -265,13 +265,8 @@ impl Gpu {
     /// The sum of the squares of each tensor's elements; `None` where the device cannot.
     pub(crate) fn sums_of_squares(&self, tensors: &[&Tensor]) -> Option<Vec<f32>> {
         let tensors: Vec<Operand> = tensors.iter().map(|x| self.packed(x)).collect::<Option<_>>()?;
-        let sums = self.write(Meta::new([tensors.len()], DType::F32), |y| {
-            self.kernels().fill(0.0, y)?;
-            let filled = tensors.iter().enumerate().filter(|(_, x)| x.view().numel() > 0);
-            filled.into_iter().try_for_each(|(i, x)| {
-                self.kernels().sum_squares(x.view(), View { offset: y.offset + i, dims: &[], strides: &[], ..y })
-            })
-        })?;
+        let views: Vec<View<'_>> = tensors.iter().map(Operand::view).collect();
+        let sums = self.write(Meta::new([tensors.len()], DType::F32), |y| self.kernels().sums_of_squares(&views, y))?;
         Some(sums.to_vec())
     }
 

@@ -1,5 +1,6 @@
 // Elementary functions by the formulas of kernels-cpu/src/math.rs: what drivers offer differs in its last bits from device to device,
-// and may not know NaN. Products and sums instead of fma(), which `precise` does not hold: Mesa joins n hi + n lo of two of them to n (hi + lo).
+// and may not know NaN. Where the order matters, products and sums instead of fma(), which `precise` does not hold: Mesa joins n hi + n lo
+// of two of them to n (hi + lo).
 
 const float INFINITY = uintBitsToFloat(0x7f800000u);
 const float NEG_INFINITY = uintBitsToFloat(0xff800000u);
@@ -9,18 +10,20 @@ bool is_nan(float x) {
 }
 
 float exp_(float x) {
-    precise float n = clamp(roundEven(x * 1.44269504), -127.0, 128.0);
+    // Adding 1.5 2^23 rounds to an even integer, which the lowest bits then are. What is beyond the bounds below may be anything until there.
+    precise float shifted = x * 1.44269504 + 12582912.0;
+    precise float n = shifted - 12582912.0;
     precise float r = n * -0.6933594 + x;
     r = n * 2.1219444e-4 + r;
     precise float p = 1.9875691e-4;
-    p = p * r + 1.3981999e-3;
-    p = p * r + 8.333452e-3;
-    p = p * r + 4.1665796e-2;
-    p = p * r + 1.6666665e-1;
-    p = p * r + 0.5;
-    precise float y = (r * r) * p + r + 1.0;
-    int k = int(n), h = k >> 1;
-    y = y * uintBitsToFloat(uint(h + 127) << 23) * uintBitsToFloat(uint(k - h + 127) << 23);
+    p = fma(p, r, 1.3981999e-3);
+    p = fma(p, r, 8.333452e-3);
+    p = fma(p, r, 4.1665796e-2);
+    p = fma(p, r, 1.6666665e-1);
+    p = fma(p, r, 0.5);
+    precise float y = fma(r * r, p, r) + 1.0;
+    // Times 2^n: within the bounds neither is below or above what is normal.
+    y = uintBitsToFloat(floatBitsToUint(y) + (floatBitsToUint(shifted) << 23));
     y = x < -87.33654 ? 0.0 : y;
     y = x > 88.72284 ? INFINITY : y;
     return is_nan(x) ? x : y;
@@ -102,10 +105,10 @@ float normal_cdf(float x, out float e) {
     e = exp_(-0.5 * (x * x));
     precise float t = 1.0 / (abs(x) * 0.23164189 + 1.0);
     precise float p = 0.5307027145;
-    p = p * t + -0.7265760135;
-    p = p * t + 0.7107068705;
-    p = p * t + -0.142248368;
-    p = p * t + 0.127414796;
+    p = fma(p, t, -0.7265760135);
+    p = fma(p, t, 0.7107068705);
+    p = fma(p, t, -0.142248368);
+    p = fma(p, t, 0.127414796);
     precise float tail = p * t * e;
     return x < 0.0 ? tail : 1.0 - tail;
 }

@@ -3,10 +3,16 @@
 use kernels_cpu::map::Unary;
 use kernels_cpu::zip::Binary;
 
-use crate::device::Device;
+use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
 use crate::shaders::Shader;
-use crate::view::{View, merged};
+use crate::view::{Binding, Merged, View, in_fours, merged};
+
+/// Elements or fours that a thread of a copy has under way; half of them where there is more to read or to do.
+const PER: u32 = 4;
+
+/// Side of the squares in which a matrix is transposed.
+const SIDE: u32 = 32;
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,12 +50,34 @@ impl Device {
         if x.numel() == 0 {
             return Ok(());
         }
-        let [(from, x_at), (to, y_at)] = [x.bind(0)?, y.bind(1)?];
-        let m = merged([&x, &y]);
+        let ([(from, x_at), (to, y_at)], mut m) = ([x.bind(0)?, y.bind(1)?], merged([&x, &y]));
+        let mut at = [x_at, y_at];
+        if let Some(sides) = m.sides() {
+            return self.transpose(m, sides, at, [from, to.writing()]);
+        }
+        let by = if m.ones() == [false; 2] { m.in_fours(&mut at) } else { 1 };
         let [xs, ys] = m.strides.map(signed);
         let n = x.numel();
-        let push = [&[n as u32, x_at, y_at, m.rank][..], &m.dims, &xs, &ys, &[0]].concat();
-        self.each(Shader::Copy, &[0], &[from, to.writing()], &push, n)
+        let push = [&[n as u32 / by, at[0], at[1], m.rank][..], &m.dims, &xs, &ys, &[0]].concat();
+        self.places(Shader::Copy, [by, PER], &[0], &[from, to.writing()], &push, n)
+    }
+
+    /// y = x with other `sides` side by side in one than in the other.
+    fn transpose(&self, m: Merged<2>, sides: [usize; 2], at: [u32; 2], bindings: [Binding; 2]) -> Result<()> {
+        let around: Vec<usize> = (0..m.rank as usize).filter(|k| !sides.contains(k)).collect();
+        let [mut dims, mut xs, mut ys] = [[1; 4], [0; 4], [0; 4]];
+        for (to, &k) in around.iter().enumerate() {
+            (dims[to], xs[to], ys[to]) = (m.dims[k], m.strides[0][k] as u32, m.strides[1][k] as u32);
+        }
+        let [rows, columns] = sides;
+        let n: u32 = dims.iter().product();
+        let tail = [m.dims[rows], m.dims[columns], m.strides[0][columns] as u32, m.strides[1][rows] as u32];
+        let push = [&[n, at[0], at[1], around.len().max(1) as u32][..], &dims, &xs, &ys, &tail].concat();
+        let [down, across] = sides.map(|k| u64::from(m.dims[k].div_ceil(SIDE)));
+        let groups = [u64::from(n) * down * across, 1, 1];
+        let work = 8 * u64::from(n * m.dims[rows] * m.dims[columns]);
+        let spec = [self.threads()];
+        self.dispatch(Kernel { shader: Shader::Transpose, spec: &spec, bindings: &bindings, push: &push, groups, work })
     }
 
     /// y = a value, in any layout.
@@ -60,10 +88,12 @@ impl Device {
         if y.numel() == 0 {
             return Ok(());
         }
-        let ((to, y_at), m, n) = (y.bind(1)?, merged([&y]), y.numel());
+        let ((to, y_at), mut m, n) = (y.bind(1)?, merged([&y]), y.numel());
+        let mut at = [y_at];
+        let by = m.in_fours(&mut at);
         let ys = signed(m.strides[0]);
-        let push = [&[n as u32, 0, y_at, m.rank][..], &m.dims, &ys, &ys, &[value.to_bits()]].concat();
-        self.each(Shader::Copy, &[1], &[to.writing()], &push, n)
+        let push = [&[n as u32 / by, 0, at[0], m.rank][..], &m.dims, &ys, &ys, &[value.to_bits()]].concat();
+        self.places(Shader::Copy, [by, PER], &[1], &[to.writing()], &push, n)
     }
 
     /// y = f(x) with y contiguous.
@@ -76,12 +106,13 @@ impl Device {
             return Ok(());
         }
         let (code, a, b) = f.code();
-        let [(from, x_at), (to, y_at)] = [x.bind(0)?, y.bind(1)?];
-        let m = merged([&x]);
+        let ([(from, x_at), (to, y_at)], mut m) = ([x.bind(0)?, y.bind(1)?], merged([&x, &y]));
+        let mut at = [x_at, y_at];
+        let by = if m.ones() == [false; 2] { m.in_fours(&mut at) } else { 1 };
         let n = x.numel();
         let tail = [a.to_bits(), b.to_bits()];
-        let push = [&[n as u32, x_at, y_at, m.rank][..], &m.dims, &signed(m.strides[0]), &tail].concat();
-        self.each(Shader::Map, &[code], &[from, to.writing()], &push, n)
+        let push = [&[n as u32 / by, at[0], at[1], m.rank][..], &m.dims, &signed(m.strides[0]), &tail].concat();
+        self.places(Shader::Map, [by, PER / 2], &[code], &[from, to.writing()], &push, n)
     }
 
     /// y = f(a, b) with y contiguous; a and b have its dims, stretched where their strides are 0. There is no power.
@@ -96,12 +127,14 @@ impl Device {
         if y.numel() == 0 {
             return Ok(());
         }
-        let [(left, a_at), (right, b_at), (to, y_at)] = [a.bind(0)?, b.bind(1)?, y.bind(2)?];
-        let m = merged([&a, &b]);
-        let [sa, sb] = m.strides.map(signed);
+        let bound = [a.bind(0)?, b.bind(1)?, y.bind(2)?];
+        let ([left, right, to], mut at, mut m) = (bound.map(|b| b.0), bound.map(|b| b.1), merged([&a, &b, &y]));
+        let by = m.in_fours(&mut at);
+        let [one_a, one_b, _] = m.ones().map(|one| u32::from(one && by == 4));
+        let [sa, sb, _] = m.strides.map(signed);
         let n = y.numel();
-        let push = [&[n as u32, a_at, b_at, y_at, m.rank][..], &m.dims, &sa, &sb].concat();
-        self.each(Shader::Zip, &[f as u32], &[left, right, to.writing()], &push, n)
+        let push = [&[n as u32 / by][..], &at, &[m.rank], &m.dims, &sa, &sb].concat();
+        self.places(Shader::Zip, [by, PER / 2], &[f as u32, one_a, one_b], &[left, right, to.writing()], &push, n)
     }
 
     /// dx = f'(kept) dy, contiguous; kept is x or f(x), as [`Unary::saves`] says; x for the others.
@@ -117,8 +150,9 @@ impl Device {
         let (code, a, b) = f.code();
         let [(kept, kept_at), (from, dy_at), (to, dx_at)] = [kept.bind(0)?, dy.bind(1)?, dx.bind(2)?];
         let n = dx.numel();
-        let push = [n as u32, kept_at, dy_at, dx_at, a.to_bits(), b.to_bits()];
-        self.each(Shader::MapBackward, &[code], &[kept, from, to.writing()], &push, n)
+        let by = in_fours(n, &[kept_at, dy_at, dx_at]);
+        let push = [n as u32 / by, kept_at / by, dy_at / by, dx_at / by, a.to_bits(), b.to_bits()];
+        self.places(Shader::MapBackward, [by, PER / 2], &[code], &[kept, from, to.writing()], &push, n)
     }
 
     /// y = x / (1 - p) where kernels-cpu's `keeps` holds for the key and the element's number, else 0; contiguous, and they may be the
@@ -134,8 +168,9 @@ impl Device {
         let [(from, x_at), (to, y_at)] = [x.bind(0)?, y.bind(1)?];
         let n = x.numel();
         let (least, scale) = ((p * 4_294_967_296.0).ceil() as u32, (1.0 / (1.0 - p)) as f32);
-        let push = [n as u32, x_at, y_at, key as u32, (key >> 32) as u32, least, scale.to_bits()];
-        self.each(Shader::Dropout, &[], &[from, to.writing()], &push, n)
+        let by = in_fours(n, &[x_at, y_at]);
+        let push = [n as u32 / by, x_at / by, y_at / by, key as u32, (key >> 32) as u32, least, scale.to_bits()];
+        self.places(Shader::Dropout, [by, PER / 2], &[], &[from, to.writing()], &push, n)
     }
 
     /// y = s (x - m) + t for each column of x, [rows, n] elements, with m, s and t of n; and with `more` = (r, u) + r u for u of the dims
@@ -161,12 +196,14 @@ impl Device {
         let bound = [x.bind(0)?, m.bind(1)?, s.bind(2)?, t.bind(3)?, y.bind(4)?];
         let mut bindings = bound.map(|(binding, _)| binding).to_vec();
         bindings[4].writes = true;
-        let mut push = [&[all as u32, n as u32][..], &bound.map(|(_, at)| at), &[0, 0]].concat();
+        let mut at = [bound.map(|(_, at)| at).as_slice(), &[0, 0]].concat();
         if let Some([r, u]) = more {
             let [(u, u_at), (r, r_at)] = [u.bind(5)?, r.bind(6)?];
             bindings.extend([u, r]);
-            push[7..].copy_from_slice(&[u_at, r_at]);
+            at[5..].copy_from_slice(&[u_at, r_at]);
         }
-        self.each(Shader::Columns, &[u32::from(more.is_some())], &bindings, &push, all)
+        let by = in_fours(n, &at);
+        let push: Vec<u32> = [all as u32, n as u32].into_iter().chain(at).map(|count| count / by).collect();
+        self.places(Shader::Columns, [by, PER / 2], &[u32::from(more.is_some())], &bindings, &push, all)
     }
 }

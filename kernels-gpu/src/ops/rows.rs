@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::memory::Memory;
 use crate::shaders::Shader;
-use crate::view::{Binding, View};
+use crate::view::{Binding, View, in_fours};
 
 /// Options of [`Device::softmax`].
 #[derive(Clone, Copy, Default)]
@@ -51,7 +51,8 @@ impl Device {
         let scale = options.scale.unwrap_or(1.0).to_bits();
         let queries = options.causal.unwrap_or(1) as u32;
         let push = [rows as u32, n as u32, x_at, y_at, scale, queries, group as u32, 0, 0];
-        self.rows(Shader::Softmax, &flags, &bindings, &push, [rows, n])
+        let by = in_fours(n, &[x_at, y_at]);
+        self.rows(Shader::Softmax, by, &flags, &bindings, &push, [rows, n])
     }
 
     /// y = (x - mean) / sqrt(var + eps) w + b along the last dimension of x; all contiguous. `statistics` get mean and 1 / sqrt of each row.
@@ -78,7 +79,8 @@ impl Device {
             [(4, statistics[0]), (5, statistics[1])].map(|(number, m)| Binding::words(number, m, 0, rows));
         let bindings = [xb, wb, bb, yb.writing(), mean?.0.writing(), rstd?.0.writing()];
         let push = [rows as u32, n as u32, x_at, w_at, b_at, y_at, eps.to_bits()];
-        self.rows(Shader::LayerNorm, &[], &bindings, &push, [rows, n])
+        let by = in_fours(n, &[x_at, w_at, b_at, y_at]);
+        self.rows(Shader::LayerNorm, by, &[], &bindings, &push, [rows, n])
     }
 
     /// dx = scale y (dy - sum y dy) along the last dimension, for y = softmax(scale x); with `log` dx = scale (dy - e^y sum dy), for its
@@ -96,7 +98,8 @@ impl Device {
         let rows = y.numel() / n;
         let [(yb, y_at), (from, dy_at), (to, dx_at)] = [y.bind(0)?, dy.bind(1)?, dx.bind(2)?];
         let push = [rows as u32, n as u32, y_at, dy_at, dx_at, scale.to_bits()];
-        self.rows(Shader::SoftmaxBackward, &[u32::from(log)], &[yb, from, to.writing()], &push, [rows, n])
+        let by = in_fours(n, &[y_at, dy_at, dx_at]);
+        self.rows(Shader::SoftmaxBackward, by, &[u32::from(log)], &[yb, from, to.writing()], &push, [rows, n])
     }
 
     /// Gradient of x of [`Self::layer_norm`]; `statistics` are mean and 1 / sqrt of each row. All contiguous.
@@ -123,6 +126,7 @@ impl Device {
         let [x, w, mean, rstd, dy, dx] = bound;
         let bindings = [x.0, w.0, mean.0, rstd.0, dy.0, dx.0.writing()];
         let push = [rows as u32, n as u32, x.1, w.1, mean.1, rstd.1, dy.1, dx.1];
-        self.rows(Shader::LayerNormBackward, &[], &bindings, &push, [rows, n])
+        let by = in_fours(n, &[x.1, w.1, dy.1, dx.1]);
+        self.rows(Shader::LayerNormBackward, by, &[], &bindings, &push, [rows, n])
     }
 }

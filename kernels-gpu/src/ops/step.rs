@@ -5,7 +5,7 @@ use kernels_cpu::optim::Adam;
 use crate::device::Device;
 use crate::error::Result;
 use crate::shaders::Shader;
-use crate::view::View;
+use crate::view::{View, in_fours};
 
 impl Device {
     /// One step of Adam or AdamW with gradient g; all contiguous, p, m and v changed in place. See kernels-cpu's `adam`.
@@ -46,7 +46,9 @@ impl Device {
             *place = at;
         }
         let constants: Vec<u32> = constants.iter().map(|c| c.to_bits()).collect();
-        let push = [&[g.numel() as u32, g_at][..], &places, &constants].concat();
-        self.each(Shader::Step, &[rule], &bindings, &push, g.numel())
+        let by = in_fours(g.numel(), &[&[g_at][..], &places].concat());
+        let places = places.map(|at| at / by);
+        let push = [&[g.numel() as u32 / by, g_at / by][..], &places, &constants].concat();
+        self.places(Shader::Step, [by, 1], &[rule], &bindings, &push, g.numel())
     }
 }

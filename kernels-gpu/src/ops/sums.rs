@@ -3,11 +3,11 @@
 use crate::device::{Device, Kernel};
 use crate::error::Result;
 use crate::shaders::Shader;
-use crate::view::View;
+use crate::view::{Binding, View, in_fours};
 
-/// Elements of a row that one workgroup sums, and of a column that one thread does.
+/// Elements of a row that one workgroup sums, and least of a column.
 const ROW: usize = 4096;
-const COLUMN: usize = 64;
+const COLUMN: usize = 256;
 
 /// What is summed.
 #[derive(Clone, Copy)]
@@ -16,6 +16,11 @@ enum Term<'a> {
     Squared,
     /// (x - mean)^2, with a mean for each column.
     About(View<'a>),
+}
+
+/// Elements of a column of `n` that one workgroup sums: so many that the sums of blocks are summed at once.
+fn block(n: usize) -> usize {
+    n.div_ceil(COLUMN).max(COLUMN)
 }
 
 impl Device {
@@ -27,12 +32,36 @@ impl Device {
         self.sum_of(Term::Plain, x, around, y)
     }
 
-    /// y = sum of the squares of x, contiguous; y is one element.
+    /// `y[i]` = sum of the squares of the i-th view's elements; all contiguous. None waits for another.
     ///
     /// # Errors
     /// As [`Self::copy`].
-    pub fn sum_squares(&self, x: View<'_>, y: View<'_>) -> Result<()> {
-        self.sum_of(Term::Squared, x, [1, x.numel(), 1], y)
+    pub fn sums_of_squares(&self, all: &[View<'_>], y: View<'_>) -> Result<()> {
+        assert!(all.iter().all(View::is_contiguous) && y.is_contiguous(), "sums_of_squares: layouts");
+        assert_eq!(y.numel(), all.len(), "sums_of_squares: a sum for each");
+        if all.is_empty() {
+            return Ok(());
+        }
+        // Whatever is written has bound parts of its own.
+        let apart = (self.limits().alignment / 4) as usize;
+        let blocks: Vec<usize> = all.iter().map(|x| x.numel().div_ceil(ROW)).collect();
+        let room = blocks.iter().map(|n| n.next_multiple_of(apart));
+        let starts: Vec<usize> = room.clone().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
+        let (parts, sums) = (self.memory(4 * room.sum::<usize>().max(1))?, self.memory(4 * apart * all.len())?);
+        let parts_of = |i: usize| View::new(&parts, starts[i], &blocks[i..=i], &[1]);
+        let (count, stride) = ([all.len()], [apart as isize]);
+        let of_each = View::new(&sums, 0, &count, &stride);
+        if blocks.contains(&0) {
+            self.fill(0.0, of_each)?;
+        }
+        let filled = || (0..all.len()).filter(|&i| blocks[i] > 0);
+        for i in filled() {
+            self.block_sums(Shader::SumRows, Term::Squared, all[i], [1, all[i].numel(), 1, ROW], parts_of(i))?;
+        }
+        for i in filled() {
+            self.sum(parts_of(i), [1, blocks[i], 1], View::new(&sums, i * apart, &[], &[]))?;
+        }
+        self.copy(of_each, y)
     }
 
     /// `y[i]` = sum over rows of `(x[row, i] - mean[i])^2` for x of [rows, n] elements, all contiguous.
@@ -57,7 +86,7 @@ impl Device {
         }
         // The kernel of rows knows no mean.
         let by_row = inner == 1 && !matches!(term, Term::About(_));
-        let (shader, length) = if by_row { (Shader::SumRows, ROW) } else { (Shader::SumCols, COLUMN) };
+        let (shader, length) = if by_row { (Shader::SumRows, ROW) } else { (Shader::SumCols, block(n)) };
         let blocks = n.div_ceil(length);
         if blocks == 1 {
             return self.block_sums(shader, term, x, [outer, n, inner, length], y);
@@ -85,16 +114,42 @@ impl Device {
             bindings.push(binding);
             mean_at = at;
         }
-        let (blocks, work) = (n.div_ceil(length), 4 * x.numel() as u64);
-        let push = [outer, n, inner, blocks, length].map(|n| n as u32);
-        let (push, squared) = ([&push[..], &[x_at, y_at, mean_at]].concat(), u32::from(!matches!(term, Term::Plain)));
+        let (blocks, squared) = (n.div_ceil(length), u32::from(!matches!(term, Term::Plain)));
+        let push = |by: u32| {
+            let sizes = [outer as u32, n as u32, inner as u32 / by, blocks as u32, length as u32];
+            [&sizes[..], &[x_at, y_at, mean_at].map(|at| at / by)].concat()
+        };
         if shader == Shader::SumRows {
-            return self.rows(shader, &[squared], &bindings, &push, [outer * blocks, n.min(length)]);
+            let by = in_fours(n, &[x_at]);
+            return self.rows(shader, by, &[squared], &bindings, &push(1), [outer * blocks, n.min(length)]);
         }
-        let threads = self.threads();
-        let groups = [((outer * blocks * inner) as u64).div_ceil(u64::from(threads)), 1, 1];
-        let spec = [threads, squared];
-        self.dispatch(Kernel { shader, spec: &spec, bindings: &bindings, push: &push, groups, work })
+        let by = in_fours(inner, &[x_at, y_at, mean_at]);
+        self.cols(shader, by, squared, &bindings, &push(by), [outer * blocks, n.min(length), inner])
+    }
+
+    /// A kernel of which each workgroup sums `n` rows of some columns, in fours where `by` is 4, of `blocks` of rows of `inner` elements.
+    fn cols(
+        &self,
+        shader: Shader,
+        by: u32,
+        spec: u32,
+        bindings: &[Binding],
+        push: &[u32],
+        [blocks, n, inner]: [usize; 3],
+    ) -> Result<()> {
+        // A power of two. At least 128 bytes side by side; more where there are few rows, of which a thread has four under way.
+        let threads = 1 << self.threads().ilog2();
+        let cols = if n <= 8 {
+            threads / 2
+        } else if by == 4 {
+            16
+        } else {
+            32
+        };
+        let spec = [threads, u32::from(by == 4), cols, spec];
+        let groups = [(blocks * inner.div_ceil((by * cols) as usize)) as u64, 1, 1];
+        let work = 4 * (blocks * n * inner) as u64;
+        self.dispatch(Kernel { shader, spec: &spec, bindings, push, groups, work })
     }
 
     /// y[0, j] = sum over rows of dy z and y[1, j] = that of dy, for x and dy of [rows, n] elements and z = (x - mean) rstd: a norm's
@@ -118,23 +173,20 @@ impl Device {
         if n == 0 {
             return Ok(());
         }
-        let blocks = rows.div_ceil(COLUMN);
+        let (each, of_columns) = (block(rows), u32::from(columns));
+        let blocks = rows.div_ceil(each);
         let [x, dy, mean, rstd] = [x.bind(0)?, dy.bind(1)?, mean.bind(2)?, rstd.bind(3)?];
         let sums = |y: View<'_>| {
             let (to, y_at) = y.bind(4)?;
             let bindings = [x.0, dy.0, mean.0, rstd.0, to.writing()];
-            let push = [rows as u32, n as u32, COLUMN as u32, x.1, dy.1, mean.1, rstd.1, y_at];
-            let threads = self.threads();
-            let groups = [((blocks * n) as u64).div_ceil(u64::from(threads)), 1, 1];
-            let (spec, work) = ([threads, u32::from(columns)], 8 * (rows * n) as u64);
-            self.dispatch(Kernel {
-                shader: Shader::NormSums,
-                spec: &spec,
-                bindings: &bindings,
-                push: &push,
-                groups,
-                work,
-            })
+            let statistics = [mean.1, rstd.1];
+            let by = match columns {
+                true => in_fours(n, &[x.1, dy.1, y_at, statistics[0], statistics[1]]),
+                false => in_fours(n, &[x.1, dy.1, y_at]),
+            };
+            let [mean_at, rstd_at] = statistics.map(|at| if columns { at / by } else { at });
+            let push = [rows as u32, n as u32 / by, each as u32, x.1 / by, dy.1 / by, mean_at, rstd_at, y_at / by];
+            self.cols(Shader::NormSums, by, of_columns, &bindings, &push, [blocks, rows.min(each), n])
         };
         if blocks == 1 {
             return sums(y);

@@ -49,13 +49,28 @@ pub fn check(cases: u64, check: impl Fn(&mut Rng)) {
     assert_eq!(validation_messages(), 0, "the validation layer has something to say");
 }
 
-/// A size: 0, 1, small, prime, or around a multiple of a tile.
+/// A size: 0, 1, small, prime, a multiple of four, or around a multiple of a tile.
 pub fn size(rng: &mut Rng) -> usize {
     match rng.below(8) {
         0 => rng.below(2),
         1 => [31, 32, 33, 61, 63, 64, 65, 127][rng.below(8)],
+        2 | 3 => 4 * (1 + rng.below(5)),
         _ => 1 + rng.below(12),
     }
+}
+
+/// An offset: kernels take fours of elements at once where they lie at multiples of four.
+fn offset(rng: &mut Rng) -> usize {
+    4 * rng.below(50) + if rng.chance(0.3) { 1 + rng.below(3) } else { 0 }
+}
+
+/// Rows and their length: now and then long ones, that fill a workgroup's registers nearly, precisely, or do not fit.
+pub fn rows(rng: &mut Rng) -> [usize; 2] {
+    if rng.chance(0.12) {
+        let n = [260, 2047, 2048, 8192, 8196, 12_001][rng.below(6)];
+        return [1 + rng.below(3), n];
+    }
+    [size(rng), size(rng).max(1)]
 }
 
 /// Elements in memory in any layout: sizes permuted, gaps, flips, an offset. Between them is NaN.
@@ -94,7 +109,7 @@ impl Drawn {
         if rng.chance(0.5) {
             rng.shuffle(&mut order);
         }
-        let (mut strides, mut offset, mut step) = (vec![0isize; dims.len()], rng.below(200), 1 + rng.below(2));
+        let (mut strides, mut offset, mut step) = (vec![0isize; dims.len()], offset(rng), 1 + rng.below(2));
         for &k in order.iter().rev() {
             if stretched && rng.chance(0.3) {
                 continue;
@@ -105,7 +120,7 @@ impl Drawn {
                 strides[k] = -strides[k];
                 offset += reach;
             }
-            step = reach + step + rng.below(2);
+            step = reach + step + [0, 1, 4][rng.below(3)];
         }
         Self::of(device, rng, dims, strides, offset, value)
     }
@@ -118,7 +133,7 @@ impl Drawn {
             strides[k] = step as isize;
             step *= dims[k];
         }
-        let offset = rng.below(200);
+        let offset = offset(rng);
         Self::of(device, rng, dims, strides, offset, value)
     }
 

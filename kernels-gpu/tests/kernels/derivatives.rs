@@ -5,7 +5,7 @@ use kernels_cpu::map::{Saved, Unary};
 use kernels_cpu::optim::{self, Adam};
 use kernels_gpu::ops::{Function, by_row};
 
-use super::common::{Drawn, check, close, device, normal, size, wide};
+use super::common::{Drawn, check, close, device, normal, rows, size, wide};
 use super::{CASES, out};
 
 #[test]
@@ -52,23 +52,26 @@ fn dropout_draws_as_the_cpu_does() {
 #[test]
 fn long_sums_are_sums() {
     check(12, |rng| {
-        let (d, [outer, inner]) = (device(rng), [1 + rng.below(2), 1 + rng.below(3)]);
+        let (d, [outer, inner]) = (device(rng), [1 + rng.below(2), [1, 2, 3, 4, 20][rng.below(5)]]);
         let n = [4095, 4096, 4097, 9000, 20_000][rng.below(5)];
         let x = Drawn::contiguous(d, rng, &[outer, n, inner], normal);
-        let (y, squares) = (out(d, rng, &[outer, inner]), out(d, rng, &[1]));
+        let (y, squares) = (out(d, rng, &[outer, inner]), out(d, rng, &[4]));
         d.sum(x.view(), [outer, n, inner], y.view()).unwrap();
         let at = |o, j, i| f64::from(x.values[(o * n + j) * inner + i]);
         let exact: Vec<f64> = (0..outer * inner).map(|e| (0..n).map(|j| at(e / inner, j, e % inner)).sum()).collect();
         close("sum", &y.read(), &exact, 2e-6);
-        d.sum_squares(x.view(), squares.view()).unwrap();
-        close("squares", &squares.read(), &[wide(&x.values).iter().map(|x| x * x).sum()], 1e-6);
+        let few = [0, 4100].map(|n| Drawn::contiguous(d, rng, &[n], normal));
+        let all = [&few[0], &x, &few[1], &x];
+        d.sums_of_squares(&all.map(Drawn::view), squares.view()).unwrap();
+        let exact = all.map(|x| wide(&x.values).iter().map(|x| x * x).sum());
+        close("squares", &squares.read(), &exact, 1e-6);
     });
 }
 
 #[test]
 fn softmax_backward_is_its_formula() {
     check(CASES, |rng| {
-        let (d, rows, n, log) = (device(rng), size(rng), size(rng).max(1), rng.chance(0.4));
+        let (d, [rows, n], log) = (device(rng), rows(rng), rng.chance(0.4));
         let y = Drawn::contiguous(d, rng, &[rows, n], |rng| {
             let p = rng.uniform() as f32 / 4.0;
             if log { p.max(1e-3).ln() } else { p }
@@ -91,7 +94,8 @@ fn softmax_backward_is_its_formula() {
 fn norms_backward_are_their_formulas() {
     check(CASES, |rng| {
         let (d, columns) = (device(rng), rng.chance(0.3));
-        let [rows, n] = [size(rng).max(1) * if rng.chance(0.1) { 9 } else { 1 }, size(rng).max(1)];
+        let [rows, n] = rows(rng);
+        let rows = rows.max(1) * if rng.chance(0.1) { 9 } else { 1 };
         let [x, dy] = [0, 1].map(|_| Drawn::contiguous(d, rng, &[rows, n], normal));
         let w = Drawn::contiguous(d, rng, &[n], normal);
         let of = if columns { n } else { rows };
