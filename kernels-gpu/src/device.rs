@@ -33,6 +33,8 @@ pub struct Options {
     pub threads: Option<u32>,
     /// Bytes of shared memory of a workgroup.
     pub shared: Option<u32>,
+    /// As if it had so many processors.
+    pub cores: Option<u32>,
     /// Without arithmetic in f16.
     pub no_f16: bool,
     /// Without subgroups, and so without cooperative matrices.
@@ -53,7 +55,7 @@ impl Options {
         options.limited(&std::env::var("TIER_VULKAN_LIMITS").unwrap_or_default())
     }
 
-    /// With any of `staging,range=BYTES,memory=BYTES,threads=N,shared=BYTES,no-f16,no-subgroups,matrices=0|1,lost=N`.
+    /// With any of `staging,range=BYTES,memory=BYTES,threads=N,shared=BYTES,cores=N,no-f16,no-subgroups,matrices=0|1,lost=N`.
     ///
     /// # Errors
     /// If there is another.
@@ -67,6 +69,7 @@ impl Options {
                 ("memory", Some(n)) => self.memory = Some(n),
                 ("threads", Some(n)) => self.threads = Some(n.min(1024) as u32),
                 ("shared", Some(n)) => self.shared = u32::try_from(n).ok(),
+                ("cores", Some(n @ 1..)) => self.cores = u32::try_from(n).ok(),
                 ("no-f16", None) => self.no_f16 = true,
                 ("no-subgroups", None) => self.no_subgroups = true,
                 ("matrices", Some(n @ 0..=1)) => self.matrices = Some(n == 1),
@@ -91,6 +94,8 @@ pub struct Limits {
     pub shared: u32,
     /// Workgroups along each dimension.
     pub groups: [u32; 3],
+    /// Processors that run workgroups independently of each other; a guess where the driver does not tell.
+    pub cores: u32,
     /// Whether the CPU sees the device's memory as it sees its own.
     pub unified: bool,
     pub(crate) lost_at: Option<u64>,
@@ -160,6 +165,7 @@ impl Device {
             threads: options.threads.unwrap_or(256).min(limits.max_compute_work_group_invocations),
             shared: options.shared.unwrap_or(u32::MAX).min(limits.max_compute_shared_memory_size),
             groups: limits.max_compute_work_group_count,
+            cores: options.cores.or_else(|| select::cores(&instance, physical)).unwrap_or(32),
             unified: heap.unified,
             lost_at: options.lost_at,
         };

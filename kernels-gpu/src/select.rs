@@ -162,6 +162,25 @@ pub(crate) fn queue_family(instance: &Instance, device: vk::PhysicalDevice) -> O
     found.or_else(|| families.iter().position(computes)).map(|at| at as u32)
 }
 
+/// How many processors run workgroups independently of each other, where the driver tells.
+pub(crate) fn cores(instance: &Instance, device: vk::PhysicalDevice) -> Option<u32> {
+    // SAFETY: the device is the instance's.
+    let extensions = unsafe { instance.raw.enumerate_device_extension_properties(device) }.ok()?;
+    let has = |name| extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(name));
+    let mut nv = vk::PhysicalDeviceShaderSMBuiltinsPropertiesNV::default();
+    let mut amd = vk::PhysicalDeviceShaderCorePropertiesAMD::default();
+    let mut properties = vk::PhysicalDeviceProperties2::default();
+    if has(ash::nv::shader_sm_builtins::NAME) {
+        properties = properties.push_next(&mut nv);
+    } else if has(ash::amd::shader_core_properties::NAME) {
+        properties = properties.push_next(&mut amd);
+    }
+    // SAFETY: what is asked for is chained where the device has the extension.
+    unsafe { instance.raw.get_physical_device_properties2(device, &mut properties) };
+    let units = amd.shader_engine_count * amd.shader_arrays_per_engine_count * amd.compute_units_per_shader_array;
+    [nv.shader_sm_count, units].into_iter().find(|&n| n > 0)
+}
+
 fn info(instance: &Instance, index: usize, device: vk::PhysicalDevice) -> Info {
     let raw = &instance.raw;
     let (mut id, mut driver) =
