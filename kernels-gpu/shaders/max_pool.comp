@@ -8,7 +8,7 @@ layout(std430, binding = 1) writeonly buffer Y { float y[]; };
 layout(std430, binding = 2) writeonly buffer Found { int found[]; };
 #include "inc/functions.glsl"
 #include "inc/window.glsl"
-layout(push_constant) uniform Push { uint all, groups, x_at, y_at; Window of; } push;
+layout(push_constant) uniform Push { uint all, x_at, y_at; Window of; } push;
 
 void main() {
     const Window of = push.of;

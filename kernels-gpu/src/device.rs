@@ -33,6 +33,8 @@ pub struct Options {
     pub threads: Option<u32>,
     /// Bytes of shared memory of a workgroup.
     pub shared: Option<u32>,
+    /// As if it had so many processors.
+    pub cores: Option<u32>,
     /// Without arithmetic in f16.
     pub no_f16: bool,
     /// Without subgroups, and so without cooperative matrices.
@@ -55,7 +57,7 @@ impl Options {
         options.limited(&std::env::var("TIER_VULKAN_LIMITS").unwrap_or_default())
     }
 
-    /// With any of `staging,range=BYTES,memory=BYTES,threads=N,shared=BYTES,large-tiles,no-f16,no-subgroups,matrices=0|1,lost=N`.
+    /// With any of `staging,range=BYTES,memory=BYTES,threads=N,shared=BYTES,cores=N,large-tiles,no-f16,no-subgroups,matrices=0|1,lost=N`.
     ///
     /// # Errors
     /// If there is another.
@@ -70,6 +72,7 @@ impl Options {
                 ("threads", Some(n)) => self.threads = Some(n.min(1024) as u32),
                 ("shared", Some(n)) => self.shared = u32::try_from(n).ok(),
                 ("large-tiles", None) => self.large_tiles = true,
+                ("cores", Some(n @ 1..)) => self.cores = u32::try_from(n).ok(),
                 ("no-f16", None) => self.no_f16 = true,
                 ("no-subgroups", None) => self.no_subgroups = true,
                 ("matrices", Some(n @ 0..=1)) => self.matrices = Some(n == 1),
@@ -168,7 +171,7 @@ impl Device {
             threads: options.threads.unwrap_or(256).min(limits.max_compute_work_group_invocations),
             shared: options.shared.unwrap_or(u32::MAX).min(limits.max_compute_shared_memory_size),
             groups: limits.max_compute_work_group_count,
-            cores: select::cores(&instance, physical).unwrap_or(32),
+            cores: options.cores.or_else(|| select::cores(&instance, physical)).unwrap_or(32),
             unified: heap.unified,
             large_tiles: options.large_tiles || info.kind != select::Kind::Software,
             lost_at: options.lost_at,

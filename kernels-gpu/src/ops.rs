@@ -1,6 +1,7 @@
 //! The kernels: what each computes, its sizes, and how it is laid out on the device. Outputs are written whole, and nothing beside them.
 //! A view of no elements is nothing to do.
 
+mod conv;
 mod gemm;
 mod index;
 mod map;

@@ -24,9 +24,10 @@ macro_rules! shaders {
 
 shaders! {
     Columns "columns",
+    Conv "conv",
+    ConvWeight "conv_weight",
     Copy "copy",
     Dropout "dropout",
-    Fold "fold",
     Gather "gather",
     Gemm "gemm",
     GemmBf16 "gemm_bf16",
@@ -36,6 +37,7 @@ shaders! {
     Map "map",
     MapBackward "map_backward",
     MaxPool "max_pool",
+    MaxPoolBackward "max_pool_backward",
     NormSums "norm_sums",
     Scatter "scatter",
     Softmax "softmax",
@@ -44,7 +46,6 @@ shaders! {
     SumCols "sum_cols",
     SumRows "sum_rows",
     Transpose "transpose",
-    Unfold "unfold",
     Zip "zip",
 }
 

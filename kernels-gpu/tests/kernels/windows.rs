@@ -4,7 +4,9 @@ use kernels_cpu::conv::{Conv2d, Window, conv2d_def};
 use kernels_cpu::pool;
 use kernels_cpu::rng::Rng;
 
-use super::common::{Drawn, check, close, device, normal, size, wide};
+use kernels_gpu::{Device, Options};
+
+use super::common::{Drawn, check, close, device, normal, open, size, wide};
 use super::{CASES, out};
 
 fn pair(rng: &mut Rng, low: usize, n: usize) -> [usize; 2] {
@@ -27,77 +29,88 @@ fn drawn(rng: &mut Rng) -> Conv2d {
     Conv2d { n: rng.below(4), size, input, output, groups, window }
 }
 
+/// A convolution, its bias now and then, and both its gradients; each twice, with the same bits.
+fn convolution(d: &Device, rng: &mut Rng, conv: &Conv2d) {
+    let ([oh, ow], [kh, kw], c) = (conv.grid(), conv.window.kernel, conv.input / conv.groups);
+    let [h, w] = conv.size;
+    let x = Drawn::contiguous(d, rng, &[conv.n, h, w, conv.input], normal);
+    let weight = Drawn::contiguous(d, rng, &[conv.output, kh, kw, c], normal);
+    let bias = Drawn::contiguous(d, rng, &[conv.output], normal);
+    let dy = Drawn::contiguous(d, rng, &[conv.n, oh, ow, conv.output], normal);
+    // As the definition has it: [output, c, kh, kw].
+    let ordered = |weight: &[f64]| -> Vec<f64> {
+        let at = |e: usize| (e / (c * kh * kw) * kh * kw + e % (kh * kw)) * c + e / (kh * kw) % c;
+        (0..weight.len()).map(|e| weight[at(e)]).collect()
+    };
+    let (xs, ws, bs, dys) = (wide(&x.values), ordered(&wide(&weight.values)), wide(&bias.values), wide(&dy.values));
+    let (y, biased) = (out(d, rng, &dy.dims), rng.chance(0.6));
+    let twice = |to: &Drawn, f: &dyn Fn()| {
+        f();
+        let first = to.read();
+        f();
+        assert!(to.read() == first, "other bits");
+        first
+    };
+    let got = twice(&y, &|| d.conv2d(conv, x.view(), weight.view(), biased.then(|| bias.view()), y.view()).unwrap());
+    close("conv2d", &got, &conv2d_def(conv, &xs, &ws, biased.then_some(&bs[..])), 3e-6);
+    let (dx, mut exact) = (out(d, rng, &x.dims), vec![0.0; xs.len()]);
+    let got = twice(&dx, &|| d.conv2d_backward_input(conv, dy.view(), weight.view(), dx.view()).unwrap());
+    conv.backward_input(&dys, &ws, &mut exact);
+    close("conv2d_backward_input", &got, &exact, 3e-6);
+    if conv.n == 0 {
+        return;
+    }
+    let (dw, mut exact) = (out(d, rng, &weight.dims), vec![0.0; ws.len()]);
+    let got = twice(&dw, &|| d.conv2d_backward_weight(conv, x.view(), dy.view(), dw.view()).unwrap());
+    conv.backward_weight(&xs, &dys, &mut exact);
+    let got: Vec<f32> = ordered(&wide(&got)).into_iter().map(|w| w as f32).collect();
+    close("conv2d_backward_weight", &got, &exact, 5e-6);
+}
+
 #[test]
 fn convolutions_are_their_definition() {
     check(CASES, |rng| {
         let (d, conv) = (device(rng), drawn(rng));
-        let ([oh, ow], [kh, kw], c) = (conv.grid(), conv.window.kernel, conv.input / conv.groups);
-        let [h, w] = conv.size;
-        let x = Drawn::contiguous(d, rng, &[conv.n, h, w, conv.input], normal);
-        let weight = Drawn::contiguous(d, rng, &[conv.output, kh, kw, c], normal);
-        let bias = Drawn::contiguous(d, rng, &[conv.output], normal);
-        let dy = Drawn::contiguous(d, rng, &[conv.n, oh, ow, conv.output], normal);
-        // As the definition has it: [output, c, kh, kw].
-        let ordered = |weight: &[f64]| -> Vec<f64> {
-            let at = |e: usize| (e / (c * kh * kw) * kh * kw + e % (kh * kw)) * c + e / (kh * kw) % c;
-            (0..weight.len()).map(|e| weight[at(e)]).collect()
-        };
-        let (xs, ws, bs, dys) = (wide(&x.values), ordered(&wide(&weight.values)), wide(&bias.values), wide(&dy.values));
-        let (y, biased) = (out(d, rng, &dy.dims), rng.chance(0.6));
-        d.conv2d(&conv, x.view(), weight.view(), biased.then(|| bias.view()), y.view()).unwrap();
-        close("conv2d", &y.read(), &conv2d_def(&conv, &xs, &ws, biased.then_some(&bs[..])), 3e-6);
-        let (dx, mut exact) = (out(d, rng, &x.dims), vec![0.0; xs.len()]);
-        d.conv2d_backward_input(&conv, dy.view(), weight.view(), dx.view()).unwrap();
-        conv.backward_input(&dys, &ws, &mut exact);
-        close("conv2d_backward_input", &dx.read(), &exact, 3e-6);
-        if conv.n == 0 {
-            return;
-        }
-        let (dw, mut exact) = (out(d, rng, &weight.dims), vec![0.0; ws.len()]);
-        d.conv2d_backward_weight(&conv, x.view(), dy.view(), dw.view()).unwrap();
-        conv.backward_weight(&xs, &dys, &mut exact);
-        close("conv2d_backward_weight", &wide_ordered(&dw.read(), ordered), &exact, 5e-6);
+        convolution(d, rng, &conv);
     });
 }
 
-fn wide_ordered(weight: &[f32], ordered: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f32> {
-    ordered(&wide(weight)).into_iter().map(|w| w as f32).collect()
+/// Devices that choose tiles of all sizes, and parts of the depth: of one core, where large tiles are the quickest, with less and less room
+/// for them; and of so many that what there is to do is split.
+#[test]
+fn convolutions_are_their_definition_in_tiles_of_all_sizes() {
+    let changes: [fn(&mut Options); 4] = [
+        |o| o.cores = Some(1),
+        |o| (o.cores, o.threads) = (Some(1), Some(128)),
+        |o| (o.cores, o.threads) = (Some(1), Some(64)),
+        |o| (o.cores, o.shared) = (Some(1000), Some(16384)),
+    ];
+    let devices = std::cell::OnceCell::new();
+    check(16, |rng| {
+        let devices: &Vec<Device> = devices.get_or_init(|| changes.into_iter().map(|c| open(c).unwrap()).collect());
+        let groups = 1 + usize::from(rng.chance(0.2));
+        let [input, output] = [0, 1].map(|_| [4, 8, 12, 31, 64, 65, 68, 127, 128][rng.below(9)] * groups);
+        let window = match rng.below(6) {
+            0 => Window { kernel: [2, 4], stride: [1, 4], padding: [1, 0], dilation: [1, 1] },
+            1 => Window::square(1, 2, 0),
+            2 => Window::square(3, 2, 1),
+            3 => Window { kernel: [3, 2], stride: [2, 3], padding: [2, 1], dilation: [2, 1] },
+            _ => Window::square(3, 1, 1),
+        };
+        let size = [4 + rng.below(10), [4, 8, 12, 5, 11][rng.below(5)]];
+        let n = 1 + rng.below(3);
+        convolution(&devices[rng.below(devices.len())], rng, &Conv2d { n, size, input, output, groups, window });
+    });
 }
 
-/// More windows than are held at once.
+/// More maps than are bound at once.
 #[test]
-fn large_convolutions_go_in_parts() {
+fn convolutions_go_in_turns() {
     check(1, |rng| {
-        let d = device(rng);
-        let window = Window::square(3, 1, 1);
-        let conv = Conv2d { n: 3, size: [96, 96], input: 100, output: 2, groups: 1, window };
-        let x = Drawn::contiguous(d, rng, &[3, 96, 96, 100], normal);
-        let weight = Drawn::contiguous(d, rng, &[2, 3, 3, 100], normal);
-        let dy = Drawn::contiguous(d, rng, &[3, 96, 96, 2], normal);
-        let alone = Conv2d { n: 1, ..conv };
-        let one = |v: &Drawn, i: usize| {
-            let n = v.values.len() / 3;
-            let mut values = v.values[i * n..][..n].iter();
-            let dims = [&[1], &v.dims[1..]].concat();
-            Drawn::contiguous(d, &mut Rng::new(1, 0), &dims, |_| *values.next().unwrap())
-        };
-        let (y, dx, dw) = (out(d, rng, &dy.dims), out(d, rng, &x.dims), out(d, rng, &weight.dims));
-        d.conv2d(&conv, x.view(), weight.view(), None, y.view()).unwrap();
-        d.conv2d_backward_input(&conv, dy.view(), weight.view(), dx.view()).unwrap();
-        d.conv2d_backward_weight(&conv, x.view(), dy.view(), dw.view()).unwrap();
-        let (mut all, mut slopes, mut sum) = (Vec::new(), Vec::new(), vec![0.0f64; dw.values.len()]);
-        for i in 0..3 {
-            let (x, dy) = (one(&x, i), one(&dy, i));
-            let (y, dx, dw) = (out(d, rng, &dy.dims), out(d, rng, &x.dims), out(d, rng, &weight.dims));
-            d.conv2d(&alone, x.view(), weight.view(), None, y.view()).unwrap();
-            d.conv2d_backward_input(&alone, dy.view(), weight.view(), dx.view()).unwrap();
-            d.conv2d_backward_weight(&alone, x.view(), dy.view(), dw.view()).unwrap();
-            all.extend(y.read());
-            slopes.extend(dx.read());
-            sum.iter_mut().zip(dw.read()).for_each(|(sum, d)| *sum += f64::from(d));
+        let d = open(|o| o.range = Some(1 << 17)).unwrap();
+        for window in [Window::square(3, 1, 1), Window::square(2, 2, 0)] {
+            convolution(&d, rng, &Conv2d { n: 5, size: [20, 20], input: 32, output: 8, groups: 1, window });
         }
-        assert!(y.read() == all && dx.read() == slopes);
-        close("weights", &dw.read(), &sum, 1e-6);
     });
 }
 
