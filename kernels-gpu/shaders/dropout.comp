@@ -1,26 +1,16 @@
 #version 450
-// y = x / (1 - p) where the draw keeps the element, else 0; contiguous, and they may be the same memory. The draw is kernels-cpu's: Philox
-// 4x32-10 (Salmon et al. 2011) of a key and the element's number.
+#extension GL_GOOGLE_include_directive : require
+// y = x / (1 - p) where the draw keeps the element, else 0; contiguous, and they may be the same memory. The draw is of a key and the element's
+// number.
 layout(local_size_x_id = 0) in;
 layout(std430, binding = 0) readonly buffer X { float x[]; };
 layout(std430, binding = 1) writeonly buffer Y { float y[]; };
 layout(push_constant) uniform Push { uint n, x_at, y_at, key_low, key_high, least; float scale; } push;
 
-uint philox(uint index) {
-    uvec2 k = uvec2(push.key_low, push.key_high);
-    uvec4 c = uvec4(index, 0u, 0u, 0x64726f70u);
-    for (int round_ = 0; round_ < 10; round_++) {
-        uint high0, low0, high1, low1;
-        umulExtended(0xD2511F53u, c.x, high0, low0);
-        umulExtended(0xCD9E8D57u, c.z, high1, low1);
-        c = uvec4(high1 ^ c.y ^ k.x, low1, high0 ^ c.w ^ k.y, low0);
-        k += uvec2(0x9E3779B9u, 0xBB67AE85u);
-    }
-    return c.x;
-}
+#include "inc/philox.glsl"
 
 void main() {
     for (uint i = gl_GlobalInvocationID.x; i < push.n; i += gl_NumWorkGroups.x * gl_WorkGroupSize.x) {
-        y[push.y_at + i] = philox(i) >= push.least ? push.scale * x[push.x_at + i] : 0.0;
+        y[push.y_at + i] = philox(uvec2(push.key_low, push.key_high), i, 0u) >= push.least ? push.scale * x[push.x_at + i] : 0.0;
     }
 }

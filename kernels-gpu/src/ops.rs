@@ -1,6 +1,7 @@
 //! The kernels: what each computes, its sizes, and how it is laid out on the device. Outputs are written whole, and nothing beside them.
 //! A view of no elements is nothing to do.
 
+mod attention;
 mod gemm;
 mod index;
 mod map;
@@ -9,6 +10,7 @@ mod step;
 mod sums;
 mod windows;
 
+pub use attention::Attention;
 pub use gemm::Gemm;
 pub(crate) use gemm::Way;
 pub use index::by_row;
