@@ -9,6 +9,9 @@ layout(constant_id = 10) const bool OF_KEYS = false;
 // Of each query [item, query]: the logarithm to base 2 of its sum of weights, and sum dy y.
 layout(std430, binding = 4) readonly buffer Sums { vec2 sums[]; };
 
+// Of a query that there is not, and whose weights are 0.
+const vec2 NONE = vec2(uintBitsToFloat(0x7f800000u), 0.0);
+
 shared vec4 left1[ROWS * LD];
 shared vec4 left2[ROWS * LD];
 shared vec4 right1[COLS * LD + GX];
@@ -29,6 +32,14 @@ void main() {
             d1[i] = vec4(0.0);
             if (OF_KEYS) d2[i] = vec4(0.0);
         }
+        // Of this thread's queries the sums, of its keys whether they may be seen at all: of rows once, of columns in each block.
+        vec2 of[OF_KEYS ? TN : TM];
+        bool there[OF_KEYS ? TM : TN];
+        [[unroll]] for (uint i = 0u; i < TM; i++) {
+            const uint row = row0 + y + GY * i;
+            if (OF_KEYS) there[i] = row < rows && unmasked(item, row);
+            else of[i] = row < rows ? sums[item * push.queries + row] : NONE;
+        }
         uint begin_ = 0u, end = cols;
         if (CAUSAL && OF_KEYS) begin_ = uint(clamp(int(row0) - LATEST, 0, int(cols)));
         if (CAUSAL && !OF_KEYS) end = uint(clamp(int(row0 + ROWS) + LATEST, 0, int(cols)));
@@ -44,20 +55,19 @@ void main() {
             PRODUCTS(s, left1, right1)
             PRODUCTS(d, left2, right2)
             [[unroll]] for (uint j = 0u; j < TN; j++) {
+                const uint col = col0 + x + GX * j;
+                if (OF_KEYS) of[j] = col < cols ? sums[item * push.queries + col] : NONE;
+                else there[j] = col < cols && unmasked(item, col);
                 [[unroll]] for (uint i = 0u; i < TM; i++) {
-                    const uint row = row0 + y + GY * i, col = col0 + x + GX * j;
+                    const uint row = row0 + y + GY * i;
                     const uint query = OF_KEYS ? col : row, key = OF_KEYS ? row : col;
-                    float p = 0.0, ds = 0.0;
-                    if (row < rows && col < cols && !(CAUSAL && int(key) > int(query) + LATEST) && unmasked(item, key)) {
-                        const vec2 of = sums[item * push.queries + query];
-                        const float kept = dropped(item, query, key);
-                        p = exp2(s[i * TN + j] - of.x);
-                        ds = p * (kept * d[i * TN + j] - of.y);
-                        p *= kept;
-                    }
+                    const vec2 of_ = of[OF_KEYS ? j : i];
+                    const bool seen = there[OF_KEYS ? i : j] && !(CAUSAL && int(key) > int(query) + LATEST);
+                    const float kept = dropped(item, query, key);
+                    const float p = seen ? exp2(s[i * TN + j] - of_.x) : 0.0;
                     const uint at = (y + GY * i) * (LP / 4u) + x / 4u + GX / 4u * j;
-                    slopes[at][x % 4u] = ds;
-                    if (OF_KEYS) weights[at][x % 4u] = p;
+                    slopes[at][x % 4u] = seen ? p * (kept * d[i * TN + j] - of_.y) : 0.0;
+                    if (OF_KEYS) weights[at][x % 4u] = kept * p;
                 }
             }
             barrier();

@@ -47,8 +47,8 @@ const uint COLS = GX * TN;
 // Vectors of a row, and of a thread.
 const uint VW = (WIDTH + 3u) / 4u;
 const uint TD = (VW + GX - 1u) / GX;
-// A row of a tile in vectors: neighbours begin in other banks.
-const uint LD = VW + 1u;
+// A row of a tile in vectors: odd, so that neighbours begin in other banks.
+const uint LD = VW | 1u;
 // Of a tile [ROWS, COLS] in numbers: neighbouring rows begin GX banks apart, each thread of a row in its own.
 const uint LP = GX * (TN | 1u);
 const float LOG2_E = 1.44269504;

@@ -78,7 +78,7 @@ impl Tile {
     }
 
     fn fits(&self, of: Of, width: u32, shared: u32) -> bool {
-        let ([scores, sums], row) = (of.products(), width.div_ceil(4) + 1);
+        let ([scores, sums], row) = (of.products(), width.div_ceil(4) | 1);
         let (rows, cols) = (self.down * self.rows, self.across * self.cols);
         let weights = rows * self.across * (self.cols | 1) / 4;
         let vectors = match of {
@@ -250,6 +250,8 @@ impl Device {
             places[i] = at;
             vectors &= at.is_multiple_of(4);
         }
+        // The other result, which not every kernel has, may not seem to be written over something that is only read.
+        bindings.extend(bindings.last().filter(|last| last.number == 6).map(|last| Binding { number: 7, ..*last }));
         let (share, key) = a.dropout.unwrap_or_default();
         let (least, grown) = ((share * 4_294_967_296.0).ceil() as u32, (1.0 / (1.0 - share)) as f32);
         let flags = [vectors, a.causal, a.mask.is_some(), a.dropout.is_some()].map(u32::from);
