@@ -1,6 +1,7 @@
 //! The kernels: what each computes, its sizes, and how it is laid out on the device. Outputs are written whole, and nothing beside them.
 //! A view of no elements is nothing to do.
 
+mod attention;
 mod conv;
 mod gemm;
 mod index;
@@ -10,6 +11,7 @@ mod step;
 mod sums;
 mod windows;
 
+pub use attention::Attention;
 pub use gemm::Gemm;
 pub(crate) use gemm::{MATRICES, Way};
 pub use index::by_row;

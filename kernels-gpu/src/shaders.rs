@@ -23,6 +23,9 @@ macro_rules! shaders {
 }
 
 shaders! {
+    Attention "attention",
+    AttentionBackward "attention_backward",
+    AttentionSums "attention_sums",
     Columns "columns",
     Conv "conv",
     ConvWeight "conv_weight",

@@ -4,7 +4,7 @@ use kernels_cpu::attention as kernel;
 #[cfg(feature = "vulkan")]
 use kernels_gpu::{
     Memory, View,
-    ops::{Gemm, Softmax},
+    ops::{Attention as Fused, Gemm, Softmax},
 };
 
 #[cfg(feature = "vulkan")]
@@ -69,6 +69,78 @@ macro_rules! for_operand {
 impl Attention {
     fn scale(&self, q: &Operand) -> f32 {
         1.0 / (q.layout().dims()[3].max(1) as f32).sqrt()
+    }
+
+    fn fused<'a>(&self, [q, k, v]: [&'a Operand; 3], mask: Option<&'a Memory>) -> Fused<'a> {
+        let (scale, causal, dropout) = (self.scale(q), self.causal, self.dropout);
+        Fused { q: q.view(), k: k.view(), v: v.view(), scale, causal, mask, dropout }
+    }
+
+    fn fused_gradients(
+        &self,
+        on: &Gpu,
+        x: [&Operand; 3],
+        mask: Option<&Memory>,
+        saved: &Saved,
+        dy: &Tensor,
+    ) -> Option<[Tensor; 3]> {
+        let (fused, kernels) = (self.fused(x, mask), on.kernels());
+        let (y, lse, dy) = (on.operand(saved.output())?, on.operand(saved.aux(0))?, on.operand(dy)?);
+        // [b, n, h, d], as the projections before it take their gradients.
+        let rows = |x: &Operand| Meta::new([0, 2, 1, 3].map(|k| x.layout().dims()[k]), DType::F32);
+        let mut sums = None;
+        let dq = on.write(rows(x[0]), |dq| {
+            let sums = sums.insert(kernels.attention_sums(&fused, y.view(), lse.view(), dy.view())?);
+            kernels.attention_dq(&fused, dy.view(), sums, dq)
+        })?;
+        let (each, sums) = (rows(x[1]), sums?);
+        let both = on.write(Meta::new([&[2], &each.dims[..]].concat().as_slice(), DType::F32), |both| {
+            let of = |i| View {
+                offset: both.offset + i * each.dims.numel(),
+                dims: &both.dims[1..],
+                strides: &both.strides[1..],
+                ..both
+            };
+            kernels.attention_dkv(&fused, dy.view(), &sums, [of(0), of(1)])
+        })?;
+        Some([dq, both.at(0, 0), both.at(0, 1)].map(|x| x.permute(&[0, 2, 1, 3])))
+    }
+
+    /// Weights and the means of values by them, one after the other.
+    fn composed(
+        &self,
+        on: &Gpu,
+        [q, k, v]: [&Operand; 3],
+        mask: Option<&Memory>,
+        lse: &Memory,
+        out: Meta,
+    ) -> Option<Tensor> {
+        let p = on.operand(&self.dropped(on, self.weights(on, q, k, mask, Some(lse))?)?)?;
+        on.write(out, |y| {
+            // [b, tq, h, d] seen as [b, h, tq, d].
+            let seen = Layout::contiguous(out.dims, 0).permute(&[0, 2, 1, 3]);
+            let y = View { dims: seen.dims(), strides: seen.strides(), ..y };
+            on.kernels().gemm(&Gemm::new(p.view(), v.view(), y))
+        })
+    }
+
+    /// The weights are computed once more; each product is a kernel.
+    fn composed_gradients(
+        &self,
+        on: &Gpu,
+        [q, k, v]: [&Operand; 3],
+        mask: Option<&Memory>,
+        dy: &Tensor,
+    ) -> Option<[Tensor; 3]> {
+        let dy = on.operand(&dy.permute(&[0, 2, 1, 3]))?;
+        let weights = self.weights(on, q, k, mask, None)?;
+        let p = on.operand(&self.dropped(on, weights.clone())?)?;
+        let dv = product(on, &transposed(&p), &dy)?;
+        let dp = on.operand(&self.dropped(on, product(on, &dy, &transposed(v))?)?)?;
+        let (p, scale) = (on.operand(&weights)?, self.scale(q));
+        let ds = on.write(weights.meta(), |ds| on.kernels().softmax_backward(false, scale, p.view(), dp.view(), ds))?;
+        let ds = on.operand(&ds)?;
+        Some([product(on, &ds, k)?, product(on, &transposed(&ds), q)?, dv])
     }
 
     /// softmax(q k^T / sqrt(d)), [b, h, tq, tk], before dropout.
@@ -142,34 +214,27 @@ impl Op for Attention {
         })
     }
 
-    /// Weights and the means of values by them, one after the other.
+    /// Without weights in memory where a head's width allows.
     #[cfg(feature = "vulkan")]
     fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
         let (q, k, v) = (on.operand(x[0])?, on.operand(x[1])?, on.operand(x[2])?);
-        let [b, h, tq, _] = [0, 1, 2, 3].map(|i| x[0].dims()[i]);
-        if x[1].dims()[2] == 0 {
-            let lse = on.filled([b * h * tq], f32::NEG_INFINITY)?;
-            return Some(Output { value: on.filled(out.dims, 0.0)?, aux: vec![lse] });
-        }
         let mask = x.get(3).map(|mask| on.bytes(mask));
-        let lse = on.memory(4 * b * h * tq);
-        let p = self.dropped(on, self.weights(on, &q, &k, mask.as_ref(), Some(&lse))?)?;
-        let p = on.operand(&p)?;
-        let value = on.write(out, |y| {
-            // [b, tq, h, d] seen as [b, h, tq, d].
-            let seen = Layout::contiguous(out.dims, 0).permute(&[0, 2, 1, 3]);
-            let y = View { dims: seen.dims(), strides: seen.strides(), ..y };
-            on.kernels().gemm(&Gemm::new(p.view(), v.view(), y))
-        })?;
-        Some(Output { value, aux: vec![on.aux(lse, b * h * tq)] })
+        let rows = x[0].dims()[..3].iter().product();
+        let lse = on.memory(4 * rows);
+        let fused = self.fused([&q, &k, &v], mask.as_ref());
+        let value = on
+            .write(out, |y| on.kernels().attention(&fused, y, &lse))
+            .or_else(|| self.composed(on, [&q, &k, &v], mask.as_ref(), &lse, out))?;
+        Some(Output { value, aux: vec![on.aux(lse, rows)] })
     }
 
     fn flops(&self, x: &[Meta], out: Meta) -> u64 {
         4 * (out.dims.numel() * x[1].dims[2]) as u64
     }
 
+    /// The output, which the projection behind keeps anyway, for the device alone.
     fn saves(&self, _: &[bool]) -> Saves {
-        Saves::INPUTS
+        Saves::INPUTS.and(Saves::OUTPUT)
     }
 
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
@@ -191,20 +256,16 @@ impl Op for Attention {
         gradients
     }
 
-    /// The weights are computed once more; each product is a kernel.
     #[cfg(feature = "vulkan")]
     fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
         let [q, k, v] = [0, 1, 2].map(|i| on.operand(saved.input(i)));
-        let (q, k, v, dy) = (q?, k?, v?, on.operand(&dy.permute(&[0, 2, 1, 3]))?);
+        let (q, k, v) = (q?, k?, v?);
         let mask = (saved.count() == 4).then(|| on.bytes(saved.input(3)));
-        let weights = self.weights(on, &q, &k, mask.as_ref(), None)?;
-        let p = on.operand(&self.dropped(on, weights.clone())?)?;
-        let dv = product(on, &transposed(&p), &dy)?;
-        let dp = on.operand(&self.dropped(on, product(on, &dy, &transposed(&v))?)?)?;
-        let (p, scale) = (on.operand(&weights)?, self.scale(&q));
-        let ds = on.write(weights.meta(), |ds| on.kernels().softmax_backward(false, scale, p.view(), dp.view(), ds))?;
-        let ds = on.operand(&ds)?;
-        let mut gradients = vec![Some(product(on, &ds, &k)?), Some(product(on, &transposed(&ds), &q)?), Some(dv)];
+        let mut gradients = self
+            .fused_gradients(on, [&q, &k, &v], mask.as_ref(), saved, dy)
+            .or_else(|| self.composed_gradients(on, [&q, &k, &v], mask.as_ref(), dy))?
+            .map(Some)
+            .to_vec();
         gradients.resize(saved.count(), None);
         Some(gradients)
     }

@@ -1,5 +1,6 @@
 //! Every kernel against its definition in f64, on drawn sizes and layouts, with a look at what lies beside its output.
 
+mod attention;
 mod common;
 mod derivatives;
 mod half_stored;

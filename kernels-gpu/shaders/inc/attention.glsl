@@ -1,0 +1,143 @@
+// What both directions of attention share. A workgroup of GX x GY threads has a block of rows of one item (a head of one of the batch), thread
+// (x, y) rows y + GY i for i < TM, and goes over blocks of columns, thread (x, y) columns x + GX j for j < TN. Rows are queries and columns keys, or
+// the other way round. Of a row's WIDTH numbers the thread has vectors x + GX c for c < TD of four each.
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint GX = 8u;
+layout(constant_id = 2) const uint GY = 8u;
+layout(constant_id = 3) const uint TM = 4u;
+layout(constant_id = 4) const uint TN = 4u;
+layout(constant_id = 5) const uint WIDTH = 64u;
+// Rows of everything that is read and written are whole, aligned vectors.
+layout(constant_id = 6) const bool VECTORS = false;
+layout(constant_id = 7) const bool CAUSAL = false;
+layout(constant_id = 8) const bool MASKED = false;
+layout(constant_id = 9) const bool DROPOUT = false;
+
+// A row's operands and a column's.
+layout(std430, binding = 0) readonly buffer A1 { float a1[]; };
+layout(std430, binding = 0) readonly buffer A1V { vec4 a1v[]; };
+layout(std430, binding = 1) readonly buffer A2 { float a2[]; };
+layout(std430, binding = 1) readonly buffer A2V { vec4 a2v[]; };
+layout(std430, binding = 2) readonly buffer B1 { float b1[]; };
+layout(std430, binding = 2) readonly buffer B1V { vec4 b1v[]; };
+layout(std430, binding = 3) readonly buffer B2 { float b2[]; };
+layout(std430, binding = 3) readonly buffer B2V { vec4 b2v[]; };
+// Bytes [items / heads, keys], not 0 where a key may be seen.
+layout(std430, binding = 5) readonly buffer Mask { uint mask[]; };
+// Contiguous [items / heads, rows, heads, WIDTH].
+layout(std430, binding = 6) writeonly buffer Y1 { float y1[]; };
+layout(std430, binding = 6) writeonly buffer Y1V { vec4 y1v[]; };
+layout(std430, binding = 7) writeonly buffer Y2 { float y2[]; };
+layout(std430, binding = 7) writeonly buffer Y2V { vec4 y2v[]; };
+// Where [items / heads, heads, rows, WIDTH] lie.
+struct Strided { uint at; int outer, head, row, one; };
+layout(push_constant) uniform Push {
+    uint items, heads, queries, keys;
+    float scale;
+    uint key_low, key_high, least;
+    float grown;
+    uint y1_at, y2_at;
+    Strided a1, a2, b1, b2;
+} push;
+#include "philox.glsl"
+
+const uint THREADS = GX * GY;
+const uint ROWS = GY * TM;
+const uint COLS = GX * TN;
+// Vectors of a row, and of a thread.
+const uint VW = (WIDTH + 3u) / 4u;
+const uint TD = (VW + GX - 1u) / GX;
+// A row of a tile in vectors: odd, so that neighbours begin in other banks.
+const uint LD = VW | 1u;
+// Of a tile [ROWS, COLS] in numbers: neighbouring rows begin GX banks apart, each thread of a row in its own.
+const uint LP = GX * (TN | 1u);
+const float LOG2_E = 1.44269504;
+
+int begin(Strided s, uint item) {
+    return int(s.at) + int(item / push.heads) * s.outer + int(item % push.heads) * s.head;
+}
+
+// Vector `c` of the row at `at`; beyond WIDTH 0.
+#define FETCH(x, at, one, c)                                                    \
+    (VECTORS ? x##v[uint(at) / 4u + (c)]                                        \
+             : vec4(x[(at) + int(4u * (c)) * (one)],                            \
+                    4u * (c) + 1u < WIDTH ? x[(at) + int(4u * (c) + 1u) * (one)] : 0.0, \
+                    4u * (c) + 2u < WIDTH ? x[(at) + int(4u * (c) + 2u) * (one)] : 0.0, \
+                    4u * (c) + 3u < WIDTH ? x[(at) + int(4u * (c) + 3u) * (one)] : 0.0))
+
+// Fills `tile` with `n` rows of an item's x from `first` on, times `factor`; those beyond `all` are 0.
+#define FILL(tile, from, item, first, n, all, factor)                                                               \
+    {                                                                                                            \
+        const int at_ = begin(push.from, item);                                                                     \
+        for (uint e_ = gl_LocalInvocationID.x; e_ < (n) * VW; e_ += THREADS) {                                   \
+            const uint row_ = e_ / VW, c_ = e_ % VW;                                                             \
+            vec4 w_ = vec4(0.0);                                                                                 \
+            if ((first) + row_ < (all)) w_ = FETCH(from, at_ + int((first) + row_) * push.from.row, push.from.one, c_);   \
+            tile[row_ * LD + c_] = w_ * (factor);                                                                \
+        }                                                                                                        \
+    }
+
+// to[i, j] += the products of this thread's rows of `left` and columns of `right`, number by number.
+#define PRODUCTS(to, left, right)                                                            \
+    for (uint c_ = 0u; c_ < VW; c_++) {                                                      \
+        vec4 l_[TM];                                                                         \
+        [[unroll]] for (uint i_ = 0u; i_ < TM; i_++) l_[i_] = left[(y + GY * i_) * LD + c_]; \
+        [[unroll]] for (uint j_ = 0u; j_ < TN; j_++) {                                       \
+            const vec4 r_ = right[(x + GX * j_) * LD + c_];                                  \
+            [[unroll]] for (uint i_ = 0u; i_ < TM; i_++) {                                   \
+                float v_ = to[i_ * TN + j_];                                                 \
+                v_ = fma(l_[i_].x, r_.x, v_);                                                \
+                v_ = fma(l_[i_].y, r_.y, v_);                                                \
+                v_ = fma(l_[i_].z, r_.z, v_);                                                \
+                to[i_ * TN + j_] = fma(l_[i_].w, r_.w, v_);                                  \
+            }                                                                                \
+        }                                                                                    \
+    }
+
+// to[i, c] += the first `n` columns of this thread's rows of `weights` times the rows of `right`, column by column.
+#define MEANS(to, weights, right, n)                                                                       \
+    for (uint j_ = 0u; j_ < ((n) + 3u) / 4u; j_++) {                                                       \
+        vec4 l_[TM];                                                                                       \
+        [[unroll]] for (uint i_ = 0u; i_ < TM; i_++) l_[i_] = weights[(y + GY * i_) * (LP / 4u) + j_];     \
+        [[unroll]] for (uint k_ = 0u; k_ < 4u; k_++) {                                                     \
+            [[unroll]] for (uint c_ = 0u; c_ < TD; c_++) {                                                 \
+                const vec4 r_ = right[(4u * j_ + k_) * LD + x + GX * c_];                                  \
+                [[unroll]] for (uint i_ = 0u; i_ < TM; i_++)                                               \
+                    to[i_ * TD + c_] = fma(vec4(l_[i_][k_]), r_, to[i_ * TD + c_]);                        \
+            }                                                                                              \
+        }                                                                                                  \
+    }
+
+// Writes `values` (of this thread's vectors of `row`), times `factor`, to y.
+#define WRITE(y_, item, row, rows, values, i, factor)                                                             \
+    {                                                                                                            \
+        const uint at_ = push.y_##_at + (((item) / push.heads * (rows) + (row)) * push.heads + (item) % push.heads) * WIDTH; \
+        [[unroll]] for (uint c_ = 0u; c_ < TD; c_++) {                                                           \
+            const uint first_ = 4u * (x + GX * c_);                                                              \
+            const vec4 w_ = values[(i) * TD + c_] * (factor);                                                    \
+            if (VECTORS) {                                                                                       \
+                if (first_ < WIDTH) y_##v[(at_ + first_) / 4u] = w_;                                             \
+            } else {                                                                                             \
+                [[unroll]] for (uint k_ = 0u; k_ < 4u; k_++)                                                     \
+                    if (first_ + k_ < WIDTH) y_[at_ + first_ + k_] = w_[k_];                                     \
+            }                                                                                                    \
+        }                                                                                                        \
+    }
+
+bool unmasked(uint item, uint key) {
+    if (!MASKED) return true;
+    const uint byte_ = item / push.heads * push.keys + key;
+    return (mask[byte_ / 4u] >> (8u * (byte_ % 4u)) & 255u) != 0u;
+}
+
+// Where causal, query i sees keys up to i + LATEST.
+#define LATEST (int(push.keys) - int(push.queries))
+
+// What dropout makes of a weight of 1.
+float dropped(uint item, uint query, uint key) {
+    if (!DROPOUT) return 1.0;
+    uint high, low, carry;
+    umulExtended(item * push.queries + query, push.keys, high, low);
+    low = uaddCarry(low, key, carry);
+    return philox(uvec2(push.key_low, push.key_high), low, high + carry) >= push.least ? push.grown : 0.0;
+}

@@ -1,0 +1,287 @@
+//! Scaled dot-product attention whose weights are never stored: softmax block by block, and for gradients the weights once more from their
+//! log-sum-exp (Dao 2023, "FlashAttention-2").
+
+use crate::device::{Device, Kernel};
+use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::shaders::Shader;
+use crate::view::{Binding, View};
+
+/// y = softmax(scale q k^T) v, with dropout of the softmax where asked for.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    /// [b, h, tq, d] in any layout.
+    pub q: View<'a>,
+    /// [b, h, tk, d] in any layout.
+    pub k: View<'a>,
+    /// [b, h, tk, d] in any layout.
+    pub v: View<'a>,
+    /// Factor of the products.
+    pub scale: f32,
+    /// Query i sees keys up to i + tk - tq.
+    pub causal: bool,
+    /// Bytes [b, tk], not 0 where a key may be seen.
+    pub mask: Option<&'a Memory>,
+    /// Probability and key of the draw, which is kernels-cpu's.
+    pub dropout: Option<(f64, u64)>,
+}
+
+/// What a kernel computes of each row: means of values, a gradient of a query, or those of a key and value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Means,
+    Queries,
+    Keys,
+}
+
+impl Of {
+    /// Products of rows with columns, and sums over columns, of each element.
+    fn products(self) -> [u32; 2] {
+        match self {
+            Self::Means => [1, 1],
+            Self::Queries => [2, 1],
+            Self::Keys => [2, 2],
+        }
+    }
+}
+
+/// Threads across and down a workgroup's block, and rows and columns of each.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    across: u32,
+    down: u32,
+    rows: u32,
+    cols: u32,
+}
+
+/// Threads of a workgroup: few, each with many elements, since reading shared memory is what takes longest.
+const THREADS: u32 = 64;
+/// Rows and columns of a thread that there are kernels for.
+const SIDES: [[u32; 6]; 2] = [[1, 2, 4, 5, 7, 8], [1, 2, 3, 4, 5, 7]];
+/// Elements that a thread may hold in registers.
+const HELD: u32 = 120;
+/// Workgroups that keep a large device busy.
+const ENOUGH: u64 = 256;
+
+impl Tile {
+    fn all(width: u32) -> impl Iterator<Item = Self> {
+        // What a row of threads holds of a row of `width` is a multiple of four numbers for each.
+        let across = if width <= 16 { 4 } else { 8 };
+        SIDES[0].into_iter().flat_map(move |rows| {
+            SIDES[1].into_iter().map(move |cols| Self { across, down: THREADS / across, rows, cols })
+        })
+    }
+
+    /// Numbers of a row of results that a thread has.
+    fn each(&self, width: u32) -> u32 {
+        4 * width.div_ceil(4 * self.across)
+    }
+
+    fn fits(&self, of: Of, width: u32, shared: u32) -> bool {
+        let ([scores, sums], row) = (of.products(), width.div_ceil(4) | 1);
+        let (rows, cols) = (self.down * self.rows, self.across * self.cols);
+        let weights = rows * self.across * (self.cols | 1) / 4;
+        let vectors = match of {
+            Of::Means => (rows + cols) * row + (cols * row).max(weights) + self.across + rows * self.across / 4,
+            _ => 2 * (rows + cols) * row + 2 * self.across + sums * weights,
+        };
+        self.rows * (scores * self.cols + sums * self.each(width)) <= HELD && 16 * vectors + 16 <= shared
+    }
+
+    /// What a grid of rows and columns takes, in time, roughly: each product of numbers is an operation, and reading each number of
+    /// shared memory four.
+    fn cost(&self, of: Of, width: u32, [items, rows, cols]: [u64; 3]) -> u64 {
+        let [scores, sums] = of.products().map(f64::from);
+        let [m, n, d] = [self.rows, self.cols, self.each(width)].map(|n| 4.0 / f64::from(n));
+        let each = scores * (1.0 + m + n) + sums * (1.0 + m + d);
+        let (height, breadth) = (u64::from(self.down * self.rows), u64::from(self.across * self.cols));
+        let area = height * cols.next_multiple_of(breadth);
+        let groups = items * rows.div_ceil(height);
+        (area as f64 * each) as u64 * groups.max(ENOUGH)
+    }
+}
+
+/// The operands of a kernel: of rows, then of columns.
+type Operands<'a> = [Option<View<'a>>; 4];
+
+/// Whether rows of `width` are whole vectors of four, wherever they begin.
+fn aligned(view: &View<'_>, at: u32, width: usize) -> bool {
+    let rows = view.dims.iter().zip(view.strides).take(3).all(|(&size, stride)| size == 1 || stride % 4 == 0);
+    rows && at.is_multiple_of(4) && width.is_multiple_of(4) && view.strides[3] == 1
+}
+
+impl Attention<'_> {
+    /// Batch, heads, queries, keys, and a head's width.
+    fn sizes(&self) -> [usize; 5] {
+        let (q, k) = (self.q.dims, self.k.dims);
+        let fits = q.len() == 4 && k == self.v.dims && q[..2] == k[..2] && q[3] == k[3];
+        assert!(fits, "attention: q {q:?}, k {k:?}, v {:?}", self.v.dims);
+        let [b, h, tq, tk, d] = [q[0], q[1], q[2], k[2], q[3]];
+        assert!(self.mask.is_none_or(|mask| mask.len() == b * tk), "attention: bytes of the mask");
+        [b, h, tq, tk, d]
+    }
+}
+
+impl Device {
+    /// y [b, tq, h, d], contiguous, and the logarithm of each query's sum of weights, `lse` [b, h, tq]. A query that sees no key is 0.
+    ///
+    /// # Errors
+    /// As [`Self::copy`]; also where a head is too wide for a workgroup.
+    pub fn attention(&self, a: &Attention<'_>, y: View<'_>, lse: &Memory) -> Result<()> {
+        let [b, h, tq, tk, d] = a.sizes();
+        assert!(y.dims == [b, tq, h, d] && lse.len() == 4 * b * h * tq, "attention: {:?}", y.dims);
+        if b * h * tq == 0 {
+            return Ok(());
+        }
+        if tk == 0 {
+            self.fill(f32::NEG_INFINITY, View::new(lse, 0, &[b * h * tq], &[1]))?;
+            return self.fill(0.0, y);
+        }
+        let lse = Binding::words(4, lse, 0, b * h * tq)?.0.writing();
+        self.attend(Of::Means, a, [Some(a.q), None, Some(a.k), Some(a.v)], lse, &[y])
+    }
+
+    /// Of each query [b, h, tq] what its gradients need: two numbers. y [b, tq, h, d] and `lse` are what [`Self::attention`] made, dy [b, tq, h, d] in any
+    /// layout.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn attention_sums(&self, a: &Attention<'_>, y: View<'_>, lse: View<'_>, dy: View<'_>) -> Result<Memory> {
+        let [b, h, tq, _, d] = a.sizes();
+        assert!(y.dims == [b, tq, h, d] && dy.dims == y.dims && lse.numel() == b * h * tq, "attention: {:?}", dy.dims);
+        let sums = self.memory(8 * b * h * tq)?;
+        if y.numel() > 0 {
+            let tile = Tile { across: 8, down: THREADS / 8, rows: 1, cols: 1 };
+            let (lse, at) = lse.bind(4)?;
+            assert_eq!(at, 0, "attention: where the log-sum-exp begins");
+            let more = [lse, Binding::words(6, &sums, 0, 2 * b * h * tq)?.0.writing()];
+            let groups = (b * h * tq).div_ceil(tile.down as usize) as u64;
+            let (y, dy) = (by_head(&y), by_head(&dy));
+            let from = [Some(y.view()), Some(dy.view()), None, None];
+            self.record(Shader::AttentionSums, &[], tile, a, from, &more, &[], groups)?;
+        }
+        Ok(sums)
+    }
+
+    /// The gradient of q, dq [b, tq, h, d], contiguous; `sums` are [`Self::attention_sums`].
+    ///
+    /// # Errors
+    /// As [`Self::attention`].
+    pub fn attention_dq(&self, a: &Attention<'_>, dy: View<'_>, sums: &Memory, dq: View<'_>) -> Result<()> {
+        let [b, h, tq, _, d] = a.sizes();
+        assert!(dq.dims == [b, tq, h, d] && dy.dims == dq.dims, "attention: {:?}", dq.dims);
+        self.gradients(Of::Queries, a, [Some(a.q), Some(by_head(&dy).view()), Some(a.k), Some(a.v)], sums, &[dq])
+    }
+
+    /// The gradients of k and v, each [b, tk, h, d], contiguous; `sums` are [`Self::attention_sums`].
+    ///
+    /// # Errors
+    /// As [`Self::attention`].
+    pub fn attention_dkv(&self, a: &Attention<'_>, dy: View<'_>, sums: &Memory, dkv: [View<'_>; 2]) -> Result<()> {
+        let [b, h, tq, tk, d] = a.sizes();
+        let fits = dkv.iter().all(|x| x.dims == [b, tk, h, d]) && dy.dims == [b, tq, h, d];
+        assert!(fits, "attention: {:?} of {:?}", dkv[0].dims, dy.dims);
+        self.gradients(Of::Keys, a, [Some(a.k), Some(a.v), Some(a.q), Some(by_head(&dy).view())], sums, &dkv)
+    }
+
+    fn gradients(&self, of: Of, a: &Attention<'_>, from: Operands<'_>, sums: &Memory, to: &[View<'_>]) -> Result<()> {
+        if from.iter().flatten().any(|x| x.numel() == 0) {
+            return to.iter().try_for_each(|&x| self.fill(0.0, x));
+        }
+        let sums = Binding::words(4, sums, 0, sums.len() / 4)?.0;
+        self.attend(of, a, from, sums, to)
+    }
+
+    fn attend(&self, of: Of, a: &Attention<'_>, from: Operands<'_>, more: Binding, to: &[View<'_>]) -> Result<()> {
+        let [b, h, tq, tk, d] = a.sizes();
+        let (rows, cols) = if of == Of::Keys { (tk, tq) } else { (tq, tk) };
+        let grid = [b * h, rows, cols].map(|n| n as u64);
+        let width = d as u32;
+        let tiles = Tile::all(width).filter(|tile| width > 0 && tile.fits(of, width, self.limits().shared));
+        let tile = tiles.min_by_key(|tile| tile.cost(of, width, grid));
+        let tile = tile.ok_or_else(|| Error::Limit(format!("no room for heads of {d}")))?;
+        let groups = grid[0] * grid[1].div_ceil(u64::from(tile.down * tile.rows));
+        let (shader, spec) = match of {
+            Of::Means => (Shader::Attention, vec![]),
+            _ => (Shader::AttentionBackward, vec![u32::from(of == Of::Keys)]),
+        };
+        let mut bindings = vec![more];
+        if let Some(mask) = a.mask {
+            bindings.push(Binding::words(5, mask, 0, mask.len().div_ceil(4))?.0);
+        }
+        self.record(shader, &spec, tile, a, from, &bindings, to, groups)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn record(
+        &self,
+        shader: Shader,
+        spec: &[u32],
+        tile: Tile,
+        a: &Attention<'_>,
+        from: Operands<'_>,
+        more: &[Binding],
+        to: &[View<'_>],
+        groups: u64,
+    ) -> Result<()> {
+        let [b, h, tq, tk, d] = a.sizes();
+        let counts = [b * h, h, tq, tk].map(u32::try_from);
+        if u32::try_from(groups).is_err()
+            || (b * h) as u64 * tq as u64 > u64::from(u32::MAX)
+            || counts.iter().any(std::result::Result::is_err)
+        {
+            return Err(Error::Limit(format!("attention of {:?} is more than a kernel counts", a.q.dims)));
+        }
+        let (mut bindings, mut strided, mut vectors) = (Vec::new(), [0; 20], true);
+        for (i, view) in from.iter().enumerate() {
+            let Some(view) = view else { continue };
+            let (binding, at) = view.bind(i as u32)?;
+            bindings.push(binding);
+            strided[5 * i] = at;
+            (0..4).for_each(|k| strided[5 * i + 1 + k] = view.strides[k] as i32 as u32);
+            vectors &= aligned(view, at, d);
+        }
+        bindings.extend(more);
+        let mut places = [0; 2];
+        for (i, view) in to.iter().enumerate() {
+            assert!(view.is_contiguous(), "attention: a result of {:?} with gaps", view.dims);
+            let (binding, at) = view.bind(6 + i as u32)?;
+            bindings.push(binding.writing());
+            places[i] = at;
+            vectors &= at.is_multiple_of(4);
+        }
+        // The other result, which not every kernel has, may not seem to be written over something that is only read.
+        bindings.extend(bindings.last().filter(|last| last.number == 6).map(|last| Binding { number: 7, ..*last }));
+        let (share, key) = a.dropout.unwrap_or_default();
+        let (least, grown) = ((share * 4_294_967_296.0).ceil() as u32, (1.0 / (1.0 - share)) as f32);
+        let flags = [vectors, a.causal, a.mask.is_some(), a.dropout.is_some()].map(u32::from);
+        let spec = [&[THREADS, tile.across, tile.down, tile.rows, tile.cols, d as u32], &flags[..], spec].concat();
+        let push = [
+            &[b * h, h, tq, tk].map(|n| n as u32)[..],
+            &[a.scale.to_bits(), key as u32, (key >> 32) as u32, least, grown.to_bits()],
+            &places,
+            &strided,
+        ]
+        .concat();
+        let work = (2 * b * h * tq * tk.max(1) * d) as u64 * from.iter().flatten().count() as u64;
+        self.dispatch(Kernel { shader, spec: &spec, bindings: &bindings, push: &push, groups: [groups, 1, 1], work })
+    }
+}
+
+/// [b, n, h, d] as [b, h, n, d].
+struct ByHead<'a> {
+    of: View<'a>,
+    dims: [usize; 4],
+    strides: [isize; 4],
+}
+
+fn by_head<'a>(of: &View<'a>) -> ByHead<'a> {
+    let order = [0, 2, 1, 3];
+    ByHead { of: *of, dims: order.map(|k| of.dims[k]), strides: order.map(|k| of.strides[k]) }
+}
+
+impl ByHead<'_> {
+    fn view(&self) -> View<'_> {
+        View { dims: &self.dims, strides: &self.strides, ..self.of }
+    }
+}

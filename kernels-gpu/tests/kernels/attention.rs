@@ -1,0 +1,191 @@
+//! Attention and its gradients against their definition in f64.
+
+use kernels_cpu::attention::keeps;
+use kernels_cpu::rng::Rng;
+use kernels_gpu::ops::Attention;
+use kernels_gpu::{Device, Error, Memory, View};
+
+use super::common::{Drawn, check, close, device, devices, normal, open, size, wide, words};
+use super::{CASES, out};
+
+/// Numbers of [b, h, t, d]: in any layout, or as projections make them, [b, t, h, d] without gaps, there at times from a multiple of four on.
+struct Heads {
+    drawn: Drawn,
+    dims: [usize; 4],
+    strides: [isize; 4],
+    /// In the order of `dims`.
+    values: Vec<f64>,
+}
+
+impl Heads {
+    fn drawn(d: &Device, rng: &mut Rng, dims: [usize; 4], strided: bool) -> Self {
+        let [b, h, t, w] = dims;
+        if strided {
+            let drawn = Drawn::strided(d, rng, &dims, false, normal);
+            let strides = [0, 1, 2, 3].map(|k| drawn.strides[k]);
+            return Self { values: wide(&drawn.values), drawn, dims, strides };
+        }
+        let multiple = rng.chance(0.8);
+        let drawn = loop {
+            let drawn = Drawn::contiguous(d, rng, &[b, t, h, w], normal);
+            if !multiple || drawn.offset.is_multiple_of(4) {
+                break drawn;
+            }
+        };
+        let strides = [0, 2, 1, 3].map(|k| drawn.strides[k]);
+        Self { values: by_head(&drawn.values, [b, t, h, w]), drawn, dims, strides }
+    }
+
+    fn view(&self) -> View<'_> {
+        View::new(&self.drawn.memory, self.drawn.offset, &self.dims, &self.strides)
+    }
+}
+
+/// [b, t, h, d] as [b, h, t, d].
+fn by_head(x: &[f32], [b, t, h, d]: [usize; 4]) -> Vec<f64> {
+    let at = |e: usize| ((e / d / t / h * t + e / d % t) * h + e / d / t % h) * d + e % d;
+    (0..b * t * h * d).map(|e| f64::from(x[at(e)])).collect()
+}
+
+struct Exact {
+    y: Vec<f64>,
+    lse: Vec<f64>,
+    dq: Vec<f64>,
+    dk: Vec<f64>,
+    dv: Vec<f64>,
+}
+
+/// What is asked for, beside the operands.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    scale: f32,
+    causal: bool,
+    dropout: Option<(f64, u64)>,
+}
+
+/// softmax(scale q k^T) v and its gradients, all [b, h, t, d], by their formulas.
+fn definition(asked: Asked, mask: Option<&[u8]>, [q, k, v, dy]: [&Heads; 4]) -> Exact {
+    let ([b, h, tq, d], tk, scale) = (q.dims, k.dims[2], f64::from(asked.scale));
+    let (rows, cols) = (b * h * tq * d, b * h * tk * d);
+    let mut e =
+        Exact { y: vec![0.0; rows], lse: vec![], dq: vec![0.0; rows], dk: vec![0.0; cols], dv: vec![0.0; cols] };
+    for row in 0..b * h * tq {
+        let (item, i) = (row / tq, row % tq);
+        let sees = |j: usize| (!asked.causal || j + tq <= i + tk) && mask.is_none_or(|m| m[item / h * tk + j] != 0);
+        let of =
+            |x: &[f64], at: usize, y: &[f64], to: usize| (0..d).map(|c| x[at * d + c] * y[to * d + c]).sum::<f64>();
+        let keys: Vec<usize> = (0..tk).filter(|&j| sees(j)).collect();
+        let s: Vec<f64> = keys.iter().map(|&j| scale * of(&q.values, row, &k.values, item * tk + j)).collect();
+        let most = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let lse = if keys.is_empty() { most } else { most + s.iter().map(|s| (s - most).exp()).sum::<f64>().ln() };
+        e.lse.push(lse);
+        let p: Vec<f64> = s.iter().map(|s| (s - lse).exp()).collect();
+        let kept = |&j: &usize| match asked.dropout {
+            Some((share, key)) if !keeps(key, (row * tk + j) as u64, share) => 0.0,
+            Some((share, _)) => 1.0 / (1.0 - share),
+            None => 1.0,
+        };
+        let kept: Vec<f64> = keys.iter().map(kept).collect();
+        let dp: Vec<f64> =
+            keys.iter().zip(&kept).map(|(&j, kept)| kept * of(&dy.values, row, &v.values, item * tk + j)).collect();
+        let sum: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+        for (n, &j) in keys.iter().enumerate() {
+            let (w, ds, at) = (p[n] * kept[n], scale * p[n] * (dp[n] - sum), item * tk + j);
+            for c in 0..d {
+                e.y[row * d + c] += w * v.values[at * d + c];
+                e.dv[at * d + c] += w * dy.values[row * d + c];
+                e.dq[row * d + c] += ds * k.values[at * d + c];
+                e.dk[at * d + c] += ds * q.values[row * d + c];
+            }
+        }
+    }
+    e
+}
+
+/// A drawn attention of these sizes, forward and backward, with what lies beside; and the same bits again.
+fn compare(device: &Device, rng: &mut Rng, [b, h, tq, tk, d]: [usize; 5], asked: Asked, masked: bool) {
+    let strided = rng.chance(0.3);
+    let [q, dy] = [0; 2].map(|_| Heads::drawn(device, rng, [b, h, tq, d], strided));
+    let [k, v] = [0; 2].map(|_| Heads::drawn(device, rng, [b, h, tk, d], strided));
+    let bytes: Vec<u8> = (0..b * tk).map(|_| u8::from(rng.chance(0.6)) * 3).collect();
+    let mask = device.upload(&bytes).unwrap();
+    let a = Attention {
+        q: q.view(),
+        k: k.view(),
+        v: v.view(),
+        scale: asked.scale,
+        causal: asked.causal,
+        mask: masked.then_some(&mask),
+        dropout: asked.dropout,
+    };
+    let exact = definition(asked, masked.then_some(&bytes[..]), [&q, &k, &v, &dy]);
+    // From a multiple of four on where the operands are.
+    let result = |rng: &mut Rng, t: usize| loop {
+        let x = out(device, rng, &[b, t, h, d]);
+        if strided || x.offset.is_multiple_of(4) {
+            return x;
+        }
+    };
+    let [y, dq] = [0; 2].map(|_| result(rng, tq));
+    let [dk, dv] = [0; 2].map(|_| result(rng, tk));
+    let lse = device.memory(4 * b * h * tq).unwrap();
+    let order = [0, 2, 1, 3];
+    let (dims, strides) = (order.map(|k| dy.dims[k]), order.map(|k| dy.strides[k]));
+    let gradient = View::new(&dy.drawn.memory, dy.drawn.offset, &dims, &strides);
+    let run = || -> Result<Vec<Vec<f32>>, Error> {
+        device.attention(&a, y.view(), &lse)?;
+        let sums: Memory = device.attention_sums(&a, y.view(), View::new(&lse, 0, &[b * h * tq], &[1]), gradient)?;
+        device.attention_dq(&a, gradient, &sums, dq.view())?;
+        device.attention_dkv(&a, gradient, &sums, [dk.view(), dv.view()])?;
+        let lse = words(&lse).into_iter().map(f32::from_bits).collect();
+        Ok(vec![y.read(), lse, dq.read(), dk.read(), dv.read()])
+    };
+    let first = run().unwrap();
+    let what = format!("attention of [{b}, {h}, {tq} of {tk}, {d}], {asked:?}, masked {masked}, strided {strided}");
+    close(&format!("{what}: lse"), &first[1], &exact.lse, 2e-6);
+    let parts = [("y", 0, tq, exact.y), ("dq", 2, tq, exact.dq), ("dk", 3, tk, exact.dk), ("dv", 4, tk, exact.dv)];
+    for (name, at, t, exact) in parts {
+        let ours: Vec<f32> = by_head(&first[at], [b, t, h, d]).into_iter().map(|x| x as f32).collect();
+        close(&format!("{what}: {name}"), &ours, &exact, 4e-6);
+    }
+    assert!(run().unwrap() == first, "{what}: other bits");
+}
+
+fn asked(rng: &mut Rng, d: usize) -> Asked {
+    let dropout = rng.chance(0.25).then(|| (0.3, rng.next_u64()));
+    Asked { scale: 1.0 / (d.max(1) as f32).sqrt(), causal: rng.chance(0.4), dropout }
+}
+
+#[test]
+fn attention_and_its_gradients_are_their_definition() {
+    check(CASES / 5, |rng| {
+        let [b, h, tq, tk] = [1 + rng.below(2), 1 + rng.below(3), size(rng), size(rng)];
+        let d = [1, 3, 8, 16, 17, 20, 32, 33][rng.below(8)];
+        let (asked, masked) = (asked(rng, d), rng.chance(0.4));
+        compare(device(rng), rng, [b, h, tq, tk, d], asked, masked);
+    });
+}
+
+/// Around the tiles' edges, with heads as models have them.
+#[test]
+fn attention_over_many_tiles_is_its_definition() {
+    check(6, |rng| {
+        let [tq, tk] = [[197, 197], [77, 77], [50, 50], [129, 1], [1, 130], [64, 100]][rng.below(6)];
+        let (asked, masked) = (asked(rng, 64), rng.chance(0.3));
+        compare(device(rng), rng, [1, 2, tq, tk, 64], asked, masked);
+    });
+}
+
+#[test]
+fn wide_heads_and_little_shared_memory_have_small_tiles_or_a_limit() {
+    check(1, |rng| {
+        let plain = Asked { scale: 0.1, causal: false, dropout: None };
+        compare(&devices()[0], rng, [1, 1, 40, 33, 128], plain, false);
+        let weak = open(|o| o.shared = Some(16384)).unwrap();
+        compare(&weak, rng, [1, 2, 40, 33, 64], plain, true);
+        let (x, y) = (Heads::drawn(&weak, rng, [1, 1, 3, 999], false), out(&weak, rng, &[1, 3, 1, 999]));
+        let (q, lse) = (x.view(), weak.memory(12).unwrap());
+        let a = Attention { q, k: q, v: q, scale: 1.0, causal: false, mask: None, dropout: None };
+        assert!(matches!(weak.attention(&a, y.view(), &lse), Err(Error::Limit(_))));
+    });
+}
