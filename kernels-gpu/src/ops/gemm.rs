@@ -44,7 +44,7 @@ pub(crate) enum Way {
 }
 
 /// What a workgroup makes: rows and columns of C, and the constants of its shader that say so.
-struct Tile {
+pub(crate) struct Tile {
     rows: u32,
     cols: u32,
     spec: Vec<u32>,
@@ -89,7 +89,7 @@ impl Device {
     }
 
     /// The largest tile of which there are enough; `None` where the device has no room for any.
-    fn tile(&self, way: Way, [m, n, batch]: [usize; 3]) -> Option<Tile> {
+    pub(crate) fn tile(&self, way: Way, [m, n, batch]: [usize; 3]) -> Option<Tile> {
         let (limits, subgroup) = (self.limits(), self.0.matrices.subgroup);
         let fitting: Vec<Tile> = match way {
             Way::Words => {
