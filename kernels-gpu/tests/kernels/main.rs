@@ -3,6 +3,7 @@
 mod common;
 mod derivatives;
 mod half_stored;
+mod replay;
 mod windows;
 
 use common::{Drawn, check, close, device, devices, normal, size, wide};
