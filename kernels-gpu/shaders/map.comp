@@ -25,7 +25,8 @@ float f(float v) {
     if (F == AFFINE) {
         r = push.a * v + push.b;
     } else if (F == CLAMP) {
-        r = v < push.a ? push.a : v > push.b ? push.b : v;
+        // By bits: drivers make min and max of comparisons, which drop NaN.
+        r = is_nan(v) ? v : v < push.a ? push.a : v > push.b ? push.b : v;
     } else {
         r = apply(F, v);
     }

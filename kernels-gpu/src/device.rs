@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use ash::vk;
 
@@ -106,6 +107,19 @@ pub struct Limits {
     pub(crate) lost_at: Option<u64>,
 }
 
+/// What was asked of a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Kernels.
+    pub kernels: u64,
+    /// Submissions, short sequences of kernels and copies.
+    pub submitted: u64,
+    /// Those of them that were known, and were not recorded anew.
+    pub replayed: u64,
+    /// How long the device had work, up to what was last waited for; where it has timestamps.
+    pub busy: Option<Duration>,
+}
+
 /// An opened device. Clones share it.
 #[derive(Clone)]
 pub struct Device(pub(crate) Arc<Shared>);
@@ -163,7 +177,7 @@ impl Device {
         let raw = unsafe { instance.raw.create_device(physical, &create, None) }.named("open the device")?;
         // SAFETY: as above.
         let limits = unsafe { instance.raw.get_physical_device_properties(physical) }.limits;
-        let heap = Heap::new(&instance.raw, physical, options);
+        let (heap, period) = (Heap::new(&instance.raw, physical, options), limits.timestamp_period);
         let limits = Limits {
             range: options.range.unwrap_or(u64::MAX).min(u64::from(limits.max_storage_buffer_range)),
             // Kernels read and write up to 16 bytes at once.
@@ -178,14 +192,14 @@ impl Device {
         };
         // SAFETY: the device was made with one queue of this family.
         let queue = unsafe { raw.get_device_queue(family, 0) };
-        let (stream, pipelines) = match (Stream::new(&raw, queue, family), Pipelines::new(&raw, &info)) {
-            (Ok(stream), Ok(pipelines)) => (stream, pipelines),
-            (Err(error), _) | (_, Err(error)) => {
-                // SAFETY: nothing was submitted. What one of the two may have made goes with the process.
-                unsafe { raw.destroy_device(None) };
-                return Err(error);
-            }
-        };
+        // SAFETY: the device is the instance's.
+        let families = unsafe { instance.raw.get_physical_device_queue_family_properties(physical) };
+        let timestamps = (families[family as usize].timestamp_valid_bits, period);
+        let made = Pipelines::new(&raw, &info).and_then(|pipelines| {
+            Ok((Stream::new(&raw, (queue, family), pipelines.layouts(), timestamps)?, pipelines))
+        });
+        // SAFETY: nothing was submitted. What one of the two may have made goes with the process.
+        let (stream, pipelines) = made.inspect_err(|_| unsafe { raw.destroy_device(None) })?;
         Ok(Self(Arc::new(Shared {
             info,
             limits,
@@ -233,17 +247,18 @@ impl Device {
         self.0.stream(|stream| stream.finish(&self.0))
     }
 
-    /// Records a kernel.
+    /// What was asked of it so far.
+    pub fn counters(&self) -> Counters {
+        locked(&self.0.stream).counters()
+    }
+
+    /// Asks for a kernel.
     pub(crate) fn dispatch(&self, kernel: Kernel<'_>) -> Result<()> {
         let limits = &self.0.limits;
         let groups = kernel.groups.map(|n| n.max(1));
         let groups = [0, 1, 2].map(|i| groups[i].min(u64::from(limits.groups[i])) as u32);
-        let (pipeline, layouts) = {
-            let mut pipelines = locked(&self.0.pipelines);
-            (pipelines.get(&self.0.raw, kernel.shader, kernel.spec)?, pipelines.layouts())
-        };
-        let command =
-            Command { name: kernel.shader.name(), pipeline, layouts, push: kernel.push, groups, work: kernel.work };
+        let pipeline = locked(&self.0.pipelines).get(&self.0.raw, kernel.shader, kernel.spec)?;
+        let command = Command { name: kernel.shader.name(), pipeline, push: kernel.push, groups, work: kernel.work };
         self.0.stream(|stream| stream.dispatch(&self.0, command, kernel.bindings))
     }
 }

@@ -25,13 +25,12 @@ const MOST: usize = 256;
 
 impl Hazards {
     /// Notes the accesses of one command, and tells whether a barrier has to stand before it.
-    pub fn note(&mut self, accesses: &[Access]) -> bool {
-        let conflict = self.0.len() + accesses.len() > MOST
-            || accesses.iter().any(|new| self.0.iter().any(|old| new.conflicts(old)));
+    pub fn note(&mut self, accesses: impl Iterator<Item = Access> + Clone) -> bool {
+        let conflict = self.0.len() >= MOST || accesses.clone().any(|new| self.0.iter().any(|old| new.conflicts(old)));
         if conflict {
             self.0.clear();
         }
-        self.0.extend_from_slice(accesses);
+        self.0.extend(accesses);
         conflict
     }
 
@@ -58,7 +57,7 @@ mod tests {
                     command.iter().map(|&(buffer, start, len, writes)| Access { buffer, start, end: start + len, writes }).collect();
                 let bytes = |a: &Access| (a.start..a.end).map(|byte| (a.buffer, byte)).collect::<Vec<_>>();
                 let clash = new.iter().any(|n| since.iter().any(|o| (n.writes || o.writes) && bytes(n).iter().any(|b| bytes(o).contains(b))));
-                prop_assert_eq!(hazards.note(&new), clash);
+                prop_assert_eq!(hazards.note(new.iter().copied()), clash);
                 if clash { since.clear(); }
                 since.extend(new);
             }

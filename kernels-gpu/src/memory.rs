@@ -172,14 +172,16 @@ impl Heap {
         Some(at)
     }
 
-    /// Frees the blocks of which nothing is taken. Nothing may be under way.
-    fn trim(&mut self, raw: &ash::Device) {
-        for block in &mut self.blocks {
-            if let Some(empty) = block.take_if(|b| b.ranges.is_empty()) {
-                self.held -= empty.size;
-                empty.destroy(raw);
-            }
-        }
+    /// Frees the blocks of which nothing is taken, and tells their buffers. Nothing may be under way.
+    pub fn trim(&mut self, raw: &ash::Device) -> Vec<vk::Buffer> {
+        let empty = self.blocks.iter_mut().filter_map(|block| block.take_if(|b| b.ranges.is_empty()));
+        let freed = |block: Block| {
+            self.held -= block.size;
+            let buffer = block.buffer;
+            block.destroy(raw);
+            buffer
+        };
+        empty.map(freed).collect()
     }
 
     pub fn destroy(&mut self, raw: &ash::Device) {
@@ -209,8 +211,7 @@ impl Device {
             Some(taken) => taken,
             None => {
                 // What is free but lies in blocks of other sizes is given back to the device.
-                self.wait()?;
-                locked(&self.0.heap).trim(&self.0.raw);
+                self.0.stream(|stream| stream.trim(&self.0))?;
                 take().ok_or_else(|| {
                     let heap = locked(&self.0.heap);
                     Error::OutOfMemory { request: room, held: heap.held, budget: heap.budget }
@@ -301,9 +302,13 @@ impl Staging {
         Ok(Self { memory, buffer, seen, half: 0, at: 0, busy: [0; 2] })
     }
 
-    /// Room for `len` bytes, at most [`HALF`]: where it begins, and the submission to wait for before it is used.
-    pub fn room(&mut self, len: u64) -> (u64, u64) {
+    /// Room for `len` bytes, at most [`HALF`]: where it begins, and the submission to wait for before it is used. Where all submissions that
+    /// used it are `completed` it begins anew, so that copies which are made again and again are the same.
+    pub fn room(&mut self, len: u64, completed: u64) -> (u64, u64) {
         let mut wait = 0;
+        if self.busy.iter().all(|&busy| busy <= completed) {
+            (self.half, self.at) = (0, 0);
+        }
         if self.at + len > HALF {
             self.half ^= 1;
             self.at = 0;

@@ -24,7 +24,7 @@ pub(crate) struct Layouts {
 pub(crate) struct Pipelines {
     layouts: Layouts,
     modules: HashMap<Shader, vk::ShaderModule>,
-    made: HashMap<(Shader, Vec<u32>), vk::Pipeline>,
+    made: HashMap<Shader, HashMap<Vec<u32>, vk::Pipeline>>,
     cache: vk::PipelineCache,
     /// Where the cache is kept, and how long it was when it was read.
     file: Option<PathBuf>,
@@ -64,7 +64,7 @@ impl Pipelines {
 
     /// A shader with its specialisation constants, from number 0 on.
     pub fn get(&mut self, raw: &ash::Device, shader: Shader, spec: &[u32]) -> Result<vk::Pipeline> {
-        if let Some(&pipeline) = self.made.get(&(shader, spec.to_vec())) {
+        if let Some(&pipeline) = self.made.get(&shader).and_then(|made| made.get(spec)) {
             return Ok(pipeline);
         }
         let module = match self.modules.get(&shader) {
@@ -95,7 +95,7 @@ impl Pipelines {
         // SAFETY: module, layout and constants are those of the shader, and live until the call returns.
         let made = unsafe { raw.create_compute_pipelines(self.cache, &create, None) };
         let pipeline = made.map_err(|(_, error)| error).named("compile a kernel")?[0];
-        self.made.insert((shader, spec.to_vec()), pipeline);
+        self.made.entry(shader).or_default().insert(spec.to_vec(), pipeline);
         Ok(pipeline)
     }
 
@@ -110,7 +110,7 @@ impl Pipelines {
                 // A cache that cannot be kept is made again.
                 let _ = keep(file, &data);
             }
-            self.made.values().for_each(|&pipeline| raw.destroy_pipeline(pipeline, None));
+            self.made.values().flat_map(HashMap::values).for_each(|&pipeline| raw.destroy_pipeline(pipeline, None));
             self.modules.values().for_each(|&module| raw.destroy_shader_module(module, None));
             raw.destroy_pipeline_cache(self.cache, None);
             raw.destroy_pipeline_layout(self.layouts.pipeline, None);

@@ -87,10 +87,13 @@ impl Device {
             if self.0.matrices.shape(stored).is_none() {
                 continue;
             }
-            self.way(stored)?;
+            let used = if self.way(stored)? == Way::Words { "not used" } else { "used" };
             let verdicts = locked(&self.0.verdicts);
-            let said = verdicts.known.get(&stored).map(|v| (if v.trusted { "used" } else { "not used" }, &v.why[..]));
-            let (used, why) = said.unwrap_or(("used", "untried, as told"));
+            let why = match verdicts.known.get(&stored) {
+                Some(verdict) => &verdict.why[..],
+                None if used == "used" => "untried, as told",
+                None => "no room for a tile",
+            };
             lines.push(format!("matrices of {stored:?}: {used}: {why}").to_lowercase());
         }
         Ok(lines)

@@ -45,7 +45,7 @@ pub struct View<'a> {
 }
 
 /// A part of a buffer, bound to a number.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Binding {
     pub number: u32,
     pub buffer: vk::Buffer,

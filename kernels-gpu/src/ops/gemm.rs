@@ -44,7 +44,7 @@ pub(crate) enum Way {
 }
 
 /// What a workgroup makes: rows and columns of C, and the constants of its shader that say so.
-struct Tile {
+pub(crate) struct Tile {
     rows: u32,
     cols: u32,
     spec: Vec<u32>,

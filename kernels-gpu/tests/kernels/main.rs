@@ -4,6 +4,7 @@ mod attention;
 mod common;
 mod derivatives;
 mod half_stored;
+mod replay;
 mod windows;
 
 use common::{Drawn, check, close, device, devices, normal, open, size, wide};
@@ -140,7 +141,11 @@ fn softmax_sees_what_it_may() {
         let (causal, masked) = (causal && !log, masked && !log);
         let rows = items * heads * queries;
         let spread = if rng.chance(0.2) { 60.0 } else { 1.0 };
-        let x = Drawn::contiguous(d, rng, &[items, heads, queries, n], |rng| spread * normal(rng));
+        // A row with NaN at a place that is seen is NaN there.
+        let nan = if rng.chance(0.2) { 0.01 } else { 0.0 };
+        let x = Drawn::contiguous(d, rng, &[items, heads, queries, n], |rng| {
+            if rng.chance(nan) { f32::NAN } else { spread * normal(rng) }
+        });
         let in_place = rng.chance(0.3);
         let y = out(d, rng, &x.dims);
         let mask: Vec<u8> = (0..items * n).map(|_| u8::from(rng.chance(0.7)) * 3).collect();
@@ -408,13 +413,17 @@ fn what_a_device_cannot_do_is_an_error() {
         );
         drop(held);
         full.memory(75 << 20).unwrap();
-        let lost = open(&|o| o.lost_at = Some(2));
-        let x = Drawn::contiguous(&lost, rng, &[40], normal);
-        x.read();
-        lost.copy(x.view(), x.view()).unwrap();
-        lost.wait().unwrap();
-        lost.copy(x.view(), x.view()).unwrap();
-        assert!(matches!(lost.wait(), Err(Error::Lost { kernels }) if kernels == ["copy"]));
-        assert!(lost.wait().is_ok() || lost.copy(x.view(), x.view()).is_err());
+        for staging in [false, true] {
+            // Where the CPU does not see the memory, what goes there and comes back is a submission.
+            let at = if devices()[usize::from(staging)].limits().unified { 2 } else { 3 };
+            let lost = open(&|o| (o.staging, o.lost_at) = (o.staging || staging, Some(at)));
+            let x = Drawn::contiguous(&lost, rng, &[40], normal);
+            x.read();
+            lost.copy(x.view(), x.view()).unwrap();
+            lost.wait().unwrap();
+            lost.copy(x.view(), x.view()).unwrap();
+            assert!(matches!(lost.wait(), Err(Error::Lost { kernels }) if kernels == ["copy"]));
+            assert!(lost.wait().is_ok() || lost.copy(x.view(), x.view()).is_err());
+        }
     });
 }
