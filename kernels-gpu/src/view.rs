@@ -174,7 +174,7 @@ impl<const N: usize> Merged<N> {
             1 => at % 4 == 0 && strides[..last].iter().all(|stride| stride % 4 == 0),
             _ => false,
         };
-        if self.dims[last] % 4 != 0 || !self.strides.iter().zip(at.iter()).all(lies) {
+        if !self.dims[last].is_multiple_of(4) || !self.strides.iter().zip(at.iter()).all(lies) {
             return 1;
         }
         self.dims[last] /= 4;
