@@ -57,9 +57,11 @@ pub(crate) struct Tile {
 /// Tiles of f32, the largest first: threads across and down, and columns and rows of each. Rates as seen on an H100: 40, 36, 31 TFLOP/s.
 const WORDS: [([u32; 4], f64); 4] =
     [([16, 16, 8, 16], 1.0), ([16, 16, 8, 8], 0.9), ([8, 8, 8, 8], 0.75), ([8, 8, 4, 4], 0.4)];
-/// Tiles of cooperative matrices: subgroups down and across, and matrices of each.
-pub(crate) const MATRICES: [([u32; 4], f64); 4] =
-    [([2, 4, 4, 4], 1.0), ([2, 2, 4, 4], 0.9), ([2, 2, 2, 2], 0.6), ([2, 2, 1, 1], 0.25)];
+/// Tiles of cooperative matrices: subgroups down and across, matrices of each, and their depth.
+pub(crate) const MATRICES: [([u32; 4], u32, f64); 4] =
+    [([2, 4, 4, 4], 32, 1.0), ([2, 4, 4, 2], 64, 0.95), ([2, 2, 2, 2], 32, 0.6), ([2, 2, 1, 1], 32, 0.25)];
+/// Parts of k begin at multiples of the depth of any tile.
+const WHOLE: usize = 64;
 /// Sums of a product over a long k are parted where its tiles alone would leave most of a device idle, down to this length.
 const SHORTEST: usize = 256;
 /// What a byte of the memory's traffic takes, in multiplications of one core.
@@ -79,14 +81,13 @@ impl Tile {
         Self { rows: m, cols: n, spec, shared: bytes(depth), rate }
     }
 
-    fn matrices([down, across, rows, cols]: [u32; 4], subgroup: u32, shape: Shape, rate: f64) -> Self {
+    fn matrices([down, across, rows, cols]: [u32; 4], depth: u32, subgroup: u32, shape: Shape, rate: f64) -> Self {
         let (m, n) = (down * rows * shape.m, across * cols * shape.n);
-        let spec = vec![down * across * subgroup, down, across, rows, cols, shape.m, shape.n, shape.k, matrices::DEPTH];
+        let spec = vec![down * across * subgroup, down, across, rows, cols, shape.m, shape.n, shape.k, depth];
         // Both tiles in half, whichever way they lie; after them the sums.
-        let tiles = 2 * (m * (matrices::DEPTH + 8)).max(matrices::DEPTH * (m + 8))
-            + 2 * (n * (matrices::DEPTH + 8)).max(matrices::DEPTH * (n + 8));
+        let tile = |side: u32| 2 * (side * (depth + 8)).max(depth * (side + 8));
         let sums = 4 * down * across * shape.m * (cols * shape.n + 4);
-        Self { rows: m, cols: n, spec, shared: tiles.max(sums), rate }
+        Self { rows: m, cols: n, spec, shared: (tile(m) + tile(n)).max(sums), rate }
     }
 }
 
@@ -149,7 +150,8 @@ impl Device {
                 WORDS[from..].iter().map(|&(tile, rate)| Tile::words(tile, limits.shared, rate)).collect()
             }
             Way::Matrices { shape, from } => {
-                MATRICES[from..].iter().map(|&(tile, rate)| Tile::matrices(tile, subgroup, shape, rate)).collect()
+                let made = |&(tile, depth, rate): &_| Tile::matrices(tile, depth, subgroup, shape, rate);
+                MATRICES[from..].iter().map(made).collect()
             }
         };
         let fitting = tiles.into_iter().filter(|t| t.spec[0] <= limits.threads && t.shared <= limits.shared);
@@ -237,7 +239,7 @@ impl Device {
             Way::Matrices { .. } => matrices::shader(multiplied(g)),
         };
         // Parts begin where tiles do.
-        let chunk = k.div_ceil(parts).next_multiple_of(matrices::DEPTH as usize);
+        let chunk = k.div_ceil(parts).next_multiple_of(WHOLE);
         let (sa, sb) = (a_.strides, b_.strides);
         let push: Vec<u32> = [
             &[m, n, k, batch, c[1]].map(|n| n as u32)[..],
