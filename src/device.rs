@@ -18,6 +18,8 @@ pub(crate) use none::Mirrored;
 #[cfg(not(feature = "vulkan"))]
 pub use none::{Gpu, caught, found};
 
+use std::time::{Duration, Instant};
+
 use crate::dtype::DType;
 use crate::op::{Meta, Op, Output, Saved};
 use crate::tensor::Tensor;
@@ -65,5 +67,47 @@ impl Tensor {
     /// As [`Tensor::to_device`], where there is a device.
     pub fn placed(&self, gpu: Option<&Gpu>) -> Tensor {
         gpu.map_or_else(|| self.detach(), |gpu| self.to_device(gpu))
+    }
+}
+
+/// What a device was asked so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Activity {
+    /// Kernels.
+    pub kernels: u64,
+    /// Submissions, short sequences of kernels.
+    pub submitted: u64,
+    /// Those that were known from before, and not recorded anew.
+    pub replayed: u64,
+    /// How long it had work, up to what was last waited for; where it tells.
+    pub busy: Option<Duration>,
+}
+
+/// A device from a moment on when it had nothing to do.
+pub struct Watch<'a> {
+    gpu: &'a Gpu,
+    start: Instant,
+    before: Activity,
+}
+
+impl<'a> Watch<'a> {
+    /// From now on.
+    pub fn new(gpu: &'a Gpu) -> Self {
+        gpu.wait();
+        Self { gpu, start: Instant::now(), before: gpu.activity() }
+    }
+
+    /// What it was asked since, and the share of the time in which it had nothing to do.
+    pub fn activity(&self) -> (Activity, Option<f64>) {
+        self.gpu.wait();
+        let (now, before, passed) = (self.gpu.activity(), self.before, self.start.elapsed().as_secs_f64());
+        let activity = Activity {
+            kernels: now.kernels - before.kernels,
+            submitted: now.submitted - before.submitted,
+            replayed: now.replayed - before.replayed,
+            busy: now.busy.zip(before.busy).map(|(now, before)| now.saturating_sub(before)),
+        };
+        // Clocks differ a little.
+        (activity, activity.busy.map(|busy| (1.0 - busy.as_secs_f64() / passed).max(0.0)))
     }
 }

@@ -97,6 +97,15 @@ def peer(op, dims):
         x, w = drawn(n, inputs, side, side), drawn(outputs, inputs, kernel, kernel)
         x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
         return lambda: F.conv2d(x, w, padding=kernel // 2)
+    if op == "launch":
+        x = drawn(dims[1])
+
+        def chain():
+            y = x
+            for _ in range(dims[0]):
+                y = y + 1.0
+
+        return chain
     made = model(op, dims[0], dims[2])
     if made is None:
         return None
@@ -120,11 +129,13 @@ if device:
     print(f"{a.device} beside torch {torch.__version__} on {name}; f32 without TF32.\n")
 else:
     print(f"{a.device}; torch, or a GPU that it knows, is not there.\n")
-print(f"| op | shape | tier ms | rate |{' torch ms | tier of torch |' if device else ''}")
-print("|---|---|---|---|" + ("---|---|" if device else ""))
+print(f"| op | shape | tier ms | rate | idle |{' torch ms | tier of torch |' if device else ''}")
+print("|---|---|---|---|---|" + ("---|---|" if device else ""))
 for row in rows:
-    unit = next(key for key in row if key.endswith("_per_s"))
+    unit = next(key for key in row if "_per_" in key)
+    idle = (row["device"] or {}).get("idle")  # of the time, the share in which the device had nothing to do
     cells = [row["op"], row["shape"], f"{row['ms']:.3f}", f"{row[unit]:.1f} {unit.replace('_per_', '/')}"]
+    cells.append("" if idle is None else f"{100 * idle:.1f} %")
     if device:
         run = peer(row["op"], [int(n) for n in row["shape"].split()])
         torch_ms = timed(run) * 1e3 if run else None

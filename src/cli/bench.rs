@@ -12,7 +12,7 @@ use super::model::ModelArgs;
 use crate::check::Inputs;
 use crate::check::inputs::drawn_texts;
 use crate::checkpoints::Precision;
-use crate::device::Gpu;
+use crate::device::{Activity, Gpu, Watch};
 use crate::error::{Error, Result};
 use crate::formats::Weights;
 use crate::loss::TierOptions;
@@ -211,14 +211,26 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     Ok(())
 }
 
-/// Times of the first run, and of more until `seconds` have passed; sorted.
-fn times(args: &Args, mut run: impl FnMut() -> Result<()>) -> Result<(f64, Vec<f64>)> {
+/// What a device did, beside what was timed: `idle`, the share of the time in which it had nothing to do, and what it was asked.
+pub(super) fn watched(watch: Option<&Watch<'_>>) -> serde_json::Value {
+    let Some((activity, idle)) = watch.map(Watch::activity) else { return serde_json::Value::Null };
+    let Activity { kernels, submitted, replayed, .. } = activity;
+    serde_json::json!({ "idle": idle.map(round), "kernels": kernels, "submitted": submitted, "replayed": replayed })
+}
+
+/// Times of the first run, and of more until `seconds` have passed, sorted; and what a device did in these.
+fn times(
+    args: &Args,
+    gpu: Option<&Gpu>,
+    mut run: impl FnMut() -> Result<()>,
+) -> Result<(f64, Vec<f64>, serde_json::Value)> {
     let mut once = || -> Result<f64> {
         let start = Instant::now();
         run()?;
         Ok(start.elapsed().as_secs_f64())
     };
     let first = once()?;
+    let watch = gpu.map(Watch::new);
     let (start, limit) = (Instant::now(), Duration::from_secs_f64(args.seconds));
     let mut more = Vec::new();
     while !args.once && (more.len() < 3 || start.elapsed() < limit) {
@@ -228,7 +240,7 @@ fn times(args: &Args, mut run: impl FnMut() -> Result<()>) -> Result<(f64, Vec<f
         more.push(first);
     }
     more.sort_by(f64::total_cmp);
-    Ok((first, more))
+    Ok((first, more, watched(watch.as_ref())))
 }
 
 fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
@@ -260,7 +272,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         said.and_then(|(output, embeddings)| output.or(embeddings.map(|e| e.whole)))
     };
     let (mut output, mut cold) = (None, None);
-    let (first, times) = times(args, || {
+    let (first, times, device) = times(args, global.gpu()?.as_ref(), || {
         output = forward();
         output.as_ref().and_then(Tensor::device).inspect(|gpu| gpu.wait());
         cold = cold.or_else(process::since_start);
@@ -289,7 +301,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     Ok(
         serde_json::json!({ "bench": "infer", "profile": profile, "what": what, "model": args.model.name(), "dtype": args.dtype.unwrap_or_else(|| checkpoint.precision()).name(), "batch": batch, "threads": global.thread_count(),
         "ms": round(median * 1e3), "best_ms": round(times[0] * 1e3), "per_s": round(batch as f64 / median), "runs": times.len(),
-        "first_ms": round(first * 1e3), "cold_ms": cold.map(|cold| round(cold.as_secs_f64() * 1e3)), "rss_mib": peak_mib(), "relerr": relerr }),
+        "first_ms": round(first * 1e3), "cold_ms": cold.map(|cold| round(cold.as_secs_f64() * 1e3)), "rss_mib": peak_mib(), "relerr": relerr, "device": device }),
     )
 }
 
@@ -427,7 +439,7 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
         gpu.iter().for_each(Gpu::wait);
         Ok(start.elapsed())
     };
-    let (first, times) = times(args, || step().map(|_: Duration| ()))?;
+    let (first, times, device) = times(args, gpu.as_ref(), || step().map(|_: Duration| ()))?;
     let costs = || {
         let start = Instant::now();
         let (optimiser, mut costs) = profile::collect(&mut step);
@@ -441,7 +453,7 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     Ok(
         serde_json::json!({ "bench": "train", "profile": profile, "config": sizes.name(), "dtype": products.name(), "recompute": args.recompute, "batch": n, "threads": global.thread_count(),
         "s_per_step": round(times[times.len() / 2]), "best": round(times[0]), "steps": times.len(), "first_step_s": round(first),
-        "rss_mib": peak_mib(), "loss_first": losses.first(), "loss_last": losses.last(),
+        "rss_mib": peak_mib(), "device": device, "loss_first": losses.first(), "loss_last": losses.last(),
         "trainable_m": round(trainable as f64 / 1e6) }),
     )
 }

@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::Global;
-use crate::device::Gpu;
+use super::bench::watched;
+use crate::device::{Gpu, Watch};
 use crate::error::Result;
 use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
@@ -35,6 +36,8 @@ enum Work {
     Flops(usize),
     /// Pictures.
     Pictures(usize),
+    /// Kernels that take no time themselves.
+    Kernels(usize),
 }
 
 struct Bench<'a> {
@@ -67,27 +70,32 @@ impl Bench<'_> {
         while runs < 1 << 12 && self.group(runs, &mut run)? < GROUP {
             runs *= 2;
         }
+        let watch = self.gpu.as_ref().map(Watch::new);
         let (start, mut times) = (Instant::now(), Vec::new());
         while times.len() < 3 || start.elapsed().as_secs_f64() < self.seconds {
             times.push(self.group(runs, &mut run)?.as_secs_f64() / f64::from(runs));
         }
+        let device = watched(watch.as_ref());
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
-        let (unit, amount) = match work {
-            Work::Bytes(n) => ("gb_per_s", n as f64 * 1e-9),
-            Work::Flops(n) => ("gflop_per_s", n as f64 * 1e-9),
-            Work::Pictures(n) => ("pictures_per_s", n as f64),
+        let (unit, rate) = match work {
+            Work::Bytes(n) => ("gb_per_s", n as f64 * 1e-9 / median),
+            Work::Flops(n) => ("gflop_per_s", n as f64 * 1e-9 / median),
+            Work::Pictures(n) => ("pictures_per_s", n as f64 / median),
+            Work::Kernels(n) => ("us_per_kernel", median * 1e6 / n as f64),
         };
-        let (ms, rate) = (median * 1e3, amount / median);
+        let ms = median * 1e3;
         let shape = dims.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
         if self.global.json {
             let mut line =
                 serde_json::json!({ "bench": "ops", "op": op, "shape": shape, "ms": ms, "groups": times.len() });
             line[unit] = rate.into();
+            line["device"] = device;
             return self.global.print(line);
         }
         let unit = unit.replace("_per_", "/");
-        self.global.print(format_args!("{op:24} {shape:20} {ms:>12.4} ms {rate:>12.1} {unit}"))
+        let idle = device["idle"].as_f64().map(|idle| format!("   idle {:.1} %", 100.0 * idle)).unwrap_or_default();
+        self.global.print(format_args!("{op:24} {shape:20} {ms:>12.4} ms {rate:>12.1} {unit}{idle}"))
     }
 
     fn memory_bound(&mut self, small: bool) -> Result<()> {
@@ -98,6 +106,12 @@ impl Bench<'_> {
         self.row("layer_norm", &[rows, n], work(), || Ok(x.layer_norm(&w, &b, 1e-6)))?;
         self.row("softmax", &[rows, n], work(), || Ok(x.softmax()))?;
         self.row("gelu", &[rows, n], work(), || Ok(x.gelu()))
+    }
+
+    /// A long chain of tiny kernels, each of which needs the one before.
+    fn launches(&mut self) -> Result<()> {
+        let (n, x) = (1024, self.drawn([8]));
+        self.row("launch", &[n, 8], Work::Kernels(n), || Ok((0..n).fold(x.clone(), |x, _| x.affine(1.0, 1.0))))
     }
 
     fn products(&mut self, small: bool) -> Result<()> {
@@ -177,6 +191,7 @@ pub(super) fn run(sizes: OpSizes, seconds: f64, batch: Option<usize>, global: &G
     let (small, gpu) = (sizes == OpSizes::Small, global.gpu()?);
     gpu.iter().flat_map(Gpu::matrices).for_each(|line| global.say(line));
     let mut bench = Bench { gpu, rng: Rng::new(1, 0), seconds, global };
+    bench.launches()?;
     bench.memory_bound(small)?;
     bench.products(small)?;
     bench.attentions(small)?;

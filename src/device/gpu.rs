@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use kernels_gpu::{Choice, Device, Memory, Options, Stored, View};
 
+use super::Activity;
 use crate::buffer::{Buffer, Heap};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
@@ -117,6 +118,12 @@ impl Gpu {
     pub fn fallbacks(&self) -> Vec<(String, u64)> {
         let fallbacks = self.0.fallbacks.lock().unwrap_or_else(|e| e.into_inner());
         fallbacks.iter().map(|(name, n)| (name.clone(), *n)).collect()
+    }
+
+    /// What it was asked so far.
+    pub fn activity(&self) -> Activity {
+        let kernels_gpu::Counters { kernels, submitted, replayed, busy } = self.0.device.counters();
+        Activity { kernels, submitted, replayed, busy }
     }
 
     /// Waits for everything that was asked for.

@@ -1,5 +1,6 @@
 //! A build without devices beside the CPU.
 
+use super::Activity;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
@@ -59,6 +60,11 @@ impl Gpu {
 
     /// What ran on the CPU instead, and how often.
     pub fn fallbacks(&self) -> Vec<(String, u64)> {
+        match *self {}
+    }
+
+    /// What it was asked so far.
+    pub fn activity(&self) -> Activity {
         match *self {}
     }
 
