@@ -49,6 +49,8 @@ struct Bench<'a> {
 
 /// Runs are timed in groups that take at least so long, as a device is waited for at the end of each.
 const GROUP: Duration = Duration::from_millis(20);
+/// How long a device works before it is timed.
+const WARM: Duration = Duration::from_millis(100);
 
 impl Bench<'_> {
     fn drawn(&mut self, dims: impl Into<Dims>) -> Tensor {
@@ -66,9 +68,13 @@ impl Bench<'_> {
     fn row<R>(&self, op: &str, dims: &[usize], work: Work, mut run: impl FnMut() -> Result<R>) -> Result<()> {
         // Kernels are compiled and tried at first, plans made at the second.
         self.group(2, &mut run)?;
-        let mut runs = 1;
+        let (mut runs, start) = (1, Instant::now());
         while runs < 1 << 12 && self.group(runs, &mut run)? < GROUP {
             runs *= 2;
+        }
+        // A device that had nothing to do takes a while to its full clock.
+        while self.gpu.is_some() && start.elapsed() < WARM {
+            self.group(runs, &mut run)?;
         }
         let watch = self.gpu.as_ref().map(Watch::new);
         let (start, mut times) = (Instant::now(), Vec::new());
