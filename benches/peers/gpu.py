@@ -48,7 +48,7 @@ def timed(run):
     while runs < 4096 and group(runs) < 0.02:
         runs *= 2
     # To its full clock.
-    while time.perf_counter() < start + 0.1:
+    while time.perf_counter() < start + 0.3:
         group(runs)
     times, end = [], time.perf_counter() + a.seconds
     while len(times) < 3 or time.perf_counter() < end:

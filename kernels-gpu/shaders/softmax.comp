@@ -67,6 +67,8 @@ void main() {
             }
             FOURS(k) {
                 v[k] = LOG ? v[k] - total : share * v[k];
+                // Where a sum is NaN too.
+                if (MASKED || CAUSAL) ELEMENTS(c) v[k][c] = seen(first + place(k, c), end, bytes) ? v[k][c] : 0.0;
                 WRITE_FOUR(v[k], y, y4, push.y_at + at, first, push.n, k)
             }
         }

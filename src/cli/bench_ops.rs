@@ -50,7 +50,7 @@ struct Bench<'a> {
 /// Runs are timed in groups that take at least so long, as a device is waited for at the end of each.
 const GROUP: Duration = Duration::from_millis(20);
 /// How long a device works before it is timed.
-const WARM: Duration = Duration::from_millis(100);
+const WARM: Duration = Duration::from_millis(300);
 
 impl Bench<'_> {
     fn drawn(&mut self, dims: impl Into<Dims>) -> Tensor {
