@@ -10,6 +10,7 @@ mod step;
 mod sums;
 mod windows;
 
+pub(crate) use conv::MATRICES as CONV_MATRICES;
 pub use gemm::Gemm;
 pub(crate) use gemm::Way;
 pub use index::by_row;

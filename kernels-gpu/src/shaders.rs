@@ -25,6 +25,8 @@ macro_rules! shaders {
 shaders! {
     Columns "columns",
     Conv "conv",
+    ConvBf16 "conv_bf16",
+    ConvF16 "conv_f16",
     ConvWeight "conv_weight",
     Copy "copy",
     Dropout "dropout",
@@ -51,7 +53,7 @@ shaders! {
 impl Shader {
     /// Whether it has cooperative matrices, whose subgroups have to be full.
     pub fn has_matrices(self) -> bool {
-        matches!(self, Self::GemmBf16 | Self::GemmF16)
+        matches!(self, Self::ConvBf16 | Self::ConvF16 | Self::GemmBf16 | Self::GemmF16)
     }
 }
 
