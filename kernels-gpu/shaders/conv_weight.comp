@@ -18,7 +18,7 @@ layout(std430, binding = 2) writeonly buffer C { float c[]; };
 layout(std430, binding = 2) writeonly buffer C4 { vec4 c4[]; };
 layout(push_constant) uniform Push {
     uint jobs, across, down, parts, depth, groups, output_;
-    uint a_at, b_at, c_at;
+    uint a_at, b_at, c_at, bias_at;
     Window of;
 } push;
 

@@ -1,15 +1,5 @@
 #version 460
 #extension GL_GOOGLE_include_directive : require
-#extension GL_EXT_control_flow_attributes : require
-#extension GL_KHR_cooperative_matrix : require
-#extension GL_KHR_memory_scope_semantics : require
-#extension GL_KHR_shader_subgroup_basic : require
-#extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // Products in f16.
-#define NUMBER float16_t
-
-uint narrow(float x, float y) {
-    return packFloat2x16(f16vec2(x, y));
-}
-
+#include "inc/f16.glsl"
 #include "inc/gemm_matrices.glsl"

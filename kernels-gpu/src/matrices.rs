@@ -132,3 +132,12 @@ pub(crate) fn shader(stored: Stored) -> Shader {
         Stored::F16 => Shader::GemmF16,
     }
 }
+
+/// The shader that convolves in it.
+pub(crate) fn conv_shader(stored: Stored) -> Shader {
+    match stored {
+        Stored::F32 => Shader::Conv,
+        Stored::Bf16 => Shader::ConvBf16,
+        Stored::F16 => Shader::ConvF16,
+    }
+}

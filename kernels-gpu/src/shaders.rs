@@ -28,6 +28,8 @@ shaders! {
     AttentionSums "attention_sums",
     Columns "columns",
     Conv "conv",
+    ConvBf16 "conv_bf16",
+    ConvF16 "conv_f16",
     ConvWeight "conv_weight",
     Copy "copy",
     Dropout "dropout",
@@ -55,7 +57,7 @@ shaders! {
 impl Shader {
     /// Whether it has cooperative matrices, whose subgroups have to be full.
     pub fn has_matrices(self) -> bool {
-        matches!(self, Self::GemmBf16 | Self::GemmF16)
+        matches!(self, Self::ConvBf16 | Self::ConvF16 | Self::GemmBf16 | Self::GemmF16)
     }
 }
 

@@ -5,13 +5,16 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use kernels_cpu::conv::{Conv2d, Window};
+
 use crate::device::{Device, locked};
 use crate::error::{Error, Result};
-use crate::matrices::{Shape, shader};
+use crate::matrices::{self, Shape};
 use crate::memory::Memory;
-use crate::ops::{Gemm, MATRICES, Way};
+use crate::ops::{CONV_MATRICES, Gemm, MATRICES, Way};
 use crate::pipeline::{cache_file, hash, keep, whole};
 use crate::select::Info;
+use crate::shaders::Shader;
 use crate::view::{Stored, View};
 
 /// What came of it.
@@ -26,7 +29,7 @@ pub(crate) struct Verdict {
 pub(crate) struct Verdicts {
     /// Told to trust them.
     pub forced: bool,
-    known: HashMap<Stored, Verdict>,
+    known: HashMap<Shader, Verdict>,
 }
 
 impl Verdicts {
@@ -36,40 +39,29 @@ impl Verdicts {
 }
 
 /// The verdict on disk, where it was passed on the same shader by the same driver.
-fn kept(file: &std::path::Path, stored: Stored) -> Option<Verdict> {
+fn kept(file: &std::path::Path, shader: Shader) -> Option<Verdict> {
     let text = String::from_utf8(whole(std::fs::read(file).ok()?)?).ok()?;
     let (module, rest) = text.split_once(' ')?;
     let (trusted, why) = rest.split_once(' ')?;
-    let same = module == format!("{:x}", hash(shader(stored).code()));
+    let same = module == format!("{:x}", hash(shader.code()));
     same.then(|| Verdict { trusted: trusted == "trusted", why: why.to_owned() })
 }
 
-fn file(info: &Info, stored: Stored) -> Option<PathBuf> {
-    cache_file(info, &format!("matrices-{stored:?}").to_lowercase())
+fn file(info: &Info, shader: Shader) -> Option<PathBuf> {
+    cache_file(info, &format!("matrices-{}", shader.name()))
 }
 
-/// Sides of the products that are timed: doubled until one without matrices takes so long.
+/// Sides of the products, and numbers of maps of the convolutions, that are timed: doubled until one without matrices takes so long.
 const SIDES: [usize; 2] = [256, 2048];
+const MAPS: [usize; 2] = [1, 64];
 const LONG: f64 = 2e-3;
 
 impl Device {
     /// How products with what is stored so are computed.
     pub(crate) fn way(&self, stored: Stored) -> Result<Way> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(Way::Words) };
-        let all = Way::Matrices { shape, from: self.first_tile() };
-        let mut verdicts = locked(&self.0.verdicts);
-        if verdicts.forced {
-            return Ok(all);
-        }
-        let verdict = match verdicts.known.get(&stored) {
-            Some(verdict) => verdict.clone(),
-            None => {
-                let verdict = self.judge(stored, shape)?;
-                verdicts.known.insert(stored, verdict.clone());
-                verdict
-            }
-        };
-        Ok(if verdict.trusted { all } else { Way::Words })
+        let trusted = self.trusted(matrices::shader(stored), || self.tried(stored, shape))?;
+        Ok(if trusted { Way::Matrices { shape, from: self.first_tile() } } else { Way::Words })
     }
 
     /// The largest tile of matrices that is used.
@@ -77,7 +69,29 @@ impl Device {
         if self.limits().large_tiles { 0 } else { 2 }
     }
 
-    /// What is known of this device's cooperative matrices, a line for each type that it has any of.
+    /// And convolutions with a weight that is stored so: by matrices of this shape, or in f32.
+    pub(crate) fn conv_way(&self, stored: Stored) -> Result<Option<Shape>> {
+        let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
+        let trusted = self.trusted(matrices::conv_shader(stored), || self.conv_tried(stored, shape))?;
+        Ok(trusted.then_some(shape))
+    }
+
+    /// Whether a shader's matrices are used, which `try_it` finds out where it is not known.
+    fn trusted(&self, shader: Shader, try_it: impl FnOnce() -> Result<Verdict>) -> Result<bool> {
+        let mut verdicts = locked(&self.0.verdicts);
+        if verdicts.forced {
+            return Ok(true);
+        }
+        if let Some(verdict) = verdicts.known.get(&shader) {
+            return Ok(verdict.trusted);
+        }
+        let verdict = self.judge(shader, try_it)?;
+        let trusted = verdict.trusted;
+        verdicts.known.insert(shader, verdict);
+        Ok(trusted)
+    }
+
+    /// What is known of this device's cooperative matrices, a line for each type that it has any of, and one for its convolutions.
     ///
     /// # Errors
     /// As all kernels, where they are tried now.
@@ -87,24 +101,26 @@ impl Device {
             if self.0.matrices.shape(stored).is_none() {
                 continue;
             }
-            let used = if self.way(stored)? == Way::Words { "not used" } else { "used" };
+            self.way(stored)?;
+            self.conv_way(stored)?;
             let verdicts = locked(&self.0.verdicts);
-            let why = match verdicts.known.get(&stored) {
-                Some(verdict) => &verdict.why[..],
-                None if used == "used" => "untried, as told",
-                None => "no room for a tile",
-            };
-            lines.push(format!("matrices of {stored:?}: {used}: {why}").to_lowercase());
+            for (place, shader) in [("", matrices::shader(stored)), (" in convolutions", matrices::conv_shader(stored))]
+            {
+                let verdict = verdicts.known.get(&shader);
+                let said = verdict.map(|v| (if v.trusted { "used" } else { "not used" }, &v.why[..]));
+                let (used, why) = said.unwrap_or(("used", "untried, as told"));
+                lines.push(format!("matrices of {stored:?}{place}: {used}: {why}").to_lowercase());
+            }
         }
         Ok(lines)
     }
 
-    fn judge(&self, stored: Stored, shape: Shape) -> Result<Verdict> {
-        let file = file(&self.0.info, stored);
-        if let Some(verdict) = file.as_deref().and_then(|file| kept(file, stored)) {
+    fn judge(&self, shader: Shader, try_it: impl FnOnce() -> Result<Verdict>) -> Result<Verdict> {
+        let file = file(&self.0.info, shader);
+        if let Some(verdict) = file.as_deref().and_then(|file| kept(file, shader)) {
             return Ok(verdict);
         }
-        let verdict = match self.tried(stored, shape) {
+        let verdict = match try_it() {
             Ok(verdict) => verdict,
             // What the driver does not compile, or the device has no room for, is not used this time.
             Err(error @ (Error::Call(..) | Error::Limit(_) | Error::OutOfMemory { .. })) => {
@@ -114,7 +130,7 @@ impl Device {
         };
         if let Some(file) = file {
             let trusted = if verdict.trusted { "trusted" } else { "refused" };
-            let text = format!("{:x} {trusted} {}", hash(shader(stored).code()), verdict.why);
+            let text = format!("{:x} {trusted} {}", hash(shader.code()), verdict.why);
             // What cannot be kept is tried again.
             let _ = keep(&file, text.as_bytes());
         }
@@ -149,10 +165,82 @@ impl Device {
             return Ok(Verdict { trusted: times > 1.0, why });
         }
     }
+
+    fn conv_tried(&self, stored: Stored, shape: Shape) -> Result<Verdict> {
+        let sizes = format!("{}x{}x{}", shape.m, shape.n, shape.k);
+        for from in 0..CONV_MATRICES.len() {
+            // Beyond the edges of tiles of all sizes, by eights and one by one.
+            for [input, output] in [[40, 150], [13, 75]] {
+                let trial = ConvTrial::new(self, stored, [2, 11, input, output])?;
+                let [words, matrices] = [trial.result(None)?, trial.result(Some((shape, from)))?];
+                let wrong = words.iter().zip(&matrices).filter(|(a, b)| a != b).count();
+                if wrong > 0 {
+                    let why = format!("{sizes}: {wrong} of {} elements of a convolution are wrong", words.len());
+                    return Ok(Verdict { trusted: false, why });
+                }
+            }
+        }
+        let mut n = MAPS[0];
+        loop {
+            let trial = ConvTrial::new(self, stored, [n, 28, 128, 128])?;
+            let words = trial.seconds(None)?;
+            if words < LONG && n < MAPS[1] {
+                n *= 2;
+                continue;
+            }
+            let times = words / trial.seconds(Some((shape, 0)))?;
+            let why = format!("{sizes}: exact, {times:.2} times as fast as convolutions in f32 (of {n} maps)");
+            return Ok(Verdict { trusted: times > 1.0, why });
+        }
+    }
 }
 
-/// A product of whole numbers of 6 bits, which every type holds. Their sums are below 2^24, and most of them beyond the 2^11 to which f16
-/// counts: in f32 they are exact in any order, in anything less they are not.
+/// Whole numbers of 6 bits, which every type holds. Their sums are below 2^24, and most of them beyond the 2^11 to which f16 counts: in f32
+/// they are exact in any order, in anything less they are not. The larger half of them has one sign, so that sums grow.
+fn number(i: usize) -> f32 {
+    (i.wrapping_mul(2_654_435_761) >> 7 & 63) as f32 - 15.0
+}
+
+/// As many of them in f32.
+fn words(device: &Device, n: usize) -> Result<Memory> {
+    device.upload(&(0..n).flat_map(|i| number(i).to_le_bytes()).collect::<Vec<u8>>())
+}
+
+/// And others in half.
+fn halves(device: &Device, stored: Stored, n: usize) -> Result<Memory> {
+    let half = |i: usize| {
+        let bits = number(i + 77).to_bits();
+        // Whole numbers of 6 bits lose nothing where the fraction is cut.
+        let f16 =
+            if bits << 1 == 0 { 0 } else { bits >> 16 & 0x8000 | ((bits >> 13 & 0x3_ffff) - (112 << 10)) & 0x7fff };
+        if stored == Stored::Bf16 { (bits >> 16) as u16 } else { f16 as u16 }
+    };
+    device.upload(&(0..n).flat_map(|i| half(i).to_le_bytes()).collect::<Vec<u8>>())
+}
+
+/// All words of memory.
+fn downloaded(memory: &Memory) -> Result<Vec<u32>> {
+    let mut bytes = vec![0; memory.len()];
+    memory.download(&mut bytes)?;
+    Ok(bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect())
+}
+
+/// Of one run: the median of three, after one that is not counted.
+fn seconds(device: &Device, run: impl Fn() -> Result<()>) -> Result<f64> {
+    let once = || -> Result<f64> {
+        device.wait()?;
+        let start = Instant::now();
+        run()?;
+        device.wait()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    once()?;
+    let mut times = [once()?, once()?, once()?];
+    times.sort_by(f64::total_cmp);
+    Ok(times[1])
+}
+
+/// A product of such numbers.
 struct Trial<'a> {
     device: &'a Device,
     stored: Stored,
@@ -163,18 +251,7 @@ struct Trial<'a> {
 impl<'a> Trial<'a> {
     fn new(device: &'a Device, stored: Stored, sizes: [usize; 3]) -> Result<Self> {
         let [m, k, n] = sizes;
-        // The larger half of them has one sign, so that sums grow.
-        let number = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7 & 63) as f32 - 15.0;
-        let half = |i: usize| {
-            let bits = number(i + 77).to_bits();
-            // Whole numbers of 6 bits lose nothing where the fraction is cut.
-            let f16 =
-                if bits << 1 == 0 { 0 } else { bits >> 16 & 0x8000 | ((bits >> 13 & 0x3_ffff) - (112 << 10)) & 0x7fff };
-            if stored == Stored::Bf16 { (bits >> 16) as u16 } else { f16 as u16 }
-        };
-        let a: Vec<u8> = (0..m * k).flat_map(|i| number(i).to_le_bytes()).collect();
-        let b: Vec<u8> = (0..k * n).flat_map(|i| half(i).to_le_bytes()).collect();
-        let memory = [device.upload(&a)?, device.upload(&b)?, device.memory(4 * m * n)?];
+        let memory = [words(device, m * k)?, halves(device, stored, k * n)?, device.memory(4 * m * n)?];
         Ok(Self { device, stored, sizes, memory })
     }
 
@@ -191,23 +268,44 @@ impl<'a> Trial<'a> {
 
     fn product(&self, way: Way) -> Result<Vec<u32>> {
         self.run(way)?;
-        let mut bytes = vec![0; self.memory[2].len()];
-        self.memory[2].download(&mut bytes)?;
-        Ok(bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect())
+        downloaded(&self.memory[2])
     }
 
-    /// Of one product: the median of three, after one that is not counted.
     fn seconds(&self, way: Way) -> Result<f64> {
-        let once = || -> Result<f64> {
-            self.device.wait()?;
-            let start = Instant::now();
-            self.run(way)?;
-            self.device.wait()?;
-            Ok(start.elapsed().as_secs_f64())
-        };
-        once()?;
-        let mut times = [once()?, once()?, once()?];
-        times.sort_by(f64::total_cmp);
-        Ok(times[1])
+        seconds(self.device, || self.run(way))
+    }
+}
+
+/// A convolution of such numbers, with windows of 3 x 3 that reach beyond the maps.
+struct ConvTrial<'a> {
+    device: &'a Device,
+    stored: Stored,
+    conv: Conv2d,
+    memory: [Memory; 3],
+}
+
+impl<'a> ConvTrial<'a> {
+    fn new(device: &'a Device, stored: Stored, [n, side, input, output]: [usize; 4]) -> Result<Self> {
+        let conv = Conv2d { n, size: [side; 2], input, output, groups: 1, window: Window::square(3, 1, 1) };
+        let places = n * side * side;
+        let y = device.memory(4 * places * output)?;
+        let memory = [words(device, places * input)?, halves(device, stored, output * 9 * input)?, y];
+        Ok(Self { device, stored, conv, memory })
+    }
+
+    fn run(&self, way: Option<(Shape, usize)>) -> Result<()> {
+        let Conv2d { n, size: [h, w], input, output, .. } = self.conv;
+        let dims = [[n * h * w * input], [output * 9 * input], [n * h * w * output]];
+        let [x, weight, y] = [0, 1, 2].map(|i| View::new(&self.memory[i], 0, &dims[i], &[1]));
+        self.device.convolution(&self.conv, x, View { stored: self.stored, ..weight }, None, y, way)
+    }
+
+    fn result(&self, way: Option<(Shape, usize)>) -> Result<Vec<u32>> {
+        self.run(way)?;
+        downloaded(&self.memory[2])
+    }
+
+    fn seconds(&self, way: Option<(Shape, usize)>) -> Result<f64> {
+        seconds(self.device, || self.run(way))
     }
 }

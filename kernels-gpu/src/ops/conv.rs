@@ -6,53 +6,59 @@ use super::Gemm;
 use super::windows::Maps;
 use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
+use crate::matrices::{self, Shape};
 use crate::shaders::Shader;
 use crate::view::View;
 
-/// What a workgroup makes of a product, as `inc/product.glsl` has it.
-#[derive(Clone, Copy, Debug)]
+/// By cooperative matrices of this shape, in the tiles from this number on; else in f32.
+type Way = Option<(Shape, usize)>;
+
+/// What a workgroup makes of a product: rows and columns, and the constants of its shader that say so.
+#[derive(Clone, Debug)]
 struct Tile {
-    /// Threads across and down, and columns and rows of each, that is its constants.
-    across: u32,
-    down: u32,
-    rows: u32,
-    cols: u32,
+    rows: usize,
+    cols: usize,
+    spec: Vec<u32>,
+    /// Bytes of shared memory.
+    shared: u32,
     /// Of the products of a core full of the largest tiles, how many a core full of these makes.
     rate: f64,
 }
 
-/// The largest first.
-const TILES: [Tile; 5] = [
-    Tile { across: 16, down: 16, rows: 8, cols: 8, rate: 1.0 },
-    Tile { across: 8, down: 16, rows: 8, cols: 8, rate: 0.95 },
-    Tile { across: 16, down: 8, rows: 8, cols: 8, rate: 0.95 },
-    Tile { across: 8, down: 8, rows: 8, cols: 8, rate: 0.85 },
-    Tile { across: 8, down: 8, rows: 4, cols: 4, rate: 0.5 },
-];
-/// Of a slice in shared memory; a multiple of 8.
-const DEPTH: usize = 8;
-/// Most parts of the depth.
-const PARTS: usize = 64;
+/// Tiles of f32, the largest first: threads across and down, and rows and columns of each.
+const WORDS: [([u32; 4], f64); 5] =
+    [([16, 16, 8, 8], 1.0), ([8, 16, 8, 8], 0.95), ([16, 8, 8, 8], 0.95), ([8, 8, 8, 8], 0.85), ([8, 8, 4, 4], 0.5)];
+/// Tiles of cooperative matrices, which are so many times as quick: subgroups down and across, and matrices of each.
+pub(crate) const MATRICES: [([u32; 4], f64); 4] =
+    [([2, 2, 4, 4], 8.0), ([2, 2, 4, 2], 6.0), ([2, 2, 2, 2], 4.0), ([2, 2, 1, 1], 1.5)];
+/// Of a slice of f32 in shared memory; a multiple of 8.
+const DEPTH: u32 = 8;
+/// Most parts of the depth, and the least depth of one.
+const PARTS: usize = 256;
+const SHORTEST: usize = 64;
 
 impl Tile {
-    fn threads(&self) -> u32 {
-        self.across * self.down
+    fn words([across, down, rows, cols]: [u32; 4], rate: f64) -> Self {
+        let (m, n) = (down * rows, across * cols);
+        // Two slices of each operand, with a four more for each element of the depth.
+        let (shared, spec) = (2 * DEPTH * (m + n + 8) * 4, vec![across * down, across, down, rows, cols, DEPTH]);
+        Self { rows: m as usize, cols: n as usize, spec, shared, rate }
     }
 
-    /// Rows and columns.
-    fn sides(&self) -> [usize; 2] {
-        [(self.down * self.rows) as usize, (self.across * self.cols) as usize]
+    fn matrices([down, across, rows, cols]: [u32; 4], subgroup: u32, shape: Shape, rate: f64) -> Self {
+        let (m, n, depth) = (down * rows * shape.m, across * cols * shape.n, matrices::DEPTH);
+        let spec = vec![down * across * subgroup, down, across, rows, cols, shape.m, shape.n, shape.k, depth];
+        // Both slices in half, with an eight more to a row; after them the sums.
+        let shared = (2 * (m + n) * (depth + 8)).max(4 * down * across * shape.m * (cols * shape.n + 4));
+        Self { rows: m as usize, cols: n as usize, spec, shared, rate }
     }
 
-    /// Bytes of shared memory.
-    fn shared(&self) -> usize {
-        let [m, n] = self.sides();
-        2 * DEPTH * (m / 4 + 1 + n / 4 + 1) * 16
+    fn depth(&self, way: Way) -> usize {
+        if way.is_some() { matrices::DEPTH as usize } else { DEPTH as usize }
     }
 
     fn count(&self, [m, n]: [usize; 2]) -> usize {
-        let [rows, cols] = self.sides();
-        m.div_ceil(rows) * n.div_ceil(cols)
+        m.div_ceil(self.rows) * n.div_ceil(self.cols)
     }
 
     /// Clocks that products of [m, n] sums of `depth` terms take, roughly, each in parts. What a core does in a clock is a GPU's of today.
@@ -60,19 +66,13 @@ impl Tile {
         /// Multiplications, threads that halve what is lost by waiting, bytes of memory, and clocks before a kernel begins.
         const EACH: (f64, f64, f64, f64) = (128.0, 80.0, 11.0, 8000.0);
         let most = (self.count([m, n]) * times * parts).div_ceil(cores as usize);
-        let [rows, cols] = self.sides();
         // Filling the first slices and writing sums take a while as well.
-        let own = (rows * cols * (depth.div_ceil(parts) + 48)) as f64 / EACH.0 / self.rate;
-        let waiting = 1.0 + EACH.1 / (most * self.threads() as usize).min(512) as f64;
+        let own = (self.rows * self.cols * (depth.div_ceil(parts) + 48)) as f64 / EACH.0 / self.rate;
+        let waiting = 1.0 + EACH.1 / (most * self.spec[0] as usize).min(512) as f64;
         let bytes = (4 * m * n * times * (2 * parts + 1)) as f64;
         let adding = if parts > 1 { EACH.3 + bytes / EACH.2 / f64::from(cores) } else { 0.0 };
         most as f64 * own * waiting + adding
     }
-}
-
-/// Whether a row of `channels` of which groups take `of_group` each is read by fours, where it begins at element `at`.
-fn by_fours(channels: usize, of_group: usize, at: u32) -> bool {
-    channels.is_multiple_of(4) && of_group.is_multiple_of(4) && at.is_multiple_of(4)
 }
 
 /// Windows beside each other without padding are one window of a column, over maps with so many columns less and more channels.
@@ -103,9 +103,17 @@ fn maps<'a>(x: View<'a>, first: usize, each: usize, dims: &'a [usize; 1]) -> Vie
     View { offset: x.offset + first * each, dims, strides: &[1], ..x }
 }
 
+/// What is computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Y,
+    Input,
+    Weight,
+}
+
 /// What is multiplied: products of [m, n] sums of `depth` terms, `times` of them.
 struct Products<'a> {
-    shader: Shader,
+    of: Of,
     conv: &'a Conv2d,
     sizes: [usize; 3],
     times: usize,
@@ -118,7 +126,8 @@ struct Products<'a> {
 
 impl Device {
     /// y = x * weight + bias as kernels-cpu's `Conv2d`, but for the weight's order: [output, kernel rows, kernel cols, input / groups]. All
-    /// contiguous.
+    /// contiguous. The weight is f32 or stored in half; then products are in half, with sums of f32, where the device has cooperative matrices for
+    /// it that are right and quicker.
     ///
     /// # Errors
     /// As [`Self::copy`].
@@ -139,6 +148,20 @@ impl Device {
             let b = View { dims: &b, strides: &[0, 0, 1, k as isize], ..weight };
             return self.gemm(&Gemm { bias, ..Gemm::new(View { dims: &a, strides: &along_k, ..x }, b, c) });
         }
+        let way = self.conv_way(weight.stored)?.map(|shape| (shape, 0));
+        self.convolution(conv, x, weight, bias, y, way)
+    }
+
+    /// As [`Self::conv2d`], in this way.
+    pub(crate) fn convolution(
+        &self,
+        conv: &Conv2d,
+        x: View<'_>,
+        weight: View<'_>,
+        bias: Option<View<'_>>,
+        y: View<'_>,
+        way: Way,
+    ) -> Result<()> {
         let conv = patches(conv);
         let ([of_x, of_y], [oh, ow]) = (of_maps(&conv), conv.grid());
         let [inputs, outputs] = [conv.input, conv.output].map(|n| n / conv.groups);
@@ -147,7 +170,7 @@ impl Device {
             let ([x_dims, y_dims], rows) = ([[part.n * of_x], [part.n * of_y]], part.n * oh * ow);
             let channels = [[conv.input, inputs], [depth, inputs], [conv.output, outputs]];
             let products = Products {
-                shader: Shader::Conv,
+                of: Of::Y,
                 conv: part,
                 sizes: [rows, outputs, depth],
                 times: conv.groups,
@@ -156,7 +179,7 @@ impl Device {
                 bias,
                 channels,
             };
-            self.multiply(&products, &[0, u32::from(bias.is_some())], maps(y, first, of_y, &y_dims))
+            self.multiply(&products, way, maps(y, first, of_y, &y_dims))
         })
     }
 
@@ -186,7 +209,7 @@ impl Device {
         self.in_turns(&conv, |first, part| {
             let [y_dims, x_dims] = [[part.n * of_y], [part.n * of_x]];
             let products = Products {
-                shader: Shader::Conv,
+                of: Of::Input,
                 conv: part,
                 sizes: [part.n * rows.0 * cols.0, inputs, rows.1 * cols.1 * outputs],
                 times: conv.groups * stride[0] * stride[1],
@@ -195,7 +218,7 @@ impl Device {
                 bias: None,
                 channels: [[conv.output, outputs], [inputs, inputs], [conv.input, inputs]],
             };
-            self.multiply(&products, &[1, 0], maps(dx, first, of_x, &x_dims))
+            self.multiply(&products, None, maps(dx, first, of_x, &x_dims))
         })
     }
 
@@ -217,7 +240,7 @@ impl Device {
         self.in_turns(&conv, |first, part| {
             let ([y_dims, x_dims], windows) = ([[part.n * of_y], [part.n * of_x]], part.n * oh * ow);
             let products = Products {
-                shader: Shader::ConvWeight,
+                of: Of::Weight,
                 conv: part,
                 sizes: [outputs, row, windows],
                 times: conv.groups,
@@ -228,7 +251,7 @@ impl Device {
             };
             turn += 1;
             let to = if turns > 1 { maps(of_turns, turn - 1, weights, &dims) } else { maps(dweight, 0, 0, &dims) };
-            self.multiply(&products, &[], to)
+            self.multiply(&products, None, to)
         })?;
         if turns > 1 { self.sum(of_turns, [1, turns, weights], maps(dweight, 0, 0, &dims)) } else { Ok(()) }
     }
@@ -248,24 +271,35 @@ impl Device {
     }
 
     /// The tile, and into how many parts the depth falls, that are likely the quickest.
-    fn conv_tile(&self, sizes: [usize; 3], times: usize) -> Option<(Tile, usize)> {
+    fn conv_tile(&self, way: Way, sizes: [usize; 3], times: usize) -> Option<(Tile, usize)> {
         let (limits, [_, _, depth]) = (self.limits(), sizes);
-        let fits = |tile: &&Tile| tile.threads() <= limits.threads && tile.shared() <= limits.shared as usize;
-        let parts = || (1..=PARTS).take_while(|&parts| parts == 1 || depth / parts >= 8 * DEPTH);
-        let all = TILES.iter().filter(fits).flat_map(|tile| parts().map(move |parts| (*tile, parts)));
-        let clocks = |(tile, parts): &(Tile, usize)| tile.clocks(sizes, times, *parts, limits.cores);
-        all.min_by(|a, b| clocks(a).total_cmp(&clocks(b)))
+        let tiles: Vec<Tile> = match way {
+            None => WORDS.iter().map(|&(tile, rate)| Tile::words(tile, rate)).collect(),
+            Some((shape, from)) => {
+                let subgroup = self.0.matrices.subgroup;
+                MATRICES[from..].iter().map(|&(tile, rate)| Tile::matrices(tile, subgroup, shape, rate)).collect()
+            }
+        };
+        let fitting = tiles.into_iter().filter(|t| t.spec[0] <= limits.threads && t.shared <= limits.shared);
+        let some = |parts: &usize| *parts == 1 || *parts <= PARTS && depth / parts >= SHORTEST;
+        let parts: Vec<usize> = std::iter::successors(Some(1), |p| Some(p + (p / 4).max(1))).take_while(some).collect();
+        let all = fitting.filter_map(|tile| {
+            let clocks = parts.iter().map(|&p| (tile.clocks(sizes, times, p, limits.cores), p));
+            clocks.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(clocks, parts)| (clocks, tile, parts))
+        });
+        all.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, tile, parts)| (tile, parts))
     }
 
-    fn multiply(&self, p: &Products<'_>, form: &[u32], c: View<'_>) -> Result<()> {
+    fn multiply(&self, p: &Products<'_>, way: Way, c: View<'_>) -> Result<()> {
         let ([m, n, depth], written) = (p.sizes, c.numel());
         if written == 0 {
             return Ok(());
         }
-        let (tile, most) =
-            self.conv_tile(p.sizes, p.times).ok_or_else(|| Error::Limit("no room for a tile".to_owned()))?;
+        let chosen = |way| self.conv_tile(way, p.sizes, p.times).map(|(tile, parts)| (way, tile, parts));
+        let (way, tile, most) =
+            chosen(way).or_else(|| chosen(None)).ok_or_else(|| Error::Limit("no room for a tile".to_owned()))?;
         // Parts begin with a slice.
-        let of_part = depth.div_ceil(most).next_multiple_of(DEPTH).max(DEPTH);
+        let of_part = depth.div_ceil(most).next_multiple_of(tile.depth(way)).max(1);
         let parts = depth.div_ceil(of_part).max(1);
         let (held, all) = (self.memory(if parts > 1 { 4 * parts * written } else { 0 })?, [parts * written]);
         let to = if parts > 1 { View::new(&held, 0, &all, &[1]) } else { c };
@@ -275,33 +309,45 @@ impl Device {
         let [mut a_at, mut b_at, mut bias_at] = [0; 3];
         for (number, view, at) in [(0, Some(p.a), &mut a_at), (1, Some(p.b), &mut b_at), (3, p.bias, &mut bias_at)] {
             if let Some(view) = view.filter(|view| view.numel() > 0) {
-                let (binding, place) = view.bind(number)?;
+                let (binding, place) = if number == 1 { view.bind_stored(number)? } else { view.bind(number)? };
                 bindings.push(binding);
                 *at = place;
             }
         }
-        let fours = [0, 1, 2].map(|i| by_fours(p.channels[i][0], p.channels[i][1], [a_at, b_at, c_at][i]));
-        let spec = [
-            &[tile.threads(), tile.across, tile.down, tile.rows, tile.cols, DEPTH as u32][..],
-            form,
-            &fours.map(u32::from),
-        ]
-        .concat();
-        let [rows, cols] = tile.sides();
-        let [across, down] = [n.div_ceil(cols), m.div_ceil(rows)];
+        // Whether rows of channels, of which groups take some each, are read by so many at once.
+        let at_once = |[channels, of_group]: [usize; 2], at: u32, unit: usize| {
+            u32::from([channels, of_group, at as usize].iter().all(|n| n.is_multiple_of(unit)))
+        };
+        let [a, b, c_] = p.channels;
+        let (bias, stored) = (u32::from(p.bias.is_some()), p.b.stored);
+        let (shader, form) = match (p.of, way) {
+            (Of::Weight, _) => {
+                (Shader::ConvWeight, vec![at_once(a, a_at, 4), at_once(b, b_at, 4), at_once(c_, c_at, 4)])
+            }
+            (_, None) => {
+                let input = u32::from(p.of == Of::Input);
+                let fours = [at_once(a, a_at, 4), at_once(b, b_at, 4), at_once(c_, c_at, 4)];
+                (Shader::Conv, [&[input, bias][..], &fours, &[stored as u32]].concat())
+            }
+            (_, Some(_)) => {
+                // The map is read as two fours.
+                let eights = at_once(a, 0, 8) & at_once([4, 4], a_at, 4);
+                (matrices::conv_shader(stored), vec![bias, eights, at_once(b, b_at, 8), at_once(c_, c_at, 4)])
+            }
+        };
+        let spec = [tile.spec.clone(), form].concat();
+        let [across, down] = [n.div_ceil(tile.cols), m.div_ceil(tile.rows)];
         let jobs = across * down * parts * p.times;
         let count = u32::try_from(jobs).map_err(|_| Error::Limit(format!("{:?} has too many tiles", p.conv)))?;
-        let places = if p.shader == Shader::Conv { vec![a_at, b_at, c_at, bias_at] } else { vec![a_at, b_at, c_at] };
         let push = [
             &[count][..],
             &[across, down, parts, of_part, p.conv.groups, p.conv.output].map(|n| n as u32),
-            &places,
+            &[a_at, b_at, c_at, bias_at],
             &Maps::of(p.conv).words(),
         ]
         .concat();
-        let work = 2 * (m * n * p.times * depth.max(1)) as u64;
-        let groups = [jobs as u64, 1, 1];
-        self.dispatch(Kernel { shader: p.shader, spec: &spec, bindings: &bindings, push: &push, groups, work })?;
+        let (work, groups) = (2 * (m * n * p.times * depth.max(1)) as u64, [jobs as u64, 1, 1]);
+        self.dispatch(Kernel { shader, spec: &spec, bindings: &bindings, push: &push, groups, work })?;
         if parts > 1 { self.sum(to, [1, parts, written], maps(c, 0, 0, &[written])) } else { Ok(()) }
     }
 }

@@ -9,13 +9,13 @@ use kernels_gpu::{Device, Memory, Options, Stored, View};
 use super::common::{Drawn, check, close, device, devices, normal, open, size, words};
 use super::{CASES, out};
 
-const KINDS: [Stored; 2] = [Stored::Bf16, Stored::F16];
+pub const KINDS: [Stored; 2] = [Stored::Bf16, Stored::F16];
 
-fn narrow(kind: Stored, x: f32) -> u16 {
+pub fn narrow(kind: Stored, x: f32) -> u16 {
     if kind == Stored::Bf16 { bf16::from_f32(x).to_bits() } else { f16::from_f32(x).to_bits() }
 }
 
-fn wide(kind: Stored, bits: u16) -> f32 {
+pub fn wide(kind: Stored, bits: u16) -> f32 {
     if kind == Stored::Bf16 { bf16::from_bits(bits).to_f32() } else { f16::from_bits(bits).to_f32() }
 }
 
@@ -24,18 +24,18 @@ fn upload(d: &Device, halves: &[u16]) -> Memory {
 }
 
 /// Drawn elements rounded to half, at the same places of other memory.
-struct Half {
+pub struct Half {
     memory: Memory,
     values: Vec<f32>,
 }
 
 impl Half {
-    fn of(d: &Device, x: &Drawn, kind: Stored) -> Self {
+    pub fn of(d: &Device, x: &Drawn, kind: Stored) -> Self {
         let halves: Vec<u16> = x.words().iter().map(|&w| narrow(kind, f32::from_bits(w))).collect();
         Self { memory: upload(d, &halves), values: x.values.iter().map(|&x| wide(kind, narrow(kind, x))).collect() }
     }
 
-    fn view<'a>(&'a self, x: &'a Drawn, stored: Stored) -> View<'a> {
+    pub fn view<'a>(&'a self, x: &'a Drawn, stored: Stored) -> View<'a> {
         View { memory: &self.memory, stored, ..x.view() }
     }
 }
@@ -117,7 +117,7 @@ fn products_with_a_weight_in_half_are_their_sums() {
 }
 
 /// Those of the device that has them, whatever came of trying: the types that it multiplies with matrices.
-fn with_matrices(change: fn(&mut Options)) -> Option<(Device, Vec<Stored>)> {
+pub fn with_matrices(change: fn(&mut Options)) -> Option<(Device, Vec<Stored>)> {
     let device = open(change).ok()?;
     let said = device.matrices().unwrap();
     let has =

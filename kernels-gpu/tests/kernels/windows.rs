@@ -3,10 +3,10 @@
 use kernels_cpu::conv::{Conv2d, Window, conv2d_def};
 use kernels_cpu::pool;
 use kernels_cpu::rng::Rng;
-
-use kernels_gpu::{Device, Options};
+use kernels_gpu::{Device, Options, Stored};
 
 use super::common::{Drawn, check, close, device, normal, open, size, wide};
+use super::half_stored::{self, Half, KINDS, with_matrices};
 use super::{CASES, out};
 
 fn pair(rng: &mut Rng, low: usize, n: usize) -> [usize; 2] {
@@ -29,12 +29,18 @@ fn drawn(rng: &mut Rng) -> Conv2d {
     Conv2d { n: rng.below(4), size, input, output, groups, window }
 }
 
-/// A convolution, its bias now and then, and both its gradients; each twice, with the same bits.
-fn convolution(d: &Device, rng: &mut Rng, conv: &Conv2d) {
+/// A convolution, its bias now and then, and both its gradients; each twice, with the same bits. Of numbers that the weight's type holds.
+fn convolution(d: &Device, rng: &mut Rng, conv: &Conv2d, stored: Stored) {
+    let normal = |rng: &mut Rng| match stored {
+        Stored::F32 => normal(rng),
+        half => half_stored::wide(half, half_stored::narrow(half, normal(rng))),
+    };
     let ([oh, ow], [kh, kw], c) = (conv.grid(), conv.window.kernel, conv.input / conv.groups);
     let [h, w] = conv.size;
     let x = Drawn::contiguous(d, rng, &[conv.n, h, w, conv.input], normal);
     let weight = Drawn::contiguous(d, rng, &[conv.output, kh, kw, c], normal);
+    let half = (stored != Stored::F32).then(|| Half::of(d, &weight, stored));
+    let weight_there = || half.as_ref().map_or_else(|| weight.view(), |half| half.view(&weight, stored));
     let bias = Drawn::contiguous(d, rng, &[conv.output], normal);
     let dy = Drawn::contiguous(d, rng, &[conv.n, oh, ow, conv.output], normal);
     // As the definition has it: [output, c, kh, kw].
@@ -51,10 +57,10 @@ fn convolution(d: &Device, rng: &mut Rng, conv: &Conv2d) {
         assert!(to.read() == first, "other bits");
         first
     };
-    let got = twice(&y, &|| d.conv2d(conv, x.view(), weight.view(), biased.then(|| bias.view()), y.view()).unwrap());
+    let got = twice(&y, &|| d.conv2d(conv, x.view(), weight_there(), biased.then(|| bias.view()), y.view()).unwrap());
     close("conv2d", &got, &conv2d_def(conv, &xs, &ws, biased.then_some(&bs[..])), 3e-6);
     let (dx, mut exact) = (out(d, rng, &x.dims), vec![0.0; xs.len()]);
-    let got = twice(&dx, &|| d.conv2d_backward_input(conv, dy.view(), weight.view(), dx.view()).unwrap());
+    let got = twice(&dx, &|| d.conv2d_backward_input(conv, dy.view(), weight_there(), dx.view()).unwrap());
     conv.backward_input(&dys, &ws, &mut exact);
     close("conv2d_backward_input", &got, &exact, 3e-6);
     if conv.n == 0 {
@@ -70,8 +76,8 @@ fn convolution(d: &Device, rng: &mut Rng, conv: &Conv2d) {
 #[test]
 fn convolutions_are_their_definition() {
     check(CASES, |rng| {
-        let (d, conv) = (device(rng), drawn(rng));
-        convolution(d, rng, &conv);
+        let (d, conv, stored) = (device(rng), drawn(rng), [Stored::F32, KINDS[0], KINDS[1]][rng.below(3)]);
+        convolution(d, rng, &conv, stored);
     });
 }
 
@@ -86,21 +92,47 @@ fn convolutions_are_their_definition_in_tiles_of_all_sizes() {
         |o| (o.cores, o.shared) = (Some(1000), Some(16384)),
     ];
     let devices = std::cell::OnceCell::new();
-    check(16, |rng| {
+    check(12, |rng| {
         let devices: &Vec<Device> = devices.get_or_init(|| changes.into_iter().map(|c| open(c).unwrap()).collect());
-        let groups = 1 + usize::from(rng.chance(0.2));
-        let [input, output] = [0, 1].map(|_| [4, 8, 12, 31, 64, 65, 68, 127, 128][rng.below(9)] * groups);
-        let window = match rng.below(6) {
-            0 => Window { kernel: [2, 4], stride: [1, 4], padding: [1, 0], dilation: [1, 1] },
-            1 => Window::square(1, 2, 0),
-            2 => Window::square(3, 2, 1),
-            3 => Window { kernel: [3, 2], stride: [2, 3], padding: [2, 1], dilation: [2, 1] },
-            _ => Window::square(3, 1, 1),
-        };
-        let size = [4 + rng.below(10), [4, 8, 12, 5, 11][rng.below(5)]];
-        let n = 1 + rng.below(3);
-        convolution(&devices[rng.below(devices.len())], rng, &Conv2d { n, size, input, output, groups, window });
+        let stored = [Stored::F32, Stored::F32, KINDS[0], KINDS[1]][rng.below(4)];
+        let conv = many_channels(rng);
+        convolution(&devices[rng.below(devices.len())], rng, &conv, stored);
     });
+}
+
+/// Sizes about those of tiles, and windows of all sorts.
+fn many_channels(rng: &mut Rng) -> Conv2d {
+    let groups = 1 + usize::from(rng.chance(0.2));
+    let [input, output] = [0, 1].map(|_| [4, 8, 12, 31, 64, 65, 72, 127, 128][rng.below(9)] * groups);
+    let window = match rng.below(6) {
+        0 => Window { kernel: [2, 4], stride: [1, 4], padding: [1, 0], dilation: [1, 1] },
+        1 => Window::square(1, 2, 0),
+        2 => Window::square(3, 2, 1),
+        3 => Window { kernel: [3, 2], stride: [2, 3], padding: [2, 1], dilation: [2, 1] },
+        _ => Window::square(3, 1, 1),
+    };
+    let size = [4 + rng.below(10), [4, 8, 12, 5, 11][rng.below(5)]];
+    Conv2d { n: 1 + rng.below(3), size, input, output, groups, window }
+}
+
+#[test]
+fn cooperative_matrices_make_the_same_convolutions() {
+    // Large tiles, small ones, and parts of the depth.
+    let changes: [fn(&mut Options); 3] = [
+        |o| (o.matrices, o.cores) = (Some(true), Some(1)),
+        |o| (o.matrices, o.shared) = (Some(true), Some(6000)),
+        |o| (o.matrices, o.cores) = (Some(true), Some(1000)),
+    ];
+    for change in changes {
+        check(1, |_| {
+            let Some((d, kinds)) = with_matrices(change) else { return };
+            for seed in 0..4 {
+                let mut rng = Rng::new(seed, 0x6d_6174);
+                let conv = if seed % 2 == 0 { many_channels(&mut rng) } else { drawn(&mut rng) };
+                convolution(&d, &mut rng, &conv, kinds[seed as usize % kinds.len()]);
+            }
+        });
+    }
 }
 
 /// More maps than are bound at once.
@@ -109,7 +141,8 @@ fn convolutions_go_in_turns() {
     check(1, |rng| {
         let d = open(|o| o.range = Some(1 << 17)).unwrap();
         for window in [Window::square(3, 1, 1), Window::square(2, 2, 0)] {
-            convolution(&d, rng, &Conv2d { n: 5, size: [20, 20], input: 32, output: 8, groups: 1, window });
+            let conv = Conv2d { n: 5, size: [20, 20], input: 32, output: 8, groups: 1, window };
+            convolution(&d, rng, &conv, Stored::F32);
         }
     });
 }
