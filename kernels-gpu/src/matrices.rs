@@ -27,7 +27,7 @@ pub(crate) struct Matrices {
 }
 
 /// Depths of tiles are multiples of this, which matrices have to divide.
-const DEPTH: u32 = 32;
+pub(crate) const DEPTH: u32 = 32;
 
 /// Subgroups have to be full where matrices are, which the second lets a pipeline ask for.
 pub(crate) const EXTENSIONS: [&CStr; 2] = [ash::khr::cooperative_matrix::NAME, ash::ext::subgroup_size_control::NAME];
