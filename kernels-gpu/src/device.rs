@@ -132,7 +132,7 @@ pub(crate) struct Shared {
     pub raw: ash::Device,
     pub heap: Mutex<Heap>,
     stream: Mutex<Stream>,
-    pipelines: Mutex<Pipelines>,
+    pub pipelines: Mutex<Pipelines>,
     /// Number of the submission that is being recorded, or will be next.
     pub sequence: AtomicU64,
     /// Dropped last.
@@ -257,8 +257,8 @@ impl Device {
         let limits = &self.0.limits;
         let groups = kernel.groups.map(|n| n.max(1));
         let groups = [0, 1, 2].map(|i| groups[i].min(u64::from(limits.groups[i])) as u32);
-        let pipeline = locked(&self.0.pipelines).get(&self.0.raw, kernel.shader, kernel.spec)?;
-        let command = Command { name: kernel.shader.name(), pipeline, push: kernel.push, groups, work: kernel.work };
+        let id = locked(&self.0.pipelines).id(kernel.shader, kernel.spec);
+        let command = Command { name: kernel.shader.name(), kernel: id, push: kernel.push, groups, work: kernel.work };
         self.0.stream(|stream| stream.dispatch(&self.0, command, kernel.bindings))
     }
 }

@@ -1,9 +1,12 @@
 //! Recorded commands, kept so that a sequence that is asked for again is submitted again and not recorded.
 
+use std::sync::Mutex;
+
 use ash::vk;
 
+use crate::device::locked;
 use crate::error::{Named, Result};
-use crate::pipeline::{BINDINGS, Layouts};
+use crate::pipeline::{BINDINGS, Layouts, Pipelines};
 use crate::sequence::Sequence;
 
 /// Most sequences that are kept; more than are ever under way.
@@ -36,6 +39,7 @@ impl Kept {
     pub unsafe fn commands(
         &mut self,
         raw: &ash::Device,
+        pipelines: &Mutex<Pipelines>,
         sequence: &mut Sequence,
         number: u64,
         kernels: u32,
@@ -45,6 +49,7 @@ impl Kept {
             entry.used = number;
             return Ok((entry.commands, true));
         }
+        let pipelines = locked(pipelines).compile(raw, &sequence.kernels())?;
         if self.entries.len() < MOST {
             let entry = self.room(raw, kernels)?;
             self.entries.push(entry);
@@ -53,7 +58,7 @@ impl Kept {
         let oldest = self.entries.iter_mut().min_by_key(|entry| entry.used).expect("one was pushed, or there are many");
         oldest.sequence.clear();
         // SAFETY: so many were used since that this one is not under way; the rest is as the caller promises.
-        unsafe { sequence.record(raw, oldest.commands, oldest.sets, self.layouts)? };
+        unsafe { sequence.record(raw, oldest.commands, oldest.sets, (&pipelines, self.layouts))? };
         std::mem::swap(&mut oldest.sequence, sequence);
         oldest.used = number;
         Ok((oldest.commands, false))

@@ -4,7 +4,7 @@ use ash::vk;
 use ash::vk::Handle;
 
 use crate::error::{Named, Result};
-use crate::pipeline::{BINDINGS, Layouts};
+use crate::pipeline::{BINDINGS, Id, Layouts};
 use crate::view::Binding;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -12,7 +12,7 @@ enum Command {
     Barrier,
     /// Its push constants and bindings end at these places of the sequence's.
     Dispatch {
-        pipeline: vk::Pipeline,
+        kernel: Id,
         groups: [u32; 3],
         push_end: usize,
         bindings_end: usize,
@@ -65,15 +65,15 @@ impl Sequence {
 
     /// Adds a kernel. Tells, by what it is alone, whether a sequence may well end with it: those that repeat the same kernels from another
     /// place on then end at the same ones, and are equal from there on.
-    pub fn dispatch(&mut self, pipeline: vk::Pipeline, push: &[u32], groups: [u32; 3], bindings: &[Binding]) -> bool {
+    pub fn dispatch(&mut self, kernel: Id, push: &[u32], groups: [u32; 3], bindings: &[Binding]) -> bool {
         self.push.extend_from_slice(push);
         self.bindings.extend_from_slice(bindings);
         let (push_end, bindings_end) = (self.push.len(), self.bindings.len());
-        self.commands.push(Command::Dispatch { pipeline, groups, push_end, bindings_end });
-        // Handles differ from run to run: where sequences end shall not.
+        self.commands.push(Command::Dispatch { kernel, groups, push_end, bindings_end });
+        // Handles, and the order of kernels, differ from run to run: where sequences end shall not.
         let words = push.iter().chain(&groups).map(|&word| u64::from(word)).chain(bindings.iter().map(|b| b.start));
         let own = words.fold(0, mix);
-        let handles = bindings.iter().map(|b| b.buffer.as_raw()).chain([pipeline.as_raw()]);
+        let handles = bindings.iter().map(|b| b.buffer.as_raw()).chain([u64::from(kernel.0)]);
         self.hash = handles.fold(mix(self.hash, own), mix);
         // One of 16.
         own >> 60 == 0
@@ -95,13 +95,19 @@ impl Sequence {
         self.hash = 0;
     }
 
+    /// The kernel of each dispatch.
+    pub fn kernels(&self) -> Vec<Id> {
+        let kernel = |c: &Command| if let Command::Dispatch { kernel, .. } = c { Some(*kernel) } else { None };
+        self.commands.iter().filter_map(kernel).collect()
+    }
+
     /// Whether a command works on a buffer.
     pub fn names(&self, buffer: vk::Buffer) -> bool {
         let copies = |c: &Command| matches!(c, Command::Copy { buffers, .. } if buffers.contains(&buffer));
         self.bindings.iter().any(|b| b.buffer == buffer) || self.commands.iter().any(copies)
     }
 
-    /// Records it, after everything that was submitted before.
+    /// Records it, after everything that was submitted before, with the pipeline of each dispatch.
     ///
     /// # Safety
     /// Neither the commands nor sets of this pool, which has room for one for each kernel, may be under way. What is bound and copied is
@@ -111,9 +117,9 @@ impl Sequence {
         raw: &ash::Device,
         commands: vk::CommandBuffer,
         pool: vk::DescriptorPool,
-        layouts: Layouts,
+        (pipelines, layouts): (&[vk::Pipeline], Layouts),
     ) -> Result<()> {
-        let kernels = self.commands.iter().filter(|c| matches!(c, Command::Dispatch { .. })).count();
+        let kernels = pipelines.len();
         // It may be submitted again before it has ended.
         let begin = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::SIMULTANEOUS_USE);
         let set_layouts = vec![layouts.set; kernels];
@@ -128,20 +134,23 @@ impl Sequence {
             self.describe(raw, &sets);
             raw.begin_command_buffer(commands, &begin).named("begin commands")?;
             barrier(raw, commands, false);
-            let (mut sets, mut push_at) = (sets.iter(), 0);
+            let (mut sets, mut pipelines, mut push_at) = (sets.iter(), pipelines.iter(), 0);
             for command in &self.commands {
                 match *command {
                     Command::Barrier => barrier(raw, commands, false),
                     Command::Copy { buffers: [from, to], region: [src_offset, dst_offset, size] } => {
                         raw.cmd_copy_buffer(commands, from, to, &[vk::BufferCopy { src_offset, dst_offset, size }]);
                     }
-                    Command::Dispatch { pipeline, groups: [x, y, z], push_end, .. } => {
+                    Command::Dispatch { groups: [x, y, z], push_end, .. } => {
                         let (compute, layout) = (vk::PipelineBindPoint::COMPUTE, layouts.pipeline);
                         let set = sets.next().map(std::slice::from_ref).unwrap_or_default();
                         let words = &self.push[push_at..push_end];
                         push_at = push_end;
                         let bytes = std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words));
-                        raw.cmd_bind_pipeline(commands, compute, pipeline);
+                        pipelines
+                            .next()
+                            .iter()
+                            .for_each(|&&pipeline| raw.cmd_bind_pipeline(commands, compute, pipeline));
                         raw.cmd_bind_descriptor_sets(commands, compute, layout, 0, set, &[]);
                         raw.cmd_push_constants(commands, layout, vk::ShaderStageFlags::COMPUTE, 0, bytes);
                         raw.cmd_dispatch(commands, x, y, z);

@@ -11,7 +11,7 @@ use crate::error::{Error, Named, Result};
 use crate::hazards::{Access, Hazards};
 use crate::kept::Kept;
 use crate::memory::{HALF, Memory, Staging};
-use crate::pipeline::Layouts;
+use crate::pipeline::{Id, Layouts};
 use crate::sequence::Sequence;
 use crate::timer::Timer;
 use crate::view::Binding;
@@ -61,7 +61,7 @@ pub(crate) struct Stream {
 /// A kernel as it is asked for.
 pub(crate) struct Command<'a> {
     pub name: &'static str,
-    pub pipeline: vk::Pipeline,
+    pub kernel: Id,
     pub push: &'a [u32],
     pub groups: [u32; 3],
     pub work: u64,
@@ -141,7 +141,7 @@ impl Stream {
 
     pub fn dispatch(&mut self, device: &Shared, command: Command<'_>, bindings: &[Binding]) -> Result<()> {
         self.order(bindings.iter().map(Binding::access));
-        let ends = self.next.dispatch(command.pipeline, command.push, command.groups, bindings);
+        let ends = self.next.dispatch(command.kernel, command.push, command.groups, bindings);
         self.kernels.push(command.name);
         self.dispatched += 1;
         self.work += command.work;
@@ -173,7 +173,7 @@ impl Stream {
         self.make_room(raw, number, worked)?;
         // SAFETY: fewer submissions are under way than sequences are kept; bindings are inside of buffers, which live until nothing is
         // under way and are forgotten then, push constants within the layout's range, and a submission has at most so many kernels.
-        let found = unsafe { self.kept.commands(raw, &mut self.next, number, COMMANDS[1] as u32) };
+        let found = unsafe { self.kept.commands(raw, &device.pipelines, &mut self.next, number, COMMANDS[1] as u32) };
         let (commands, replayed) = found.inspect_err(|_| self.next.clear())?;
         let mut all = vec![commands];
         if let Some(timer) = &self.timer {

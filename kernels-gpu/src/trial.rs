@@ -120,6 +120,8 @@ impl Device {
         if let Some(verdict) = file.as_deref().and_then(|file| kept(file, shader)) {
             return Ok(verdict);
         }
+        // What does not compile takes what is submitted with it along.
+        self.wait()?;
         let verdict = match try_it() {
             Ok(verdict) => verdict,
             // What the driver does not compile, or the device has no room for, is not used this time.
