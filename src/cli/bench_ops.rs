@@ -122,11 +122,16 @@ impl Bench<'_> {
 
     fn products(&mut self, small: bool) -> Result<()> {
         let n = if small { 128 } else { 4096 };
-        let (x, w) = (self.drawn([n, n]), Tensor::randn([n, n], DType::F32, &mut self.rng));
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
-            let w = w.to_dtype(dtype).placed(self.gpu.as_ref());
-            let op = format!("gemm_{dtype}");
-            self.row(&op, &[n, n, n], Work::Flops(2 * n * n * n), || Ok(x.linear(&w, None, None)))?;
+        let [x, w] = [0, 1].map(|_| Tensor::randn([n, n], DType::F32, &mut self.rng));
+        // Both in it, and weights alone.
+        for (op, of_x, of_w) in [
+            ("gemm_f32", DType::F32, DType::F32),
+            ("gemm_bf16", DType::BF16, DType::BF16),
+            ("gemm_f32_bf16", DType::F32, DType::BF16),
+            ("gemm_f32_f16", DType::F32, DType::F16),
+        ] {
+            let [x, w] = [(&x, of_x), (&w, of_w)].map(|(x, dtype)| x.to_dtype(dtype).placed(self.gpu.as_ref()));
+            self.row(op, &[n, n, n], Work::Flops(2 * n * n * n), || Ok(x.linear(&w, None, None)))?;
         }
         Ok(())
     }

@@ -289,7 +289,7 @@ impl Op for Linear {
         if x[1].dtype() == DType::I8 {
             return None;
         }
-        let rows = matrices(on, &rows_of(&x[0].to_device(on)), &[])?;
+        let rows = as_matrices(on.stored(&rows_of(&x[0].to_device(on)))?, &[])?;
         let weight = as_matrices(on.stored(&x[1].with_layout(x[1].layout().permute(&[1, 0])))?, &[])?;
         let bias = match x.get(2) {
             Some(bias) => Some(on.packed(&widened(bias))?),
