@@ -64,13 +64,13 @@ impl Device {
         push: &[u32],
         [rows, n]: [usize; 2],
     ) -> Result<()> {
-        // A power of two, as the sums of a workgroup are a tree; up to four fours to a thread before there are more threads, and rows that
-        // do not fit into eight are read more than once.
+        // A power of two, as the sums of a workgroup are a tree; up to four fours to a thread before there are more threads. Rows that do not
+        // fit into eight, or four element by element, are read more than once.
         let most = 1 << self.threads().ilog2();
         let fours = n.div_ceil(4);
         let threads = fours.div_ceil(4).next_power_of_two().clamp(32, most);
         let (per, kept) = match fours.div_ceil(threads) {
-            per @ 0..=8 => (per, 1),
+            per if per <= 4 || per <= 8 && by == 4 => (per, 1),
             _ => (4, 0),
         };
         let spec = [&[threads as u32, u32::from(by == 4), per as u32, kept], spec].concat();

@@ -171,7 +171,7 @@ impl<const N: usize> Merged<N> {
         let last = self.rank as usize - 1;
         let lies = |(strides, at): (&[i32; MAX_RANK], &u32)| match strides[last] {
             0 => true,
-            1 => at % 4 == 0 && strides[..last].iter().all(|stride| stride % 4 == 0),
+            1 => at.is_multiple_of(4) && strides[..last].iter().all(|stride| stride % 4 == 0),
             _ => false,
         };
         if !self.dims[last].is_multiple_of(4) || !self.strides.iter().zip(at.iter()).all(lies) {
@@ -197,5 +197,5 @@ impl Merged<2> {
 
 /// 4 where `n` elements from each of `at` on, or rows of so many, may be counted in fours; else 1.
 pub(crate) fn in_fours(n: usize, at: &[u32]) -> u32 {
-    if n.is_multiple_of(4) && at.iter().all(|at| at % 4 == 0) { 4 } else { 1 }
+    if n.is_multiple_of(4) && at.iter().all(|at| at.is_multiple_of(4)) { 4 } else { 1 }
 }
