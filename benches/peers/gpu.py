@@ -77,10 +77,16 @@ def peer(op, dims):
     """The same in torch: eager, f32 without TF32 but where the row says bf16 or f16."""
     F, drawn = torch.nn.functional, lambda *d: torch.randn(*d, device=device)
     half = {"bf16": torch.bfloat16, "f16": torch.float16}.get(op.rsplit("_", 1)[-1], torch.float32)
-    if op in ("copy", "layer_norm", "softmax", "gelu"):
-        x, w, b = drawn(*dims), drawn(dims[1]), drawn(dims[1])
+    if op == "layer_norm_and_gradient":
+        dy, all = drawn(*dims), [drawn(*d).requires_grad_() for d in (dims, dims[1:], dims[1:])]
+        return lambda: torch.autograd.grad(F.layer_norm(all[0], dims[1:], *all[1:]), all, dy)
+    if op in ("copy", "transposed", "add", "sum_columns", "layer_norm", "softmax", "gelu"):
+        x, y, w, b = drawn(*dims), drawn(*dims), drawn(dims[1]), drawn(dims[1])
         return {
             "copy": lambda: x.clone(),
+            "transposed": lambda: x.t().contiguous(),
+            "add": lambda: x + y,
+            "sum_columns": lambda: x.sum(0),
             "layer_norm": lambda: F.layer_norm(x, dims[1:], w, b),
             "softmax": lambda: x.softmax(-1),
             "gelu": lambda: F.gelu(x),

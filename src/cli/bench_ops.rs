@@ -107,8 +107,18 @@ impl Bench<'_> {
     fn memory_bound(&mut self, small: bool) -> Result<()> {
         let [rows, n] = if small { [64, 256] } else { [16384, 2048] };
         let (x, [w, b]) = (self.drawn([rows, n]), [0, 1].map(|_| self.drawn([n])));
-        let work = || Work::Bytes(2 * 4 * rows * n);
+        let bytes = |maps: usize| Work::Bytes(maps * 4 * rows * n);
+        let work = || bytes(2);
         self.row("copy", &[rows, n], work(), || Ok(x.copied()))?;
+        self.row("transposed", &[rows, n], work(), || Ok(x.transpose(0, 1).packed()))?;
+        let y = self.drawn([rows, n]);
+        self.row("add", &[rows, n], bytes(3), || Ok(&x + &y))?;
+        self.row("sum_columns", &[rows, n], bytes(1), || Ok(x.sum(&[0], false)))?;
+        // Two maps forward, three for the gradient of x, and two for those of weight and bias.
+        let (dy, [tracked, w_tracked, b_tracked]) = (self.drawn([rows, n]), [&x, &w, &b].map(Tensor::trainable));
+        self.row("layer_norm_and_gradient", &[rows, n], bytes(7), || {
+            Ok(backward_with(vec![(tracked.layer_norm(&w_tracked, &b_tracked, 1e-6), dy.clone())]))
+        })?;
         self.row("layer_norm", &[rows, n], work(), || Ok(x.layer_norm(&w, &b, 1e-6)))?;
         self.row("softmax", &[rows, n], work(), || Ok(x.softmax()))?;
         self.row("gelu", &[rows, n], work(), || Ok(x.gelu()))
