@@ -19,6 +19,8 @@ struct Tile {
     rows: usize,
     cols: usize,
     spec: Vec<u32>,
+    /// Depth of a slice.
+    depth: usize,
     /// Bytes of shared memory.
     shared: u32,
     /// Of the products of a core full of the largest tiles, how many a core full of these makes.
@@ -36,13 +38,22 @@ const DEPTH: u32 = 8;
 /// Most parts of the depth, and the least depth of one.
 const PARTS: usize = 256;
 const SHORTEST: usize = 64;
+/// What a core of a large GPU does in a clock: multiplications in f32, and bytes of memory.
+const PER_CLOCK: f64 = 128.0;
+const BYTES_PER_CLOCK: f64 = 11.0;
+/// Clocks until a kernel runs after the one that it needs.
+const LAUNCH: f64 = 8000.0;
+/// Threads of a core of whose time half is lost by waiting.
+const HALF_BUSY: f64 = 80.0;
+/// Depth in whose time a workgroup fills its first slices and writes its sums.
+const BESIDE: usize = 48;
 
 impl Tile {
     fn words([across, down, rows, cols]: [u32; 4], rate: f64) -> Self {
         let (m, n) = (down * rows, across * cols);
         // Two slices of each operand, with a four more for each element of the depth.
         let (shared, spec) = (2 * DEPTH * (m + n + 8) * 4, vec![across * down, across, down, rows, cols, DEPTH]);
-        Self { rows: m as usize, cols: n as usize, spec, shared, rate }
+        Self { rows: m as usize, cols: n as usize, spec, depth: DEPTH as usize, shared, rate }
     }
 
     fn matrices([down, across, rows, cols]: [u32; 4], subgroup: u32, shape: Shape, rate: f64) -> Self {
@@ -50,27 +61,20 @@ impl Tile {
         let spec = vec![down * across * subgroup, down, across, rows, cols, shape.m, shape.n, shape.k, depth];
         // Both slices in half, with an eight more to a row; after them the sums.
         let shared = (2 * (m + n) * (depth + 8)).max(4 * down * across * shape.m * (cols * shape.n + 4));
-        Self { rows: m as usize, cols: n as usize, spec, shared, rate }
-    }
-
-    fn depth(&self, way: Way) -> usize {
-        if way.is_some() { matrices::DEPTH as usize } else { DEPTH as usize }
+        Self { rows: m as usize, cols: n as usize, spec, depth: depth as usize, shared, rate }
     }
 
     fn count(&self, [m, n]: [usize; 2]) -> usize {
         m.div_ceil(self.rows) * n.div_ceil(self.cols)
     }
 
-    /// Clocks that products of [m, n] sums of `depth` terms take, roughly, each in parts. What a core does in a clock is a GPU's of today.
+    /// Clocks that products of [m, n] sums of `depth` terms take, roughly, `times` of them, each in parts.
     fn clocks(&self, [m, n, depth]: [usize; 3], times: usize, parts: usize, cores: u32) -> f64 {
-        /// Multiplications, threads that halve what is lost by waiting, bytes of memory, and clocks before a kernel begins.
-        const EACH: (f64, f64, f64, f64) = (128.0, 80.0, 11.0, 8000.0);
         let most = (self.count([m, n]) * times * parts).div_ceil(cores as usize);
-        // Filling the first slices and writing sums take a while as well.
-        let own = (self.rows * self.cols * (depth.div_ceil(parts) + 48)) as f64 / EACH.0 / self.rate;
-        let waiting = 1.0 + EACH.1 / (most * self.spec[0] as usize).min(512) as f64;
+        let own = (self.rows * self.cols * (depth.div_ceil(parts) + BESIDE)) as f64 / PER_CLOCK / self.rate;
+        let waiting = 1.0 + HALF_BUSY / (most * self.spec[0] as usize).min(512) as f64;
         let bytes = (4 * m * n * times * (2 * parts + 1)) as f64;
-        let adding = if parts > 1 { EACH.3 + bytes / EACH.2 / f64::from(cores) } else { 0.0 };
+        let adding = if parts > 1 { LAUNCH + bytes / BYTES_PER_CLOCK / f64::from(cores) } else { 0.0 };
         most as f64 * own * waiting + adding
     }
 }
@@ -299,7 +303,7 @@ impl Device {
         let (way, tile, most) =
             chosen(way).or_else(|| chosen(None)).ok_or_else(|| Error::Limit("no room for a tile".to_owned()))?;
         // Parts begin with a slice.
-        let of_part = depth.div_ceil(most).next_multiple_of(tile.depth(way)).max(1);
+        let of_part = depth.div_ceil(most).next_multiple_of(tile.depth).max(1);
         let parts = depth.div_ceil(of_part).max(1);
         let (held, all) = (self.memory(if parts > 1 { 4 * parts * written } else { 0 })?, [parts * written]);
         let to = if parts > 1 { View::new(&held, 0, &all, &[1]) } else { c };
