@@ -5,7 +5,7 @@
 // dk = scale ds^T q, dv = w^T dy. Rows are queries: a1 = q, a2 = dy, b1 = k, b2 = v, y1 = dq; or, with OF_KEYS, keys: a1 = k, a2 = v, b1 = q, b2 = dy,
 // y1 = dk, y2 = dv. So each gradient is summed by whoever has its row.
 #include "inc/attention.glsl"
-layout(constant_id = 10) const bool OF_KEYS = false;
+layout(constant_id = 11) const bool OF_KEYS = false;
 // Of each query [item, query]: the logarithm to base 2 of its sum of weights, and sum dy y.
 layout(std430, binding = 4) readonly buffer Sums { vec2 sums[]; };
 

@@ -12,6 +12,7 @@ layout(constant_id = 6) const bool VECTORS = false;
 layout(constant_id = 7) const bool CAUSAL = false;
 layout(constant_id = 8) const bool MASKED = false;
 layout(constant_id = 9) const bool DROPOUT = false;
+layout(constant_id = 10) const uint AHEAD = 1u;
 
 // A row's operands and a column's.
 layout(std430, binding = 0) readonly buffer A1 { float a1[]; };
@@ -65,16 +66,24 @@ int begin(Strided s, uint item) {
                     4u * (c) + 2u < WIDTH ? x[(at) + int(4u * (c) + 2u) * (one)] : 0.0, \
                     4u * (c) + 3u < WIDTH ? x[(at) + int(4u * (c) + 3u) * (one)] : 0.0))
 
-// Fills `tile` with `n` rows of an item's x from `first` on, times `factor`; those beyond `all` are 0.
-#define FILL(tile, from, item, first, n, all, factor)                                                               \
-    {                                                                                                            \
-        const int at_ = begin(push.from, item);                                                                     \
-        for (uint e_ = gl_LocalInvocationID.x; e_ < (n) * VW; e_ += THREADS) {                                   \
-            const uint row_ = e_ / VW, c_ = e_ % VW;                                                             \
-            vec4 w_ = vec4(0.0);                                                                                 \
-            if ((first) + row_ < (all)) w_ = FETCH(from, at_ + int((first) + row_) * push.from.row, push.from.one, c_);   \
-            tile[row_ * LD + c_] = w_ * (factor);                                                                \
-        }                                                                                                        \
+// Fills `tile` with `n` rows of an item's x from `first` on, times `factor`; those beyond `all` are 0. A thread asks for AHEAD vectors before it
+// waits for any.
+#define FILL(tile, from, item, first, n, all, factor)                                                                \
+    {                                                                                                                \
+        const int at_ = begin(push.from, item);                                                                      \
+        for (uint next_ = gl_LocalInvocationID.x; next_ < (n) * VW; next_ += AHEAD * THREADS) {                      \
+            vec4 w_[AHEAD];                                                                                          \
+            [[unroll]] for (uint k_ = 0u; k_ < AHEAD; k_++) {                                                        \
+                const uint e_ = next_ + k_ * THREADS, row_ = e_ / VW, c_ = e_ % VW;                                  \
+                w_[k_] = vec4(0.0);                                                                                  \
+                if (row_ < (n) && (first) + row_ < (all))                                                            \
+                    w_[k_] = FETCH(from, at_ + int((first) + row_) * push.from.row, push.from.one, c_);              \
+            }                                                                                                        \
+            [[unroll]] for (uint k_ = 0u; k_ < AHEAD; k_++) {                                                        \
+                const uint e_ = next_ + k_ * THREADS, row_ = e_ / VW, c_ = e_ % VW;                                  \
+                if (row_ < (n)) tile[row_ * LD + c_] = w_[k_] * (factor);                                            \
+            }                                                                                                        \
+        }                                                                                                            \
     }
 
 // to[i, j] += the products of this thread's rows of `left` and columns of `right`, number by number.

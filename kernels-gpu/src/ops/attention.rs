@@ -60,6 +60,8 @@ const THREADS: u32 = 64;
 const SIDES: [[u32; 6]; 2] = [[1, 2, 4, 5, 7, 8], [1, 2, 3, 4, 5, 7]];
 /// Elements that a thread may hold in registers.
 const HELD: u32 = 120;
+/// Vectors that a thread asks for before it waits: what a tile needs otherwise comes one after the other, each as late as memory is.
+const AHEAD: u32 = 10;
 /// Workgroups that keep a large device busy.
 const ENOUGH: u64 = 256;
 
@@ -255,7 +257,11 @@ impl Device {
         let (share, key) = a.dropout.unwrap_or_default();
         let (least, grown) = ((share * 4_294_967_296.0).ceil() as u32, (1.0 / (1.0 - share)) as f32);
         let flags = [vectors, a.causal, a.mask.is_some(), a.dropout.is_some()].map(u32::from);
-        let spec = [&[THREADS, tile.across, tile.down, tile.rows, tile.cols, d as u32], &flags[..], spec].concat();
+        // A driver that compiles for the CPU takes long for each of them.
+        let vectors_of_tile = (tile.down * tile.rows).max(tile.across * tile.cols) * (d as u32).div_ceil(4);
+        let ahead = if self.limits().large_tiles { vectors_of_tile.div_ceil(THREADS).clamp(1, AHEAD) } else { 1 };
+        let sizes = [THREADS, tile.across, tile.down, tile.rows, tile.cols, d as u32];
+        let spec = [&sizes, &flags[..], &[ahead], spec].concat();
         let push = [
             &[b * h, h, tq, tk].map(|n| n as u32)[..],
             &[a.scale.to_bits(), key as u32, (key >> 32) as u32, least, grown.to_bits()],
