@@ -65,6 +65,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sqrt(self, a: Self::F) -> Self::F;
     /// Nearest integer, ties to even.
     fn round(self, a: Self::F) -> Self::F;
+    /// a 2^n for integral n from -150 to 150, rounded once.
+    #[inline(always)]
+    fn scale(self, a: Self::F, n: Self::F) -> Self::F {
+        // In two steps, because 2^128 has no float.
+        let n = self.to_i32(n);
+        let half = self.shr_i::<1>(n);
+        let power = |k| self.as_float(self.shl_i::<23>(self.add_i(k, self.splat_i(127))));
+        self.mul(self.mul(a, power(half)), power(self.sub_i(n, half)))
+    }
     /// a < b
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     /// a <= b
