@@ -55,7 +55,10 @@ impl Buffer {
 
     /// `len` elements on the heap with unspecified (but initialised) values: for outputs that are written whole.
     pub fn heap<T: Element>(len: usize) -> Self {
-        let len = len * size_of::<T>();
+        Self::of_size(len * size_of::<T>())
+    }
+
+    fn of_size(len: usize) -> Self {
         Self::new(if is_counting() { Bytes::Counted(Counted::new(len)) } else { Bytes::Heap(Heap::new(len)) })
     }
 

@@ -226,24 +226,30 @@ pub fn apply(op: impl Op, x: &[&Tensor]) -> Tensor {
 /// As [`apply`], and returns the by-products too.
 #[track_caller]
 pub fn apply_aux(op: impl Op, x: &[&Tensor]) -> (Tensor, Vec<Tensor>) {
+    applied(Box::new(op), x)
+}
+
+// Once for all ops.
+#[track_caller]
+fn applied(op: Box<dyn Op>, x: &[&Tensor]) -> (Tensor, Vec<Tensor>) {
     let metas: Vec<Meta> = x.iter().map(|t| t.meta()).collect();
     let out = op.shape(&metas);
     let output = profile::timed(
-        || trace::inside(x, || device::run(&op, x, out)),
+        || trace::inside(x, || device::run(&*op, x, out)),
         |_| (op.name().to_owned(), op.flops(&metas, out), profile::bytes(metas.iter().copied().chain([out]))),
     );
     debug_assert_eq!(output.value.meta(), out, "{}: the arm does not keep its shape rule", op.name());
     if trace::is_listening() {
-        trace::record(Box::new(op), x, out, &output);
+        trace::record(op, x, out, &output);
         return (output.value, output.aux);
     }
     crate::finite::saw(op.name(), false, &[&output.value], x.iter().copied());
     if !x.iter().any(|t| t.is_tracked()) {
         return (output.value, output.aux);
     }
-    let saved = Saved::new(&op, x, &output);
+    let saved = Saved::new(&*op, x, &output);
     let inputs = x.iter().map(|t| t.node().cloned()).collect();
-    (output.value.with_node(Some(Node::op(Box::new(op), inputs, saved))), output.aux)
+    (output.value.with_node(Some(Node::op(op, inputs, saved))), output.aux)
 }
 
 /// What ops without a derivative answer when backward reaches them.

@@ -12,7 +12,7 @@ use kernels_cpu::conv::{Conv2d, Window};
 use kernels_cpu::gemm::{Finish, Mat, Packed, Right, gemm, gemm_batched, multiply, multiply_bf16};
 use kernels_cpu::map::Unary;
 use kernels_cpu::par::Pool;
-use kernels_cpu::simd::{Extra, Simd, SimdOp, dispatch, eval_with};
+use kernels_cpu::simd::{Extra, Simd, SimdOp, dispatch, eval_bf16, eval_bytes};
 
 /// The transformers' shapes of the peers' harness, and cubes.
 const SHAPES: [[usize; 3]; 19] = [
@@ -74,7 +74,7 @@ impl SimdOp for NarrowPeak {
         let mut sums = [s.splat_i(0); 12];
         for _ in 0..self.0 {
             for sum in &mut sums {
-                // SAFETY: `narrow_peak` runs this by `eval_with` with what the machine has.
+                // SAFETY: `narrow_peaks` runs this by what has these instructions.
                 unsafe {
                     *sum = match self.1 {
                         Extra::Bf16 => s.bits(s.dot_bf16(s.as_float(*sum), s.as_float(x), s.as_float(y))),
@@ -100,7 +100,8 @@ fn narrow_peaks() -> [f64; 2] {
             return peak();
         }
         let mut count = 0;
-        let seconds = time(|| count = eval_with(isa, extra, NarrowPeak(100_000, extra)));
+        let op = || NarrowPeak(100_000, extra);
+        let seconds = time(|| count = if extra == Extra::Bf16 { eval_bf16(isa, op()) } else { eval_bytes(isa, op()) });
         (count as f64 / seconds).max(peak())
     })
 }

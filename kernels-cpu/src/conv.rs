@@ -1,7 +1,7 @@
 //! Convolution of channels-last maps, forward and both gradients, as matrix products over windows: read where they lie, or gathered block by
 //! block (implicit im2col). Windows of 3 x 3 over many channels take fewer multiplications, by Winograd's transforms.
 //!
-//! The gradient of the input is a convolution too. Of a strided one, the elements whose coordinates leave the same rest
+//! The gradient of the input is a convolution too, of the turned weight. Of a strided one, the elements whose coordinates leave the same rest
 //! are reached by the same kernel elements, so each such phase is a convolution of stride 1 over the output's gradient.
 //! The bits of an output element depend on the sizes of a map and the tier alone. The gradient of the weight
 //! sums over positions, in fixed parts that are added in order, or at once where there are many weights.
@@ -262,6 +262,11 @@ impl Conv2d {
     pub fn backward_input<F: Float>(&self, dy: &[F], weight: &[F], dx: &mut [F]) {
         assert!(self.lengths() == [dx.len(), weight.len(), dy.len()], "conv2d: lengths for {self:?}");
         let [rows, cols] = [0, 1].map(|axis| phases(&self.window, axis, self.size[axis]));
+        if let (Some(turned), Some(dy)) = (self.turned(), as_f32(dy)) {
+            let taps = self.by_tap(weight, &[&rows, &cols].map(|phases| phases[0].taps.clone()));
+            let (taps, dx) = (as_f32(&taps).expect("same type as dy"), as_f32_mut(dx).expect("same type"));
+            return winograd::Weight::by_tap(&turned, taps).multiply(&turned, dy, Finish::default(), dx);
+        }
         let (c, o) = (self.input / self.groups, self.output / self.groups);
         for (row, col) in rows.iter().flat_map(|row| cols.iter().map(move |col| (row, col))) {
             let (windows, target, taps) = self.phase(dy, row, col);
@@ -274,6 +279,19 @@ impl Conv2d {
             let matrix = |group: usize| Right::Loose(Mat::new(&packed[group * depth * c..][..depth * c], depth, c));
             windows.multiply(self.groups, &matrix, self.input, Finish::default(), dx, target);
         }
+    }
+
+    /// The convolution over dy that gives dx, by the weight turned by half a turn, where Winograd's transforms serve it.
+    fn turned(&self) -> Option<Self> {
+        let [rows, cols] = [0, 1].map(|k| (self.window.kernel[k] - 1).checked_sub(self.window.padding[k]));
+        let window = Window { padding: [rows?, cols?], ..self.window };
+        let turned = Self { size: self.grid(), input: self.output, output: self.input, window, ..*self };
+        (self.size.iter().all(|&size| size > 0) && winograd::serves(&turned)).then_some(turned)
+    }
+
+    /// Bytes that [`Conv2d::backward_input`] takes in f32 beside its operands, as [`Conv2d::forward_bytes`], where it keeps a transformed weight.
+    pub fn backward_input_bytes(&self) -> usize {
+        self.turned().map_or(0, |turned| turned.forward_bytes())
     }
 
     /// Of a phase: the windows over dy, where their products go, and its taps.

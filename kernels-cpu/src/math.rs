@@ -21,10 +21,7 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
         p = s.fma(p, r, s.splat(c));
     }
     let y = s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0));
-    // 2^n in two steps, because 2^128 has no float.
-    let half = s.shr_i::<1>(s.to_i32(n));
-    let power = |k| s.as_float(s.shl_i::<23>(s.add_i(k, s.splat_i(127))));
-    let y = s.mul(s.mul(y, power(half)), power(s.sub_i(s.to_i32(n), half)));
+    let y = s.scale(y, n);
     let y = s.select(s.lt(x, s.splat(-87.336_54)), s.splat(0.0), y);
     let y = s.select(s.lt(s.splat(88.722_84), x), s.splat(f32::INFINITY), y);
     s.select(s.eq(x, x), y, x)

@@ -11,8 +11,10 @@ pub const SERIAL_BELOW: usize = 60_000;
 
 #[cfg(feature = "rayon")]
 mod pool {
+    use core::ops::Range;
     use std::sync::{Arc, RwLock};
 
+    use super::Work;
     use crate::isa::Isa;
 
     /// Threads that kernels run on, exactly as many as asked for.
@@ -91,8 +93,8 @@ mod pool {
     }
 
     /// Splits `range` in halves down to `grain`.
-    pub(super) fn split(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
-        fn halves(range: core::ops::Range<usize>, grain: usize, f: &(impl Fn(core::ops::Range<usize>) + Sync)) {
+    pub(super) fn split(range: Range<usize>, grain: usize, f: Work<'_>) {
+        fn halves(range: Range<usize>, grain: usize, f: Work<'_>) {
             if range.len() <= grain {
                 return f(range);
             }
@@ -130,8 +132,15 @@ pub fn threads() -> usize {
     1
 }
 
+/// What is done on a range of items. Behind a pointer, so that a kernel's work is compiled once, not for every place that calls it.
+type Work<'a> = &'a (dyn Fn(Range<usize>) + Sync);
+
 /// Runs `f` on disjoint ranges that cover `0..items`; `cost` is an item's number of elementary operations.
 pub fn for_each(items: usize, cost: usize, f: impl Fn(Range<usize>) + Sync) {
+    spread(items, cost, &f);
+}
+
+fn spread(items: usize, cost: usize, f: Work<'_>) {
     if items == 0 {
         return;
     }
@@ -141,7 +150,7 @@ pub fn for_each(items: usize, cost: usize, f: impl Fn(Range<usize>) + Sync) {
         if threads > 1 && items > 1 && items.saturating_mul(cost) >= SERIAL_BELOW {
             // A few pieces per thread, so that a disturbed one does not hold up the rest, and none too small.
             let pieces = (items.saturating_mul(cost) / (SERIAL_BELOW / 4)).clamp(1, threads * 4);
-            return pool::split(0..items, items.div_ceil(pieces), &f);
+            return pool::split(0..items, items.div_ceil(pieces), f);
         }
     }
     let _ = cost;

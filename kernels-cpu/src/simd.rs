@@ -1,6 +1,6 @@
 //! Vector operations that a kernel is written with once, and the one dispatch per op to an instruction set.
 //!
-//! A token (a value of a type that implements [`Simd`]) can be made only by [`dispatch`] and [`eval_on`], which check the
+//! A token (a value of a type that implements [`Simd`]) can be made only by [`dispatch`], [`eval_on`] and those beside it, which check the
 //! machine first; so safe code cannot reach an instruction that the machine lacks.
 
 #[cfg(target_arch = "x86_64")]
@@ -65,6 +65,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sqrt(self, a: Self::F) -> Self::F;
     /// Nearest integer, ties to even.
     fn round(self, a: Self::F) -> Self::F;
+    /// a 2^n for integral n from -150 to 150, rounded once.
+    #[inline(always)]
+    fn scale(self, a: Self::F, n: Self::F) -> Self::F {
+        // In two steps, because 2^128 has no float.
+        let n = self.to_i32(n);
+        let half = self.shr_i::<1>(n);
+        let power = |k| self.as_float(self.shl_i::<23>(self.add_i(k, self.splat_i(127))));
+        self.mul(self.mul(a, power(half)), power(self.sub_i(n, half)))
+    }
     /// a < b
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     /// a <= b
@@ -96,14 +105,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// sum + a b of the four bytes in each lane, those of `a` unsigned and those of `b` signed, wrapping.
     ///
     /// # Safety
-    /// In kernels that [`eval_with`] runs with [`Extra::Bytes`] alone.
+    /// In kernels that [`eval_bytes`] runs alone.
     unsafe fn dot_bytes(self, _sum: Self::I, _a: Self::I, _b: Self::I) -> Self::I {
         unreachable!("{} has no products of bytes", Self::ISA)
     }
     /// sum + a b of the two bf16 in each lane, subnormal numbers taken for 0.
     ///
     /// # Safety
-    /// In kernels that [`eval_with`] runs with [`Extra::Bf16`] alone.
+    /// In kernels that [`eval_bf16`] runs alone.
     unsafe fn dot_bf16(self, _sum: Self::F, _a: Self::F, _b: Self::F) -> Self::F {
         unreachable!("{} has no products of bf16", Self::ISA)
     }
@@ -246,28 +255,57 @@ impl Extra {
             false
         }
     }
+
+    fn check(self, isa: Isa) {
+        assert!(self.is_available(isa), "this machine does not have {self:?} on {isa}");
+    }
 }
 
-/// As [`eval_on`], compiled for such instructions too.
+/// As [`eval_on`], compiled for [`Extra::Bytes`] too.
 ///
 /// # Panics
-/// If the machine does not have them.
-pub fn eval_with<O: SimdOp>(isa: Isa, extra: Extra, op: O) -> O::Output {
-    assert!(extra.is_available(isa), "this machine does not have {extra:?} on {isa}");
+/// If the machine does not have them on the tier.
+pub fn eval_bytes<O: SimdOp>(isa: Isa, op: O) -> O::Output {
+    Extra::Bytes.check(isa);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: checked.
-    return unsafe {
-        match (isa, extra) {
-            (Isa::Avx2, Extra::Bytes) => avx2::run_bytes(op),
-            (_, Extra::Bytes) => avx512::run_bytes(op),
-            (_, Extra::Bf16) => avx512::run_bf16(op),
-            (_, Extra::Tiles) => avx512::run(op),
-        }
-    };
+    return unsafe { if isa == Isa::Avx2 { avx2::run_bytes(op) } else { avx512::run_bytes(op) } };
     #[cfg(not(target_arch = "x86_64"))]
     {
         drop(op);
-        unreachable!("no tier has it")
+        unreachable!("no tier has them")
+    }
+}
+
+/// As [`eval_on`], compiled for [`Extra::Bf16`] too.
+///
+/// # Panics
+/// If the machine does not have them on the tier.
+pub fn eval_bf16<O: SimdOp>(isa: Isa, op: O) -> O::Output {
+    Extra::Bf16.check(isa);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: checked.
+    return unsafe { avx512::run_bf16(op) };
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        drop(op);
+        unreachable!("no tier has them")
+    }
+}
+
+/// As [`eval_on`], for kernels that write out the instructions of AMX: compiled for its tier alone.
+///
+/// # Panics
+/// If the machine does not have them on the tier.
+pub fn eval_tiles<O: SimdOp>(isa: Isa, op: O) -> O::Output {
+    Extra::Tiles.check(isa);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: checked.
+    return unsafe { avx512::run(op) };
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        drop(op);
+        unreachable!("no tier has them")
     }
 }
 

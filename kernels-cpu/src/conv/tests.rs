@@ -113,10 +113,12 @@ fn every_tier_gives_the_definition_and_its_adjoints() {
         (1, 3, 33, window),
         (5, 5, 5, window),
         (1, 17, 9, Window::square(1, 1, 0)),
+        (1, 32, 80, Window::square(3, 1, 1)),
+        (1, 48, 32, Window { padding: [2, 0], ..Window::square(3, 1, 0) }),
         (3, 3, 6, Window::square(2, 1, 0)),
         (1, 3, 4, Window::square(3, 3, 0)),
     ] {
-        let conv = Conv2d { n: 2, size: [9, 11], input, output, groups, window };
+        let conv = Conv2d { n: 2, size: [11, 11], input, output, groups, window };
         let [nx, nw, ny] = conv.lengths();
         let (x, w, dy, b) = (values(nx, 4), values(nw, 5), values(ny, 6), values(output, 7));
         let expected = conv2d_def(&conv, &wide(&x), &wide(&w), Some(&wide(&b)));

@@ -52,17 +52,43 @@ impl Weight {
     /// G g Gᵀ of a weight [output][tap][channel].
     pub(super) fn new(conv: &Conv2d, ordered: &[f32]) -> Self {
         let c = conv.input;
-        let mut elements = vec![0.0; 16 * GROUP * c];
-        let groups = ordered.chunks(GROUP * 9 * c).map(|group| {
-            let width = group.len() / (9 * c);
-            let place = Shared::new(&mut elements);
+        let transform = |first: usize, width: usize, out: Shared<f32>| {
             par::for_each(width, 16 * c, |outputs| {
                 for o in outputs {
-                    dispatch(Kernel { g: &group[o * 9 * c..][..9 * c], c, out: place, at: o * c, apart: GROUP * c });
+                    let g = &ordered[(first + o) * 9 * c..][..9 * c];
+                    dispatch(Kernel { g, tap: c, len: c, out, at: o * c, apart: GROUP * c });
                 }
             });
-            let matrix = |i: usize| Mat::new(&elements[i * GROUP * c..][..width * c], width, c).t();
-            (0..16).map(|i| Packed::new(matrix(i))).collect()
+        };
+        Self::of(conv, transform, |element, width| Mat::new(element, width, c).t())
+    }
+
+    /// The same of a weight [tap][channel][output].
+    pub(super) fn by_tap(conv: &Conv2d, taps: &[f32]) -> Self {
+        let (c, o) = (conv.input, conv.output);
+        let transform = |first: usize, width: usize, out: Shared<f32>| {
+            par::for_each(c, 16 * width, |channels| {
+                for k in channels {
+                    let g = &taps[k * o + first..];
+                    dispatch(Kernel { g, tap: c * o, len: width, out, at: k * width, apart: GROUP * c });
+                }
+            });
+        };
+        Self::of(conv, transform, |element, width| Mat::new(element, c, width))
+    }
+
+    /// Of a transform that writes the elements of so many outputs from one on, `GROUP * input` numbers apart, and of what matrix one is.
+    fn of(
+        conv: &Conv2d,
+        transform: impl Fn(usize, usize, Shared<f32>),
+        matrix: impl Fn(&[f32], usize) -> Mat<'_, f32>,
+    ) -> Self {
+        let mut elements = vec![0.0; 16 * GROUP * conv.input];
+        let groups = (0..conv.output).step_by(GROUP).map(|first| {
+            let width = GROUP.min(conv.output - first);
+            transform(first, width, Shared::new(&mut elements));
+            let element = |i: usize| &elements[i * GROUP * conv.input..][..width * conv.input];
+            (0..16).map(|i| Packed::new(matrix(element(i), width))).collect()
         });
         Self(groups.collect())
     }
@@ -193,10 +219,11 @@ fn twice<F: Copy, const N: usize, const M: usize>(x: [[F; N]; N], f: impl Fn([F;
     core::array::from_fn(|i| f(core::array::from_fn(|j| columns[j][i])))
 }
 
-/// An output's kernel g [tap][channel]; element i of its transform goes to `at + i * apart`.
+/// `len` kernels side by side, taps of which are so far apart; element i of their transforms goes to `at + i * apart`.
 struct Kernel<'a> {
     g: &'a [f32],
-    c: usize,
+    tap: usize,
+    len: usize,
     out: Shared<f32>,
     at: usize,
     apart: usize,
@@ -206,11 +233,11 @@ impl SimdOp for Kernel<'_> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        for k in (0..self.c).step_by(S::LANES) {
+        for k in (0..self.len).step_by(S::LANES) {
             let taps: [[S::F; 3]; 3] =
-                core::array::from_fn(|i| core::array::from_fn(|j| s.load(&self.g[(3 * i + j) * self.c + k..])));
+                core::array::from_fn(|i| core::array::from_fn(|j| s.load(&self.g[(3 * i + j) * self.tap + k..])));
             for (i, x) in twice(taps, |x| kernel(s, x)).into_iter().flatten().enumerate() {
-                // SAFETY: an output's own places.
+                // SAFETY: places that nothing else writes.
                 s.store(x, unsafe {
                     self.out.slice(self.at + i * self.apart + k..self.at + i * self.apart + k + S::LANES)
                 });

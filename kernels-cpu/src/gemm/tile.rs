@@ -22,7 +22,7 @@ pub(super) trait Rows: Copy {
     /// Most steps of k at a time for a tile of `tall` rows.
     #[inline(always)]
     fn piece(&self, depth: usize, tall: usize) -> usize {
-        depth.div_ceil(tall)
+        depth.div_ceil(tall).max(SHORTEST)
     }
     /// Steps for which the numbers of a row follow each other, from step `k` on.
     #[inline(always)]
@@ -283,6 +283,9 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     }
     sums
 }
+
+/// Fewer steps at a time than these take as long as finding out where they start.
+const SHORTEST: usize = 16;
 
 /// So many rows of B are on their way.
 const AHEAD: isize = 32;

@@ -3,7 +3,7 @@
 
 use super::{amx, tile};
 use crate::isa::Isa;
-use crate::simd::{Extra, Simd, SimdOp, eval_on, eval_with};
+use crate::simd::{Extra, Simd, SimdOp, eval_bf16, eval_bytes, eval_on, eval_tiles};
 
 /// What the words of both operands hold, and with which instructions they are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,11 +97,11 @@ impl Words {
     pub fn eval(self, isa: Isa, op: impl WordsOp) {
         match self {
             Self::F32 | Self::WideBf16 => eval_on(isa, For(F32, op)),
-            Self::Bf16 => eval_with(isa, Extra::Bf16, For(Bf16, op)),
-            Self::Bf16Tiles => eval_with(isa, Extra::Tiles, For(Bf16Tiles, op)),
+            Self::Bf16 => eval_bf16(isa, For(Bf16, op)),
+            Self::Bf16Tiles => eval_tiles(isa, For(Bf16Tiles, op)),
             Self::I16 => eval_on(isa, For(I16, op)),
-            Self::Bytes => eval_with(isa, Extra::Bytes, For(Bytes, op)),
-            Self::ByteTiles => eval_with(isa, Extra::Tiles, For(ByteTiles, op)),
+            Self::Bytes => eval_bytes(isa, For(Bytes, op)),
+            Self::ByteTiles => eval_tiles(isa, For(ByteTiles, op)),
         }
     }
 }
