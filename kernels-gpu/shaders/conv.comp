@@ -28,9 +28,7 @@ float weight(uint at) {
 }
 
 vec4 weights(uint at) {
-    if (B_STORED == 0u) return uintBitsToFloat(b4[at / 4u]);
-    const uvec2 w = b2[at / 4u];
-    return uintBitsToFloat(uvec4(widened(B_STORED, w.x, 0u), widened(B_STORED, w.x, 1u), widened(B_STORED, w.y, 0u), widened(B_STORED, w.y, 1u)));
+    return B_STORED == 0u ? uintBitsToFloat(b4[at / 4u]) : widened4(B_STORED, b2[at / 4u]);
 }
 
 void main() {

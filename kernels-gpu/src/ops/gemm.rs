@@ -79,11 +79,11 @@ impl Tile {
         [n.div_ceil(self.cols as usize) as u64, m.div_ceil(self.rows as usize) as u64]
     }
 
-    fn words([across, down, cols, rows]: [u32; 4], shared: u32, rate: f64) -> Self {
+    fn words([across, down, cols, rows]: [u32; 4], (deep, shared): (bool, u32), rate: f64) -> Self {
         let (m, n) = (down * rows, across * cols);
         // Two tiles of each operand, with a quad more in each row.
         let bytes = |depth: u32| 2 * depth * (m + n + 8) * 4;
-        let depth = if bytes(16) <= shared { 16 } else { 8 };
+        let depth = if deep && bytes(16) <= shared { 16 } else { 8 };
         let spec = vec![across * down, across, down, rows, cols, depth];
         Self { rows: m, cols: n, spec, shared: bytes(depth), rates: [rate; 2] }
     }
@@ -160,7 +160,10 @@ impl Device {
         let tiles: Vec<Tile> = match way {
             Way::Words => {
                 let from = if limits.large_tiles { 0 } else { WORDS.len() - 1 };
-                WORDS[from..].iter().map(|&(tile, rate)| Tile::words(tile, limits.shared, rate)).collect()
+                WORDS[from..]
+                    .iter()
+                    .map(|&(tile, rate)| Tile::words(tile, (limits.large_tiles, limits.shared), rate))
+                    .collect()
             }
             Way::Matrices { shape, from } => {
                 let made = |&(tile, depth, rates): &_| Tile::matrices(tile, depth, subgroup, shape, rates);
@@ -239,13 +242,12 @@ impl Device {
         let (a_, b_) = (Operand::new(&g.a, [2, 3], a_at, unit), Operand::new(&g.b, [3, 2], b_at, unit));
         let sc = strides(&to);
         let quads = aligned(4, n, c_at, &sc[..3]) && (g.residual.is_none() || residual_at.is_multiple_of(4));
-        let unrolled = if self.limits().large_tiles { 16 } else { 1 };
         let spec = [
             &tile.spec[..],
             &[g.act.map_or(255, |act| act as u32)],
             &[g.bias.is_some(), g.residual.is_some(), a_.along_k, b_.along_k, a_.at_once, b_.at_once, quads]
                 .map(u32::from),
-            &[g.a.stored as u32, g.b.stored as u32, unrolled],
+            &[g.a.stored, g.b.stored].map(|stored| stored as u32),
         ]
         .concat();
         let shader = match way {
