@@ -21,6 +21,7 @@ pub use none::{Gpu, caught, found};
 use std::time::{Duration, Instant};
 
 use crate::dtype::DType;
+use crate::for_dtype;
 use crate::op::{Meta, Op, Output, Saved};
 use crate::tensor::Tensor;
 
@@ -61,6 +62,14 @@ impl Tensor {
         match self.dtype() {
             DType::F32 | DType::BF16 | DType::F16 if self.device().is_none() => gpu.take(self),
             _ => self.detach(),
+        }
+    }
+
+    /// The same values on the CPU alone, without a graph node.
+    pub fn to_cpu(&self) -> Tensor {
+        match self.device() {
+            Some(_) => for_dtype!(self.dtype(), T => Tensor::from_slice(&self.to_vec::<T>(), *self.dims())),
+            None => self.detach(),
         }
     }
 

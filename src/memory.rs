@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::device::Gpu;
 use crate::error::{Error, Result};
 use crate::process;
 
@@ -10,7 +11,7 @@ use crate::process;
 pub struct Estimate {
     /// What the process has already when it is asked, and what of the program comes to memory later.
     pub process: u64,
-    /// Weights that are mapped, and will be read.
+    /// Weights that are mapped, and will be read; all that live on a device.
     pub weights: u64,
     /// Tensors that are computed, with those that the pool keeps for the next ones: activations; of a run parameters, gradients, moments
     /// and average too.
@@ -42,10 +43,11 @@ impl Estimate {
         }
     }
 
-    /// In words.
-    pub fn describe(&self) -> String {
+    /// In words; with `gpu` as the place of weights and tensors.
+    pub fn describe(&self, gpu: Option<&Gpu>) -> String {
+        let place = gpu.map(|gpu| format!("; weights and tensors on {}", gpu.name())).unwrap_or_default();
         format!(
-            "memory: {} at most, of which {}, program and tables {}",
+            "memory: {} at most, of which {}, program and tables {}{place}",
             mib(self.total()),
             self.parts(),
             mib(self.process)
@@ -64,11 +66,16 @@ impl Estimate {
         some.collect::<Vec<_>>().join(", ")
     }
 
-    /// Refuses what this machine cannot hold.
+    /// Refuses what this machine cannot hold; with `gpu`, where weights and tensors live, also those that it cannot. There kernels take some
+    /// more, for as long as they compute, and where they find none the command ends with an error of its own.
     ///
     /// # Errors
     /// With the numbers, and `remedy`: what takes less than `what` would.
-    pub fn fits(&self, what: &str, remedy: &str) -> Result<()> {
+    pub fn fits(&self, gpu: Option<&Gpu>, what: &str, remedy: &str) -> Result<()> {
+        if let Some(gpu) = gpu {
+            gpu.fits(self.weights + self.tensors, what, remedy)?;
+            return Self { weights: 0, tensors: 0, ..self.clone() }.fits(None, what, remedy);
+        }
         let Some(limit) = process::limit().filter(|limit| self.total() > limit.bytes) else { return Ok(()) };
         let (total, free) = (mib(self.total()), mib(limit.bytes));
         Err(Error::new(format!("{what} would take {total}, but {} {free} ({}). {remedy}", limit.by, self.parts())))
@@ -81,8 +88,11 @@ impl Estimate {
 /// With the numbers.
 pub fn room(bytes: u64, what: &str) -> Result<()> {
     let process = process::resident().unwrap_or(0);
-    Estimate { process, weights: bytes, ..Estimate::default() }
-        .fits(what, "A model in fewer bits takes less (tier convert --dtype)")
+    Estimate { process, weights: bytes, ..Estimate::default() }.fits(
+        None,
+        what,
+        "A model in fewer bits takes less (tier convert --dtype)",
+    )
 }
 
 /// Bytes for people.
@@ -100,12 +110,12 @@ mod tests {
         let parts = Estimate { process: 1, weights: 5, tensors: 1 << 60, loader: 2, pictures: 3, aside: 4 };
         assert_eq!((parts.total(), mib(3 << 20), mib(40 << 30)), ((1 << 60) + 15, "3 MiB".into(), "40.0 GiB".into()));
         if process::limit().is_some() {
-            let error = parts.fits("all this", "Take less").unwrap_err().to_string();
+            let error = parts.fits(None, "all this", "Take less").unwrap_err().to_string();
             assert!(
                 error.contains("all this would take 1073741824.0 GiB, but ") && error.ends_with(". Take less"),
                 "{error}"
             );
         }
-        Estimate { tensors: 1, ..parts }.fits("", "").unwrap();
+        Estimate { tensors: 1, ..parts }.fits(None, "", "").unwrap();
     }
 }

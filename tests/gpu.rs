@@ -4,7 +4,7 @@
 mod device;
 
 use device::gpu;
-use tiergrad::device::Gpu;
+use tiergrad::device::{Gpu, Watch};
 use tiergrad::gradcheck::deviation;
 use tiergrad::loss::{TierOptions, tier_loss};
 use tiergrad::models::clip_text::TextConfig;
@@ -155,4 +155,30 @@ fn a_run_there_is_the_run_here_and_the_same_bits_again() {
     }
     assert_eq!(gpu.fallbacks(), []);
     assert!(twenty_steps(Some(&gpu)) == (there, parameters));
+}
+
+/// A step's values and gradients are what the step before submitted, where memory has come to rest: nearly, as submissions end by the clock too
+/// (seen: all of them from the third step on). The optimiser's numbers are others in each step, and it is not looked at.
+#[test]
+fn steps_are_recorded_once_and_replayed() {
+    let Some(gpu) = gpu() else { return };
+    let mut model = DualEncoder::init(&config(), 1, DType::F32).unwrap();
+    model.visit("", &mut |_, p| *p = p.to_device(&gpu).trainable());
+    let (pixels, [ids, mask]) = inputs();
+    let (pixels, groups) = (pixels.to_device(&gpu), Tensor::from_slice(&[0i64, 1, 0], [3]));
+    let mut optimiser = Optimiser::new(OptimiserConfig::default());
+    let mut steps = Vec::new();
+    for _ in 0..6 {
+        let watch = Watch::new(&gpu);
+        let (image, text) = (model.encode_image(&pixels), model.encode_text(&ids, &mask));
+        let loss = tier_loss(&[image], &text, &mask, &groups, &model.logit_scale, &TierOptions::default()).total;
+        drop(text);
+        loss.item();
+        let grads = loss.backward();
+        steps.push(watch.activity().0);
+        optimiser.step(&mut model, grads, 1e-3).unwrap();
+    }
+    assert_eq!(steps[0].replayed, 0);
+    let [submitted, replayed] = steps[3..].iter().fold([0; 2], |[s, r], step| [s + step.submitted, r + step.replayed]);
+    assert!(submitted > 0 && 10 * replayed >= 9 * submitted, "{steps:?}");
 }

@@ -1,12 +1,16 @@
 //! Memory: what a run takes is told before it starts, and weights that change under a mapping are an error in words.
 #![cfg(unix)]
 
+#[path = "common/device.rs"]
+mod device;
 mod runs;
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use runs::*;
+use tiergrad::nn::Module;
+use tiergrad::pipeline::{Asked, Batches, Pipeline};
 
 /// Sizes whose activations are more than the program itself.
 const MIDDLING: &[&str] = &[
@@ -158,7 +162,7 @@ fn middling(folder: &std::path::Path) -> [std::path::PathBuf; 2] {
         config["visual_projection"] = projection.into();
         let at = folder.join(name);
         let size = config["vision"]["image_size"].as_u64().unwrap() as usize;
-        let mut pipeline = tiergrad::pipeline::Pipeline::open(model(), false).unwrap();
+        let mut pipeline = Pipeline::open(model(), false).unwrap();
         let config = serde_json::from_value(config).unwrap();
         let source = tiergrad::nn::Source::drawn(1, tiergrad::DType::F32);
         pipeline.network = tiergrad::pipeline::Network::new(&source.params(), &config).unwrap();
@@ -243,4 +247,51 @@ fn what_inference_takes_is_predicted() {
         assert!(output.status.code() == Some(1) && errors.contains("`ulimit -v` allows"), "{errors}");
         assert!(errors.contains("Embed fewer images or texts at once"), "{errors}");
     }
+}
+
+/// Neither weights nor what is computed with them: with the numbers and what takes less, before anything is there.
+#[test]
+fn what_a_device_does_not_hold_is_refused() {
+    let Some(gpu) = device::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [vit, _] = middling(folder.path());
+    let bench = |mib: u32, batch: &str| {
+        let arguments = ["bench", "--once", "--model", text(&vit), "--batch", batch, "--device", &gpu.name()];
+        let limits = format!("memory={}", mib << 20);
+        let run = Command::new(env!("CARGO_BIN_EXE_tier")).args(arguments).env("TIER_VULKAN_LIMITS", limits).output();
+        let output = run.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = bench(32, "1");
+    assert!(code == Some(0) && said.contains(&format!("; weights and tensors on {}", gpu.name())), "{said}");
+    for (mib, batch, words) in [
+        (1, "1", ["this model would take at least ", "tier convert --dtype"]),
+        (32, "256", ["this would take at least ", "Lower --batch (now 256)"]),
+    ] {
+        let (code, said) = bench(mib, batch);
+        let all = words.iter().chain(&["--device cpu"]).all(|word| said.contains(word));
+        assert!(code == Some(1) && all && said.contains(&format!("which has {mib} MiB")), "{said}");
+    }
+}
+
+/// Before anything is computed there; with all that lives there.
+#[test]
+fn what_answers_take_there_is_counted_and_not_computed() {
+    let Some(gpu) = device::gpu() else { return };
+    let mut pipeline = Pipeline::open(model(), false).unwrap();
+    let p = &pipeline.preprocess;
+    let images = Some(Batches { dims: [4, p.channels, p.crop, p.crop].into(), rows: 12 });
+    let texts = Some(Batches { dims: [4, 7].into(), rows: 12 });
+    let asked = Asked { images, texts, ..Asked::default() };
+    let here = pipeline.memory(&asked);
+    pipeline.to_device(&gpu).unwrap();
+    let kernels = gpu.activity().kernels;
+    let there = pipeline.memory(&asked);
+    assert_eq!(gpu.activity().kernels, kernels);
+    let mut weights = 0;
+    pipeline
+        .network
+        .visit_all("", &mut |_, p| weights += if p.device().is_some() { p.meta().bytes() as u64 } else { 0 });
+    assert!(weights > 0 && there.weights == weights, "{weights}, {there:?}");
+    assert!((1..=here.tensors).contains(&there.tensors), "{here:?} here, {there:?} there");
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::case::Case;
+use crate::buffer::counted;
 use crate::checkpoints::Checkpoint;
 use crate::checkpoints::names::Names;
 use crate::device::Gpu;
@@ -49,6 +50,10 @@ pub fn verify(checkpoint: &Checkpoint, case: &Case) -> Result<Vec<Check>> {
 /// As [`verify`].
 pub fn verify_on(gpu: Option<&Gpu>, checkpoint: &Checkpoint, case: &Case) -> Result<Vec<Check>> {
     case.fits(&checkpoint.config).at(&case.path)?;
+    if let Some(gpu) = gpu {
+        let (bytes, remedy) = (memory(checkpoint, case)?, "One of fewer pairs, or of a smaller model, takes less");
+        gpu.fits(bytes, "this case", remedy).at(&case.path)?;
+    }
     let mut network = trainable(gpu, checkpoint)?;
     let mut found = compute(&mut network, &checkpoint.names(), case).at(&case.path)?;
     if checkpoint.weights().count() > 1 {
@@ -109,6 +114,16 @@ fn trainable(gpu: Option<&Gpu>, checkpoint: &Checkpoint) -> Result<Network> {
     let mut network = Network::new(&Source::tensors(&tensors).params(), &checkpoint.config).at(&checkpoint.path)?;
     network.visit("", &mut |_, p| *p = p.copied().placed(gpu).trainable());
     Ok(network)
+}
+
+/// Bytes that a pass and its gradients take, weights with them.
+fn memory(checkpoint: &Checkpoint, case: &Case) -> Result<u64> {
+    let (passed, memory) = counted(|| {
+        let network = trainable(None, checkpoint)?;
+        drop(Pass::new(&network, case)?.loss.map(|loss| loss.backward()));
+        Ok(())
+    });
+    passed.map(|()| memory.held as u64)
 }
 
 const GRAD_NORM: &str = "grad_norm";

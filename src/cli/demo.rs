@@ -90,7 +90,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         let open = |name: &str| -> Result<Pipeline> {
             let mut pipeline = Pipeline::open(&folder(args, name, seed).join("model"), !global.no_mmap)?;
             if let Some(gpu) = global.gpu()? {
-                pipeline.to_device(&gpu);
+                pipeline.to_device(&gpu)?;
             }
             Ok(pipeline)
         };

@@ -8,6 +8,7 @@ use crate::check::Inputs;
 use crate::error::{At, Error, Result};
 use crate::formats::safetensors;
 use crate::models::Said;
+use crate::models::dual_encoder::Embeddings;
 use crate::pipeline::{Asked, Kept, NetworkConfig, Pipeline, TEXTS_AT_ONCE, Unused};
 use crate::tensor::Tensor;
 
@@ -64,8 +65,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     )?;
 
     let planned = pipeline.planned();
+    // What is held until all are there is held by the CPU.
+    let here = |(output, embeddings): Said| -> Said {
+        let of = |e: Embeddings| Embeddings { whole: e.whole.to_cpu(), parts: e.parts.to_cpu() };
+        (output.map(|x| x.to_cpu()), embeddings.map(of))
+    };
     let say_images =
-        |pixels: &Tensor| planned.say_images(pixels).ok_or_else(|| Error::new("this model knows no images"));
+        |pixels: &Tensor| planned.say_images(pixels).map(here).ok_or_else(|| Error::new("this model knows no images"));
     let (mut images, mut said): (Vec<Said>, Vec<Said>) = (Vec::new(), Vec::new());
     let (mut rows, mut broken) = (Rows::default(), Vec::new());
     if !args.images.is_empty() {
@@ -97,7 +103,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         for (start, n) in parts(ids.dims()[0], TEXTS_AT_ONCE) {
             pipeline.intact()?;
             let [ids, mask] = [ids, mask].map(|x| x.narrow(0, start, n));
-            said.push(planned.say_texts(&ids, &mask).ok_or_else(|| Error::new("this model knows no texts"))?);
+            let texts = planned.say_texts(&ids, &mask).map(here);
+            said.push(texts.ok_or_else(|| Error::new("this model knows no texts"))?);
         }
         if args.texts.is_empty() { rows.texts.extend(named(ids.dims()[0])) } else { rows.texts.clone_from(&args.texts) }
     }

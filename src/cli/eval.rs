@@ -110,8 +110,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         }
         estimate = estimate.then(&pipeline.memory(&asked));
     }
-    global.say(estimate.describe());
-    estimate.fits("this", LESS)?;
+    let gpu = global.gpu()?;
+    global.say(estimate.describe(gpu.as_ref()));
+    estimate.fits(gpu.as_ref(), "this", LESS)?;
     let how = How {
         scores: ScoreOptions { draws: args.draws as usize, seed, ..ScoreOptions::default() },
         softmax: args.softmax,

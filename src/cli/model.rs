@@ -147,7 +147,7 @@ impl Ways {
             }
         }
         match global.gpu()? {
-            Some(gpu) => pipeline.to_device(&gpu),
+            Some(gpu) => pipeline.to_device(&gpu)?,
             // What a device multiplies is not packed.
             None => {
                 let said = pipeline.hold(global.weights);
@@ -170,11 +170,11 @@ pub(super) fn describe(pipeline: &Pipeline) -> String {
 /// Images in a batch.
 pub(super) const AT_ONCE: usize = 16;
 
-/// Says what memory the answers take, and refuses what this machine cannot hold; `remedy` takes less.
+/// Says what memory the answers take, and refuses what this machine or its device cannot hold; `remedy` takes less.
 pub(super) fn fitting(pipeline: &mut Pipeline, asked: &Asked, remedy: &str, global: &Global) -> Result<()> {
-    let estimate = pipeline.memory(asked);
-    global.say(format_args!("  {}", estimate.describe()));
-    estimate.fits("this", remedy).at(&pipeline.path)
+    let (estimate, gpu) = (pipeline.memory(asked), global.gpu()?);
+    global.say(format_args!("  {}", estimate.describe(gpu.as_ref())));
+    estimate.fits(gpu.as_ref(), "this", remedy).at(&pipeline.path)
 }
 
 /// What takes less memory where nothing of the answers is kept.

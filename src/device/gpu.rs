@@ -106,7 +106,10 @@ impl Gpu {
             return Ok(());
         }
         let (bytes, budget) = (mib(bytes), mib(budget));
-        Err(Error::new(format!("{what} would take at least {bytes} on {}, which has {budget}. {remedy}", self.name())))
+        Err(Error::new(format!(
+            "{what} would take at least {bytes} on {}, which has {budget}. {remedy}. The CPU has its own memory (--device cpu)",
+            self.name()
+        )))
     }
 
     /// What is known of its cooperative matrices, a line for each half type that it multiplies by them: whether they are used, and why.

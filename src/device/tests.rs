@@ -146,7 +146,13 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
     let small = Gpu::weakened(&gpu.name()["vulkan:".len()..], "memory=1048576").map_err(|(_, error)| error).unwrap();
     small.fits(1 << 20, "this", "").unwrap();
     let error = small.fits(3 << 20, "this run", "Take less").unwrap_err().to_string();
-    assert_eq!(error, format!("this run would take at least 3 MiB on {}, which has 1 MiB. Take less", gpu.name()));
+    assert_eq!(
+        error,
+        format!(
+            "this run would take at least 3 MiB on {}, which has 1 MiB. Take less. The CPU has its own memory (--device cpu)",
+            gpu.name()
+        )
+    );
 }
 
 #[test]

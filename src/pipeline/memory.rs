@@ -125,10 +125,10 @@ impl Asked {
 }
 
 impl Pipeline {
-    /// What answers to this take, in bytes.
+    /// What answers to this take, in bytes. Of a network on a device weights and tensors are there, and nothing is computed there for this.
     pub fn memory(&mut self, asked: &Asked) -> Estimate {
+        let (there, mut kept) = (self.taken_from_device(), 0);
         let planned = self.planned();
-        let mut kept = 0;
         let ((), Memory { held, beside, .. }) = kernels_cpu::par::enter(|| {
             counted(|| {
                 let mut ask = |batches: Option<Batches>, answer: &dyn Fn(Dims) -> Option<Said>| {
@@ -149,8 +149,35 @@ impl Pipeline {
         });
         let [loader, pictures] = asked.loading;
         let process = process::resident().unwrap_or(64 << 20) + PROGRAM;
-        let (weights, aside) = (self.weights_read(asked), kept + asked.aside);
-        Estimate { process, weights, tensors: (held + beside) as u64, loader, pictures, aside }
+        drop(planned);
+        // What a device multiplies is not packed.
+        let (weights, tensors) = match self.put_back(there) {
+            0 => (self.weights_read(asked), held + beside),
+            weights => (weights, held),
+        };
+        Estimate { process, weights, tensors: tensors as u64, loader, pictures, aside: kept + asked.aside }
+    }
+
+    /// The parameters that live on a device, each `Some`, in the network's order. In their places are tensors whose bytes nobody made.
+    fn taken_from_device(&mut self) -> Vec<Option<Tensor>> {
+        let mut taken = Vec::new();
+        self.network.visit_all("", &mut |_, p| {
+            let stand_in = p.device().map(|_| counted(|| Tensor::zeros(*p.dims(), p.dtype())).0);
+            taken.push(stand_in.map(|stand_in| std::mem::replace(p, stand_in)));
+        });
+        taken
+    }
+
+    /// Puts them back, and gives their bytes.
+    fn put_back(&mut self, taken: Vec<Option<Tensor>>) -> u64 {
+        let (mut taken, mut bytes) = (taken.into_iter(), 0);
+        self.network.visit_all("", &mut |_, p| {
+            if let Some(there) = taken.next().flatten() {
+                bytes += there.meta().bytes();
+                *p = there;
+            }
+        });
+        bytes as u64
     }
 
     /// Bytes of mapped weights that come to memory.

@@ -172,8 +172,15 @@ impl Pipeline {
     }
 
     /// Moves every parameter to a device, where the network then computes.
-    pub fn to_device(&mut self, gpu: &Gpu) {
+    ///
+    /// # Errors
+    /// If the device does not have so much memory; nothing is moved then.
+    pub fn to_device(&mut self, gpu: &Gpu) -> Result<()> {
+        let mut bytes = 0;
+        self.network.visit_all("", &mut |_, p| bytes += p.meta().bytes());
+        gpu.fits(bytes as u64, "this model", "One in fewer bits takes less (tier convert --dtype)").at(&self.path)?;
         self.network.visit_all("", &mut |_, p| *p = p.to_device(gpu));
+        Ok(())
     }
 
     /// What it is, in a few lines: layout, pictures, tokenizer, and what was passed over.

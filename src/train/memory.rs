@@ -79,8 +79,7 @@ pub(super) fn estimate(
     Ok(Estimate { process, weights: 0, tensors: tensors as u64, loader, pictures, aside })
 }
 
-/// Refuses a run that this machine cannot hold; on a device one whose tensors alone that does not. There kernels take some more, for as
-/// long as they compute, and where they find none the run ends with an error of its own.
+/// Refuses a run that this machine, or the device that it is on, cannot hold.
 ///
 /// # Errors
 /// With the numbers, and what takes less.
@@ -96,10 +95,7 @@ pub(super) fn check(config: &Config, estimate: &Estimate, gpu: Option<&Gpu>) -> 
          start all the same",
         t.batch
     );
-    match gpu {
-        Some(gpu) => gpu.fits(estimate.tensors, "this run", &remedy),
-        None => estimate.fits("this run", &remedy),
-    }
+    estimate.fits(gpu, "this run", &remedy)
 }
 
 /// Gives the size of a checkpoint, and the most that the pool holds, in bytes.

@@ -185,7 +185,7 @@ fn fitting(
     // A run before in this process may have left blocks that the estimate does not know.
     crate::buffer::release();
     let estimate = memory::estimate(config, tables, tokenizer, workers)?;
-    watch.say(&format!("{}{}", estimate.describe(), if gpu.is_some() { "; tensors on the device" } else { "" }));
+    watch.say(&estimate.describe(gpu));
     memory::check(config, &estimate, gpu).at(out)?;
     Ok(estimate)
 }
@@ -490,7 +490,7 @@ impl<'a> Run<'a> {
         }
         let mut pipeline = Pipeline::open(&self.folder.model(), true)?;
         if let Some(gpu) = &self.gpu {
-            pipeline.to_device(gpu);
+            pipeline.to_device(gpu)?;
         }
         let tables = compare::Tables {
             pairs: Pairs::open(&self.config.data.pairs, self.config.seed)?,
