@@ -32,7 +32,7 @@ pub(crate) fn run(op: &dyn Op, x: &[&Tensor], out: Meta) -> Output {
         return output;
     }
     let Output { value, aux } = op.cpu(x, out);
-    // What is still there was not computed: a view, or a copy that was made there.
+    // What is still there was not computed: a view, or a copy or cast that was made there.
     let value = if value.device().is_some() { value } else { gpu.fallen_back(op.name().to_owned(), value) };
     Output { value, aux }
 }

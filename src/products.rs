@@ -4,9 +4,7 @@ use std::cell::Cell;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::Gpu;
 use crate::dtype::DType;
-use crate::error::{Error, Result};
 use crate::scoped;
 use crate::tensor::Tensor;
 
@@ -34,17 +32,6 @@ impl Products {
     /// What layers on this thread multiply.
     pub fn current() -> Self {
         CURRENT.get()
-    }
-
-    /// # Errors
-    /// Of usage, naming the setting, if these are to be computed on a device, which multiplies f32 alone.
-    pub fn check_device(self, setting: &str, gpu: Option<&Gpu>) -> Result<()> {
-        match (self, gpu) {
-            (Self::Bf16, Some(_)) => {
-                Err(Error::usage(format!("{setting}: bf16 is for the CPU; leave --device out, or take f32")))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Its short name, as in a configuration.

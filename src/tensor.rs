@@ -273,12 +273,16 @@ impl Tensor {
         for_dtype!(self.dtype, T => Self::write(*self.dims(), |out: &mut [T]| strided::copy(self.dims(), self.strided::<T>(), out)))
     }
 
-    /// Converted elements (floats round to nearest, integers truncate and saturate). No graph node; see [`Tensor::to_dtype`].
+    /// Converted elements (floats round to nearest, integers truncate and saturate); between f32 and half types where the tensor lives. No graph
+    /// node; see [`Tensor::to_dtype`].
     pub(crate) fn converted(&self, dtype: DType) -> Self {
         if dtype == self.dtype {
             return self.detach();
         }
         let from = self.packed();
+        if let Some(cast) = from.device().and_then(|gpu| gpu.cast(&from, dtype)) {
+            return cast;
+        }
         if let (DType::F32, DType::BF16) = (self.dtype, dtype) {
             return Self::write(*self.dims(), |out| kernels_cpu::gemm::round(from.as_slice(), out));
         }

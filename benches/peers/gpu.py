@@ -119,14 +119,16 @@ def peer(op, dims):
     if made is None:
         return None
     net, x = made
-    if not op.endswith("step"):
+    if "_step" not in op:
         net, x = net.eval().to(half), x.to(half)
         return lambda: inference(net, x)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-6)
 
     def step():
         optimiser.zero_grad(set_to_none=True)
-        net(x).square().sum().backward()
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=half is torch.bfloat16):
+            y = net(x)
+        y.float().square().sum().backward()
         optimiser.step()
 
     return step

@@ -19,7 +19,7 @@ void main() {
     const uint tiles = (push.queries + ROWS - 1u) / ROWS;
     for (uint block = gl_WorkGroupID.x; block < push.items * tiles; block += gl_NumWorkGroups.x) {
         const uint item = block / tiles, row0 = block % tiles * ROWS;
-        FILL(queries, a1, item, row0, ROWS, push.queries, push.scale * LOG2_E)
+        FILL(queries, a1, A1_STORED, item, row0, ROWS, push.queries, push.scale * LOG2_E)
         float most[TM], sum[TM];
         vec4 mean[TM * TD];
         for (uint i = 0u; i < TM; i++) {
@@ -29,8 +29,8 @@ void main() {
         for (uint i = 0u; i < TM * TD; i++) mean[i] = vec4(0.0);
         const uint end = CAUSAL ? uint(clamp(int(row0 + ROWS) + LATEST, 0, int(push.keys))) : push.keys;
         for (uint col0 = 0u; col0 < end; col0 += COLS) {
-            FILL(keys, b1, item, col0, COLS, push.keys, 1.0)
-            FILL(values, b2, item, col0, COLS, push.keys, 1.0)
+            FILL(keys, b1, B1_STORED, item, col0, COLS, push.keys, 1.0)
+            FILL(values, b2, B2_STORED, item, col0, COLS, push.keys, 1.0)
             barrier();
             float s[TM * TN];
             for (uint i = 0u; i < TM * TN; i++) s[i] = 0.0;

@@ -5,7 +5,7 @@
 // dk = scale ds^T q, dv = w^T dy. Rows are queries: a1 = q, a2 = dy, b1 = k, b2 = v, y1 = dq; or, with OF_KEYS, keys: a1 = k, a2 = v, b1 = q, b2 = dy,
 // y1 = dk, y2 = dv. So each gradient is summed by whoever has its row.
 #include "inc/attention.glsl"
-layout(constant_id = 11) const bool OF_KEYS = false;
+layout(constant_id = 15) const bool OF_KEYS = false;
 // Of each query [item, query]: the logarithm to base 2 of its sum of weights, and sum dy y.
 layout(std430, binding = 4) readonly buffer Sums { vec2 sums[]; };
 
@@ -25,8 +25,8 @@ void main() {
     const uint tiles = (rows + ROWS - 1u) / ROWS;
     for (uint block = gl_WorkGroupID.x; block < push.items * tiles; block += gl_NumWorkGroups.x) {
         const uint item = block / tiles, row0 = block % tiles * ROWS;
-        FILL(left1, a1, item, row0, ROWS, rows, push.scale * LOG2_E)
-        FILL(left2, a2, item, row0, ROWS, rows, 1.0)
+        FILL(left1, a1, A1_STORED, item, row0, ROWS, rows, push.scale * LOG2_E)
+        FILL(left2, a2, A2_STORED, item, row0, ROWS, rows, 1.0)
         vec4 d1[TM * TD], d2[OF_KEYS ? TM * TD : 1u];
         for (uint i = 0u; i < TM * TD; i++) {
             d1[i] = vec4(0.0);
@@ -44,8 +44,8 @@ void main() {
         if (CAUSAL && OF_KEYS) begin_ = uint(clamp(int(row0) - LATEST, 0, int(cols)));
         if (CAUSAL && !OF_KEYS) end = uint(clamp(int(row0 + ROWS) + LATEST, 0, int(cols)));
         for (uint col0 = begin_; col0 < end; col0 += COLS) {
-            FILL(right1, b1, item, col0, COLS, cols, 1.0)
-            FILL(right2, b2, item, col0, COLS, cols, 1.0)
+            FILL(right1, b1, B1_STORED, item, col0, COLS, cols, 1.0)
+            FILL(right2, b2, B2_STORED, item, col0, COLS, cols, 1.0)
             barrier();
             float s[TM * TN], d[TM * TN];
             for (uint i = 0u; i < TM * TN; i++) {

@@ -26,6 +26,7 @@ shaders! {
     Attention "attention",
     AttentionBackward "attention_backward",
     AttentionSums "attention_sums",
+    Cast "cast",
     Columns "columns",
     Conv "conv",
     ConvBf16 "conv_bf16",

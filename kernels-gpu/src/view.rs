@@ -10,7 +10,7 @@ use crate::memory::Memory;
 /// Most dimensions of a view.
 pub const MAX_RANK: usize = 6;
 
-/// What an element is kept as. Whatever is not f32 is widened where it is read, and nothing is written as such.
+/// What an element is kept as. Whatever is not f32 is widened where it is read, and written by `cast` alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Stored {
     /// A word of 32 bits: f32, or whatever is only copied.

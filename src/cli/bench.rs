@@ -406,7 +406,6 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let (n, t) = (args.batch.unwrap_or(sizes.batch()), sizes.tokens());
     let mut model = DualEncoder::init(&config, 0, DType::F32)?;
     let (mut trainable, gpu) = (0, global.gpu()?);
-    products.check_device("--dtype", gpu.as_ref())?;
     model.visit("", &mut |name, p| {
         if let Some(gpu) = &gpu {
             *p = p.to_device(gpu);

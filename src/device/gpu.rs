@@ -179,12 +179,7 @@ impl Gpu {
 
     /// As [`Self::operand`], for kernels that widen half types as they read them.
     pub(crate) fn stored(&self, x: &Tensor) -> Option<Operand> {
-        let stored = match x.dtype() {
-            DType::F32 => Stored::F32,
-            DType::BF16 => Stored::Bf16,
-            DType::F16 => Stored::F16,
-            _ => return None,
-        };
+        let stored = stored_as(x.dtype())?;
         let x = x.to_device(self);
         Some(Operand { memory: x.buffer().mirrored()?.memory(), layout: *x.layout(), stored })
     }
@@ -214,13 +209,20 @@ impl Gpu {
         if out.dtype != DType::F32 {
             return None;
         }
+        self.write_stored(out, kernels)
+    }
+
+    /// As [`Self::write`], of a half type too.
+    fn write_stored(&self, out: Meta, kernels: impl FnOnce(View<'_>) -> kernels_gpu::Result<()>) -> Option<Tensor> {
         let y = Operand {
             memory: Arc::new(self.memory(out.bytes())),
             layout: Layout::contiguous(out.dims, 0),
-            stored: Stored::F32,
+            stored: stored_as(out.dtype)?,
         };
         match kernels(y.view()) {
-            Ok(()) => Some(self.own(y)),
+            Ok(()) => {
+                Some(Tensor::from_buffer(Buffer::on_device(Mirrored::sharing(self, y.memory)), y.layout, out.dtype))
+            }
             Err(kernels_gpu::Error::Limit(_)) => None,
             Err(error) => raise(error),
         }
@@ -290,14 +292,29 @@ impl Gpu {
         self.tensor(memory, Layout::contiguous(dims, 0), DType::I32)
     }
 
-    fn own(&self, y: Operand) -> Tensor {
-        Tensor::from_buffer(Buffer::on_device(Mirrored::sharing(self, y.memory)), y.layout, DType::F32)
-    }
-
     /// A contiguous copy of a tensor that lives here.
     pub(crate) fn copied(&self, x: &Tensor) -> Option<Tensor> {
         let from = self.operand(x)?;
         self.write(x.meta(), |y| self.kernels().copy(from.view(), y))
+    }
+
+    /// A contiguous tensor that lives here, from f32 to a half type or from one to f32; `None` between others.
+    pub(crate) fn cast(&self, x: &Tensor, dtype: DType) -> Option<Tensor> {
+        if (x.dtype() == DType::F32) == (dtype == DType::F32) {
+            return None;
+        }
+        let from = self.stored(x)?;
+        self.write_stored(Meta { dtype, ..x.meta() }, |y| self.kernels().cast(from.view(), y))
+    }
+}
+
+/// What kernels know a type as.
+fn stored_as(dtype: DType) -> Option<Stored> {
+    match dtype {
+        DType::F32 => Some(Stored::F32),
+        DType::BF16 => Some(Stored::Bf16),
+        DType::F16 => Some(Stored::F16),
+        _ => None,
     }
 }
 

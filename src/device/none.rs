@@ -1,7 +1,7 @@
 //! A build without devices beside the CPU.
 
 use super::Activity;
-use crate::dtype::Element;
+use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -82,6 +82,10 @@ impl Gpu {
     }
 
     pub(crate) fn copied(&self, _: &Tensor) -> Option<Tensor> {
+        match *self {}
+    }
+
+    pub(crate) fn cast(&self, _: &Tensor, _: DType) -> Option<Tensor> {
         match *self {}
     }
 }

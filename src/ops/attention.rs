@@ -214,10 +214,10 @@ impl Op for Attention {
         })
     }
 
-    /// Without weights in memory where a head's width allows.
+    /// Without weights in memory where a head's width allows. Numbers in half are widened, and weights stay in f32.
     #[cfg(feature = "vulkan")]
     fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
-        let (q, k, v) = (on.operand(x[0])?, on.operand(x[1])?, on.operand(x[2])?);
+        let (q, k, v) = (on.stored(x[0])?, on.stored(x[1])?, on.stored(x[2])?);
         let mask = x.get(3).map(|mask| on.bytes(mask));
         let rows = x[0].dims()[..3].iter().product();
         let lse = on.memory(4 * rows);
@@ -258,7 +258,7 @@ impl Op for Attention {
 
     #[cfg(feature = "vulkan")]
     fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
-        let [q, k, v] = [0, 1, 2].map(|i| on.operand(saved.input(i)));
+        let [q, k, v] = [0, 1, 2].map(|i| on.stored(saved.input(i)));
         let (q, k, v) = (q?, k?, v?);
         let mask = (saved.count() == 4).then(|| on.bytes(saved.input(3)));
         let mut gradients = self

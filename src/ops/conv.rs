@@ -94,7 +94,8 @@ impl Op for Conv2d {
     #[cfg(feature = "vulkan")]
     fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
         let kernel = self.kernel(x[0].meta(), x[1].meta());
-        let (map, weight) = (on.packed(x[0])?, on.packed(&by_tap(on, x[1]))?);
+        let map = on.stored(&x[0].to_device(on).packed())?;
+        let weight = by_tap(on, x[1], x[0].dtype() == DType::BF16)?;
         let bias = match x.get(2) {
             Some(bias) => Some(on.packed(bias)?),
             None => None,
@@ -162,13 +163,16 @@ impl Op for Conv2d {
 
     #[cfg(feature = "vulkan")]
     fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
-        let (kernel, from) = (self.kernel(saved.meta(0), saved.meta(1)), on.packed(dy)?);
+        let (kernel, rounded) = (self.kernel(saved.meta(0), saved.meta(1)), saved.meta(0).dtype == DType::BF16);
+        let from = on.stored(&if rounded { dy.converted(DType::BF16) } else { dy.packed() })?;
         let input = || {
-            let weight = on.packed(&by_tap(on, saved.input(1)))?;
-            on.write(saved.meta(0), |dx| on.kernels().conv2d_backward_input(&kernel, from.view(), weight.view(), dx))
+            let weight = by_tap(on, saved.input(1), rounded)?;
+            on.write(Meta::new(saved.dims(0), dy.dtype()), |dx| {
+                on.kernels().conv2d_backward_input(&kernel, from.view(), weight.view(), dx)
+            })
         };
         let weight = || {
-            let (dims, map) = (saved.dims(1), on.packed(saved.input(0))?);
+            let (dims, map) = (saved.dims(1), on.stored(&saved.input(0).to_device(on).packed())?);
             let ordered = [dims[0], dims[2], dims[3], dims[1]];
             let dw = match kernel.n {
                 0 => on.filled(ordered, 0.0),
@@ -214,10 +218,11 @@ impl Op for Conv2d {
     }
 }
 
-/// A weight [out, in, kh, kw] as [out, kh, kw, in], which is the order of its device's kernels.
+/// A weight [out, in, kh, kw] as [out, kh, kw, in], which is the order of its device's kernels; rounded to bf16 beside a map that is.
 #[cfg(feature = "vulkan")]
-fn by_tap(on: &Gpu, weight: &Tensor) -> Tensor {
-    weight.to_device(on).permute(&[0, 2, 3, 1])
+fn by_tap(on: &Gpu, weight: &Tensor, rounded: bool) -> Option<Operand> {
+    let ordered = weight.to_device(on).permute(&[0, 2, 3, 1]);
+    on.stored(&if rounded { ordered.converted(DType::BF16) } else { ordered.packed() })
 }
 
 /// Pixels under each element of the kernel, times its matrix.

@@ -170,8 +170,23 @@ fn multiply_rounded(a: &Tensor, b: &Tensor, finish: Finish<'_, f32>, c: &mut [f3
 /// A B for matrices of f32 and bf16, all rounded to bf16.
 fn product_rounded(a: &Tensor, b: &Tensor) -> Tensor {
     let [m, k, n] = [a.dims()[0], a.dims()[1], b.dims()[1]];
+    #[cfg(feature = "vulkan")]
+    if let Some(c) = a.device().and_then(|on| rounded_on(on, a, b)) {
+        return c;
+    }
     count_scratch(|| gemm::bf16_bytes([m, k, n]));
     Tensor::write([m, n], |c| multiply_rounded(a, b, Finish::default(), c))
+}
+
+#[cfg(feature = "vulkan")]
+fn rounded_on(on: &Gpu, a: &Tensor, b: &Tensor) -> Option<Tensor> {
+    let [m, n] = [a.dims()[0], b.dims()[1]];
+    let (a, b) = (a.converted(DType::BF16), b.converted(DType::BF16));
+    let (a, b) = (as_matrices(on.stored(&a)?, &[])?, as_matrices(on.stored(&b)?, &[])?);
+    on.write(Meta::new([m, n], DType::F32), |c| {
+        let c = Flat::new(c, [1, 1, m, n]);
+        on.kernels().gemm(&Gemm::new(a.view(), b.view(), c.view()))
+    })
 }
 
 fn is_half(dtype: DType) -> bool {
@@ -290,7 +305,9 @@ impl Op for Linear {
             return None;
         }
         let rows = as_matrices(on.stored(&rows_of(&x[0].to_device(on)))?, &[])?;
-        let weight = as_matrices(on.stored(&x[1].with_layout(x[1].layout().permute(&[1, 0])))?, &[])?;
+        // The same numbers on every device.
+        let weight = if x[0].dtype() == DType::BF16 { x[1].converted(DType::BF16) } else { x[1].detach() };
+        let weight = as_matrices(on.stored(&weight.transpose(0, 1))?, &[])?;
         let bias = match x.get(2) {
             Some(bias) => Some(on.packed(&widened(bias))?),
             None => None,

@@ -181,7 +181,6 @@ fn fitting(
     out: &Path,
     watch: &dyn Watch,
 ) -> Result<Estimate> {
-    config.train.precision.check_device("train.precision", gpu).at(out)?;
     // A run before in this process may have left blocks that the estimate does not know.
     crate::buffer::release();
     let estimate = memory::estimate(config, tables, tokenizer, workers)?;

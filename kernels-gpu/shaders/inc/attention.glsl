@@ -14,15 +14,21 @@ layout(constant_id = 8) const bool MASKED = false;
 layout(constant_id = 9) const bool DROPOUT = false;
 layout(constant_id = 10) const uint AHEAD = 1u;
 
-// A row's operands and a column's.
-layout(std430, binding = 0) readonly buffer A1 { float a1[]; };
-layout(std430, binding = 0) readonly buffer A1V { vec4 a1v[]; };
-layout(std430, binding = 1) readonly buffer A2 { float a2[]; };
-layout(std430, binding = 1) readonly buffer A2V { vec4 a2v[]; };
-layout(std430, binding = 2) readonly buffer B1 { float b1[]; };
-layout(std430, binding = 2) readonly buffer B1V { vec4 b1v[]; };
-layout(std430, binding = 3) readonly buffer B2 { float b2[]; };
-layout(std430, binding = 3) readonly buffer B2V { vec4 b2v[]; };
+// What a row's operands and a column's are stored as.
+layout(constant_id = 11) const uint A1_STORED = 0u;
+layout(constant_id = 12) const uint A2_STORED = 0u;
+layout(constant_id = 13) const uint B1_STORED = 0u;
+layout(constant_id = 14) const uint B2_STORED = 0u;
+
+// Each as words, and as vectors of f32 and of half.
+#define OPERAND(number, NAME, name)                                         \
+    layout(std430, binding = number) readonly buffer NAME { uint name[]; }; \
+    layout(std430, binding = number) readonly buffer NAME##V { vec4 name##v[]; }; \
+    layout(std430, binding = number) readonly buffer NAME##H { uvec2 name##h[]; };
+OPERAND(0, A1, a1)
+OPERAND(1, A2, a2)
+OPERAND(2, B1, b1)
+OPERAND(3, B2, b2)
 // Bytes [items / heads, keys], not 0 where a key may be seen.
 layout(std430, binding = 5) readonly buffer Mask { uint mask[]; };
 // Contiguous [items / heads, rows, heads, WIDTH].
@@ -41,6 +47,7 @@ layout(push_constant) uniform Push {
     Strided a1, a2, b1, b2;
 } push;
 #include "philox.glsl"
+#include "stored.glsl"
 
 const uint THREADS = GX * GY;
 const uint ROWS = GY * TM;
@@ -58,17 +65,20 @@ int begin(Strided s, uint item) {
     return int(s.at) + int(item / push.heads) * s.outer + int(item % push.heads) * s.head;
 }
 
-// Vector `c` of the row at `at`; beyond WIDTH 0.
-#define FETCH(x, at, one, c)                                                    \
-    (VECTORS ? x##v[uint(at) / 4u + (c)]                                        \
-             : vec4(x[(at) + int(4u * (c)) * (one)],                            \
-                    4u * (c) + 1u < WIDTH ? x[(at) + int(4u * (c) + 1u) * (one)] : 0.0, \
-                    4u * (c) + 2u < WIDTH ? x[(at) + int(4u * (c) + 2u) * (one)] : 0.0, \
-                    4u * (c) + 3u < WIDTH ? x[(at) + int(4u * (c) + 3u) * (one)] : 0.0))
+vec4 halves(uint kind, uvec2 w) {
+    return uintBitsToFloat(uvec4(widened(kind, w.x, 0u), widened(kind, w.x, 1u), widened(kind, w.y, 0u), widened(kind, w.y, 1u)));
+}
+
+// Vector `c` of the row of x at `at`, stored as `kind`; beyond WIDTH 0.
+#define NUMBER_OF(x, kind, at, one, n) ((n) < WIDTH ? uintBitsToFloat(STORED(x, kind, uint((at) + int(n) * (one)))) : 0.0)
+#define FETCH(x, kind, at, one, c)                                                                     \
+    (VECTORS ? kind == 0u ? x##v[uint(at) / 4u + (c)] : halves(kind, x##h[uint(at) / 4u + (c)])        \
+             : vec4(NUMBER_OF(x, kind, at, one, 4u * (c)), NUMBER_OF(x, kind, at, one, 4u * (c) + 1u), \
+                    NUMBER_OF(x, kind, at, one, 4u * (c) + 2u), NUMBER_OF(x, kind, at, one, 4u * (c) + 3u)))
 
 // Fills `tile` with `n` rows of an item's x from `first` on, times `factor`; those beyond `all` are 0. A thread asks for AHEAD vectors before it
 // waits for any.
-#define FILL(tile, from, item, first, n, all, factor)                                                                \
+#define FILL(tile, from, kind, item, first, n, all, factor)                                                          \
     {                                                                                                                \
         const int at_ = begin(push.from, item);                                                                      \
         for (uint next_ = gl_LocalInvocationID.x; next_ < (n) * VW; next_ += AHEAD * THREADS) {                      \
@@ -77,7 +87,7 @@ int begin(Strided s, uint item) {
                 const uint e_ = next_ + k_ * THREADS, row_ = e_ / VW, c_ = e_ % VW;                                  \
                 w_[k_] = vec4(0.0);                                                                                  \
                 if (row_ < (n) && (first) + row_ < (all))                                                            \
-                    w_[k_] = FETCH(from, at_ + int((first) + row_) * push.from.row, push.from.one, c_);              \
+                    w_[k_] = FETCH(from, kind, at_ + int((first) + row_) * push.from.row, push.from.one, c_);        \
             }                                                                                                        \
             [[unroll]] for (uint k_ = 0u; k_ < AHEAD; k_++) {                                                        \
                 const uint e_ = next_ + k_ * THREADS, row_ = e_ / VW, c_ = e_ % VW;                                  \

@@ -5,13 +5,8 @@
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_bfloat16 : require
 #define NUMBER bfloat16_t
-
-// To the nearest, ties to even; NaN stays NaN.
-uint nearest(float x) {
-    const uint bits = floatBitsToUint(x);
-    return ((bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-}
+#include "nearest.glsl"
 
 uint narrow(float x, float y) {
-    return nearest(x) | nearest(y) << 16;
+    return nearest_bf16(floatBitsToUint(x)) | nearest_bf16(floatBitsToUint(y)) << 16;
 }

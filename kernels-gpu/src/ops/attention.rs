@@ -10,11 +10,11 @@ use crate::view::{Binding, View};
 /// y = softmax(scale q k^T) v, with dropout of the softmax where asked for.
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
-    /// [b, h, tq, d] in any layout.
+    /// [b, h, tq, d] in any layout, f32 or stored in half, which is widened.
     pub q: View<'a>,
-    /// [b, h, tk, d] in any layout.
+    /// [b, h, tk, d], likewise.
     pub k: View<'a>,
-    /// [b, h, tk, d] in any layout.
+    /// [b, h, tk, d], likewise.
     pub v: View<'a>,
     /// Factor of the products.
     pub scale: f32,
@@ -244,7 +244,7 @@ impl Device {
         let (mut bindings, mut strided, mut vectors) = (Vec::new(), [0; 20], true);
         for (i, view) in from.iter().enumerate() {
             let Some(view) = view else { continue };
-            let (binding, at) = view.bind(i as u32)?;
+            let (binding, at) = view.bind_stored(i as u32)?;
             bindings.push(binding);
             strided[5 * i] = at;
             (0..4).for_each(|k| strided[5 * i + 1 + k] = view.strides[k] as i32 as u32);
@@ -269,7 +269,8 @@ impl Device {
         let threads = tile.across * tile.down;
         let ahead = if self.limits().large_tiles { vectors_of_tile.div_ceil(threads).clamp(1, AHEAD) } else { 1 };
         let sizes = [threads, tile.across, tile.down, tile.rows, tile.cols, d as u32];
-        let spec = [&sizes, &flags[..], &[ahead], spec].concat();
+        let stored = from.map(|x| x.map_or(0, |x| x.stored as u32));
+        let spec = [&sizes, &flags[..], &[ahead], &stored, spec].concat();
         let push = [
             &[b * h, h, tq, tk].map(|n| n as u32)[..],
             &[a.scale.to_bits(), key as u32, (key >> 32) as u32, least, grown.to_bits()],

@@ -7,8 +7,9 @@ use super::windows::Maps;
 use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
 use crate::matrices::{self, Shape};
+use crate::memory::Memory;
 use crate::shaders::Shader;
-use crate::view::View;
+use crate::view::{Stored, View};
 
 /// By cooperative matrices of this shape, in the tiles from this number on; else in f32.
 type Way = Option<(Shape, usize)>;
@@ -107,6 +108,11 @@ fn maps<'a>(x: View<'a>, first: usize, each: usize, dims: &'a [usize; 1]) -> Vie
     View { offset: x.offset + first * each, dims, strides: &[1], ..x }
 }
 
+/// What [`Device::widened`] made of x, or x.
+fn wide<'a>(x: View<'a>, held: &'a Option<Memory>) -> View<'a> {
+    held.as_ref().map_or(x, |memory| View::new(memory, 0, x.dims, x.strides))
+}
+
 /// What is computed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Of {
@@ -131,7 +137,8 @@ struct Products<'a> {
 impl Device {
     /// y = x * weight + bias as kernels-cpu's `Conv2d`, but for the weight's order: [output, kernel rows, kernel cols, input / groups]. All
     /// contiguous. The weight is f32 or stored in half; then products are in half, with sums of f32, where the device has cooperative matrices for
-    /// it that are right and quicker.
+    /// it that are right and quicker. So may maps be, here and of the gradients: where windows are places they are multiplied as they are, else widened
+    /// before.
     ///
     /// # Errors
     /// As [`Self::copy`].
@@ -153,7 +160,18 @@ impl Device {
             return self.gemm(&Gemm { bias, ..Gemm::new(View { dims: &a, strides: &along_k, ..x }, b, c) });
         }
         let way = self.conv_way(weight.stored)?.map(|shape| (shape, 0));
-        self.convolution(conv, x, weight, bias, y, way)
+        let held = self.widened(x)?;
+        self.convolution(conv, wide(x, &held), weight, bias, y, way)
+    }
+
+    /// A copy in f32 of what is stored in half, contiguous.
+    fn widened(&self, x: View<'_>) -> Result<Option<Memory>> {
+        if x.stored == Stored::F32 {
+            return Ok(None);
+        }
+        let memory = self.memory(4 * x.numel())?;
+        self.cast(x, View::new(&memory, 0, x.dims, x.strides))?;
+        Ok(Some(memory))
     }
 
     /// As [`Self::conv2d`], in this way.
@@ -201,6 +219,8 @@ impl Device {
             let (b, c) = (View { dims: &b.0, strides: &along_n, ..b.1 }, View { dims: &c.0, strides: &along_n, ..c.1 });
             return self.gemm(&Gemm::new(View { dims: &a, strides: &along_k, ..dy }, b, c));
         }
+        let held = self.widened(dy)?;
+        let dy = wide(dy, &held);
         let conv = patches(conv);
         let ([of_x, of_y], Window { kernel, stride, dilation, .. }) = (of_maps(&conv), conv.window);
         let [inputs, outputs] = [conv.input, conv.output].map(|n| n / conv.groups);
@@ -233,6 +253,16 @@ impl Device {
     pub fn conv2d_backward_weight(&self, conv: &Conv2d, x: View<'_>, dy: View<'_>, dweight: View<'_>) -> Result<()> {
         assert!([x, dy, dweight].iter().all(View::is_contiguous), "conv2d_backward_weight: layouts");
         assert!(conv.n > 0 || dweight.numel() == 0, "conv2d_backward_weight: no maps");
+        if is_product(conv) && x.stored != Stored::F32 && x.stored == dy.stored {
+            let [k, m, n] = [conv.n * conv.size[0] * conv.size[1], conv.output, conv.input];
+            let [a, b, c] = [[1, 1, m, k], [1, 1, k, n], [1, 1, m, n]];
+            let along_n = [0, 0, n as isize, 1];
+            let a = View { dims: &a, strides: &[0, 0, 1, m as isize], ..dy };
+            let [b, c] = [(&b, x), (&c, dweight)].map(|(dims, view)| View { dims, strides: &along_n, ..view });
+            return self.gemm(&Gemm::new(a, b, c));
+        }
+        let held = [self.widened(x)?, self.widened(dy)?];
+        let [x, dy] = [wide(x, &held[0]), wide(dy, &held[1])];
         let conv = patches(conv);
         let ([of_x, of_y], [oh, ow], weights) = (of_maps(&conv), conv.grid(), dweight.numel());
         let [inputs, outputs] = [conv.input, conv.output].map(|n| n / conv.groups);

@@ -180,7 +180,10 @@ impl Device {
             let sums = if parts > 1 { 4.0 * (m * n * (2 * parts + 1)) as f64 } else { 0.0 };
             products / tile.rates[usize::from(each < SEVERAL)] + sums * OF_A_BYTE
         };
-        let parts = [1, 2, 4, 8, 16].into_iter().filter(|&p| p == 1 || may_part && k / p >= SHORTEST);
+        // What matrices make of few sums of many terms, as gradients of weights are, is too quick for a device to be busy with less.
+        let most = if way == Way::Words { 16 } else { 64 };
+        let parts =
+            [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|&p| p == 1 || may_part && p <= most && k / p >= SHORTEST);
         let parts: Vec<usize> = parts.collect();
         let all = fitting.filter_map(|tile| {
             let costs = parts.iter().map(|&p| (cost(&tile, p), p));

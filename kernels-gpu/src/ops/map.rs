@@ -6,7 +6,7 @@ use kernels_cpu::zip::Binary;
 use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
 use crate::shaders::Shader;
-use crate::view::{Binding, Merged, View, in_fours, merged};
+use crate::view::{Binding, Merged, Stored, View, in_fours, merged};
 
 /// Elements or fours that a thread of a copy has under way; half of them where there is more to read or to do.
 const PER: u32 = 4;
@@ -94,6 +94,30 @@ impl Device {
         let ys = signed(m.strides[0]);
         let push = [&[n as u32 / by, 0, at[0], m.rank][..], &m.dims, &ys, &ys, &[value.to_bits()]].concat();
         self.places(Shader::Copy, [by, PER], &[1], &[to.writing()], &push, n)
+    }
+
+    /// y = x, contiguous both, of which one is f32 and the other stored in half, to the nearest (ties to even, NaN stays). A y in half begins with
+    /// a word of two elements and is written by words, the last one too.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn cast(&self, x: View<'_>, y: View<'_>) -> Result<()> {
+        assert!(x.dims == y.dims && x.is_contiguous() && y.is_contiguous(), "cast: {:?} to {:?}", x.dims, y.dims);
+        let (to_half, kind) = match [x.stored, y.stored] {
+            [Stored::F32, half] => (true, half),
+            [half, _] => (false, half),
+        };
+        assert!([x.stored, y.stored].contains(&Stored::F32) && kind != Stored::F32, "cast: {:?}", [x.stored, y.stored]);
+        if x.numel() == 0 {
+            return Ok(());
+        }
+        let [(from, x_at), (to, y_at)] = [x.bind_stored(0)?, y.bind_stored(1)?];
+        assert!(!to_half || y_at.is_multiple_of(2), "cast: to a half of a word");
+        let n = x.numel();
+        let by = in_fours(n, &[x_at, y_at]);
+        let per_place = if by == 1 && to_half { 2 } else { by };
+        let push = [(n as u32).div_ceil(per_place), n as u32, x_at / by, y_at / per_place];
+        self.places(Shader::Cast, [by, PER / 2], &[u32::from(to_half), kind as u32], &[from, to.writing()], &push, n)
     }
 
     /// y = f(x) with y contiguous.

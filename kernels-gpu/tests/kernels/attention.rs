@@ -3,14 +3,17 @@
 use kernels_cpu::attention::keeps;
 use kernels_cpu::rng::Rng;
 use kernels_gpu::ops::Attention;
-use kernels_gpu::{Device, Error, Memory, View};
+use kernels_gpu::{Device, Error, Memory, Stored, View};
 
 use super::common::{Drawn, check, close, device, devices, normal, open, size, wide, words};
+use super::half_stored::{Half, KINDS};
 use super::{CASES, out};
 
 /// Numbers of [b, h, t, d]: in any layout, or as projections make them, [b, t, h, d] without gaps, there at times from a multiple of four on.
 struct Heads {
     drawn: Drawn,
+    /// The same in half.
+    half: Option<(Half, Stored)>,
     dims: [usize; 4],
     strides: [isize; 4],
     /// In the order of `dims`.
@@ -18,12 +21,17 @@ struct Heads {
 }
 
 impl Heads {
-    fn drawn(d: &Device, rng: &mut Rng, dims: [usize; 4], strided: bool) -> Self {
+    fn drawn(d: &Device, rng: &mut Rng, dims: [usize; 4], strided: bool, stored: Stored) -> Self {
         let [b, h, t, w] = dims;
+        let halved = |drawn: &Drawn| (stored != Stored::F32).then(|| (Half::of(d, drawn, stored), stored));
+        let values = |drawn: &Drawn, half: &Option<(Half, Stored)>| {
+            half.as_ref().map_or_else(|| drawn.values.clone(), |(half, _)| half.values.clone())
+        };
         if strided {
             let drawn = Drawn::strided(d, rng, &dims, false, normal);
             let strides = [0, 1, 2, 3].map(|k| drawn.strides[k]);
-            return Self { values: wide(&drawn.values), drawn, dims, strides };
+            let half = halved(&drawn);
+            return Self { values: wide(&values(&drawn, &half)), drawn, half, dims, strides };
         }
         let multiple = rng.chance(0.8);
         let drawn = loop {
@@ -33,11 +41,14 @@ impl Heads {
             }
         };
         let strides = [0, 2, 1, 3].map(|k| drawn.strides[k]);
-        Self { values: by_head(&drawn.values, [b, t, h, w]), drawn, dims, strides }
+        let half = halved(&drawn);
+        Self { values: by_head(&values(&drawn, &half), [b, t, h, w]), drawn, half, dims, strides }
     }
 
     fn view(&self) -> View<'_> {
-        View::new(&self.drawn.memory, self.drawn.offset, &self.dims, &self.strides)
+        let view = View::new(&self.drawn.memory, self.drawn.offset, &self.dims, &self.strides);
+        let half = self.half.as_ref();
+        half.map_or(view, |(half, stored)| View { memory: &half.memory, stored: *stored, ..view })
     }
 }
 
@@ -61,6 +72,8 @@ struct Asked {
     scale: f32,
     causal: bool,
     dropout: Option<(f64, u64)>,
+    /// q, k and v.
+    stored: Stored,
 }
 
 /// softmax(scale q k^T) v and its gradients, all [b, h, t, d], by their formulas.
@@ -105,8 +118,8 @@ fn definition(asked: Asked, mask: Option<&[u8]>, [q, k, v, dy]: [&Heads; 4]) -> 
 /// A drawn attention of these sizes, forward and backward, with what lies beside; and the same bits again.
 fn compare(device: &Device, rng: &mut Rng, [b, h, tq, tk, d]: [usize; 5], asked: Asked, masked: bool) {
     let strided = rng.chance(0.3);
-    let [q, dy] = [0; 2].map(|_| Heads::drawn(device, rng, [b, h, tq, d], strided));
-    let [k, v] = [0; 2].map(|_| Heads::drawn(device, rng, [b, h, tk, d], strided));
+    let [q, dy] = [asked.stored, Stored::F32].map(|stored| Heads::drawn(device, rng, [b, h, tq, d], strided, stored));
+    let [k, v] = [0; 2].map(|_| Heads::drawn(device, rng, [b, h, tk, d], strided, asked.stored));
     let bytes: Vec<u8> = (0..b * tk).map(|_| u8::from(rng.chance(0.6)) * 3).collect();
     let mask = device.upload(&bytes).unwrap();
     let a = Attention {
@@ -153,7 +166,8 @@ fn compare(device: &Device, rng: &mut Rng, [b, h, tq, tk, d]: [usize; 5], asked:
 
 fn asked(rng: &mut Rng, d: usize) -> Asked {
     let dropout = rng.chance(0.25).then(|| (0.3, rng.next_u64()));
-    Asked { scale: 1.0 / (d.max(1) as f32).sqrt(), causal: rng.chance(0.4), dropout }
+    let stored = [Stored::F32, Stored::F32, KINDS[0], KINDS[1]][rng.below(4)];
+    Asked { scale: 1.0 / (d.max(1) as f32).sqrt(), causal: rng.chance(0.4), dropout, stored }
 }
 
 #[test]
@@ -181,11 +195,11 @@ fn attention_over_many_tiles_is_its_definition() {
 #[test]
 fn wide_heads_and_little_shared_memory_have_small_tiles_or_a_limit() {
     check(1, |rng| {
-        let plain = Asked { scale: 0.1, causal: false, dropout: None };
+        let plain = Asked { scale: 0.1, causal: false, dropout: None, stored: Stored::F32 };
         compare(&devices()[0], rng, [1, 1, 40, 33, 128], plain, false);
         let weak = open(|o| o.shared = Some(16384)).unwrap();
         compare(&weak, rng, [1, 2, 40, 33, 64], plain, true);
-        let (x, y) = (Heads::drawn(&weak, rng, [1, 1, 3, 999], false), out(&weak, rng, &[1, 3, 1, 999]));
+        let (x, y) = (Heads::drawn(&weak, rng, [1, 1, 3, 999], false, Stored::F32), out(&weak, rng, &[1, 3, 1, 999]));
         let (q, lse) = (x.view(), weak.memory(12).unwrap());
         let a = Attention { q, k: q, v: q, scale: 1.0, causal: false, mask: None, dropout: None };
         assert!(matches!(weak.attention(&a, y.view(), &lse), Err(Error::Limit(_))));

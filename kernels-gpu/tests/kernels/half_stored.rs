@@ -25,8 +25,8 @@ fn upload(d: &Device, halves: &[u16]) -> Memory {
 
 /// Drawn elements rounded to half, at the same places of other memory.
 pub struct Half {
-    memory: Memory,
-    values: Vec<f32>,
+    pub memory: Memory,
+    pub values: Vec<f32>,
 }
 
 impl Half {
@@ -57,6 +57,48 @@ fn every_number_in_half_is_widened_exactly() {
                     assert!(got == exact || got.is_nan() && exact.is_nan() || denormal, "{kind:?} {bits:x}: {got}");
                 }
             }
+        }
+    });
+}
+
+/// A number to round: any bits, or about where halves end, begin, and lie half way from each other.
+fn any_bits(rng: &mut Rng) -> f32 {
+    let edge =
+        [0, 0x3300_0000, 0x3880_0000, 0x477f_f000, 0x477f_e000, 0x7f7f_8000, 0x7f80_0000, 0x3f80_8000][rng.below(8)];
+    let near = (edge + rng.below(3) as u32).wrapping_sub(1) | (rng.next_u64() as u32 & 0x8000_0000);
+    let half_way = (rng.next_u64() as u32 & !0x1fff) | [0x1000, 0x1001, 0xfff, 0x8000][rng.below(4)];
+    f32::from_bits([rng.next_u64() as u32, near, half_way][rng.below(3)])
+}
+
+#[test]
+fn casts_round_as_the_cpu_does_and_widen_again() {
+    check(CASES, |rng| {
+        let (d, kind) = (device(rng), KINDS[rng.below(2)]);
+        let n = if rng.chance(0.2) { 2000 + rng.below(3000) } else { size(rng) };
+        let x = Drawn::contiguous(d, rng, &[n], any_bits);
+        // From a word on; what lies beside it, but for the other half of the last word, stays.
+        let (before, behind) = (2 * rng.below(5), rng.below(9));
+        let beside = 0x1234;
+        let memory = upload(d, &vec![beside; before + n + behind]);
+        let y = View { stored: kind, ..View::new(&memory, before, &x.dims, &[1]) };
+        d.cast(x.view(), y).unwrap();
+        let mut bytes = vec![0; memory.len()];
+        memory.download(&mut bytes).unwrap();
+        let halves: Vec<u16> = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+        for (i, (&ours, &x)) in halves[before..].iter().zip(&x.values).enumerate() {
+            assert_eq!(ours, narrow(kind, x), "{kind:?}: {x:e}, element {i} of {n}");
+        }
+        let end = (before + n).next_multiple_of(2).min(halves.len());
+        assert!(halves[..before].iter().chain(&halves[end..]).all(|&h| h == beside), "{kind:?}: {before}, {n}");
+        // From any element on.
+        let (from, back) = (rng.below(n.min(3) + 1), Drawn::contiguous(d, rng, &[n], |_| 777.0));
+        let dims = [n - from];
+        let to = View { dims: &dims, ..back.view() };
+        d.cast(View { offset: before + from, dims: &dims, ..y }, to).unwrap();
+        for (ours, &bits) in back.read().into_iter().zip(&halves[before + from..before + n]) {
+            let exact = wide(kind, bits);
+            let denormal = ours == 0.0 && exact.abs() < if kind == Stored::F16 { 6.2e-5 } else { 1.2e-38 };
+            assert!(ours == exact || ours.is_nan() && exact.is_nan() || denormal, "{kind:?} {bits:x}: {ours}");
         }
     });
 }

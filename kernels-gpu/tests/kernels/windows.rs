@@ -3,7 +3,7 @@
 use kernels_cpu::conv::{Conv2d, Window, conv2d_def};
 use kernels_cpu::pool;
 use kernels_cpu::rng::Rng;
-use kernels_gpu::{Device, Options, Stored};
+use kernels_gpu::{Device, Options, Stored, View};
 
 use super::common::{Drawn, check, close, device, normal, open, size, wide};
 use super::half_stored::{self, Half, KINDS, with_matrices};
@@ -39,10 +39,18 @@ fn convolution(d: &Device, rng: &mut Rng, conv: &Conv2d, stored: Stored) {
     let [h, w] = conv.size;
     let x = Drawn::contiguous(d, rng, &[conv.n, h, w, conv.input], normal);
     let weight = Drawn::contiguous(d, rng, &[conv.output, kh, kw, c], normal);
-    let half = (stored != Stored::F32).then(|| Half::of(d, &weight, stored));
-    let weight_there = || half.as_ref().map_or_else(|| weight.view(), |half| half.view(&weight, stored));
+    let halved = |x: &Drawn, it: bool| (stored != Stored::F32 && it).then(|| Half::of(d, x, stored));
+    fn there<'a>(half: &'a Option<Half>, x: &'a Drawn, stored: Stored) -> View<'a> {
+        half.as_ref().map_or_else(|| x.view(), |half| half.view(x, stored))
+    }
+    let half = halved(&weight, true);
+    let weight_there = || there(&half, &weight, stored);
     let bias = Drawn::contiguous(d, rng, &[conv.output], normal);
     let dy = Drawn::contiguous(d, rng, &[conv.n, oh, ow, conv.output], normal);
+    // Maps too, at times.
+    let maps = rng.chance(0.5);
+    let (half_x, half_dy) = (halved(&x, maps), halved(&dy, maps));
+    let (x_there, dy_there) = (|| there(&half_x, &x, stored), || there(&half_dy, &dy, stored));
     // As the definition has it: [output, c, kh, kw].
     let ordered = |weight: &[f64]| -> Vec<f64> {
         let at = |e: usize| (e / (c * kh * kw) * kh * kw + e % (kh * kw)) * c + e / (kh * kw) % c;
@@ -57,17 +65,17 @@ fn convolution(d: &Device, rng: &mut Rng, conv: &Conv2d, stored: Stored) {
         assert!(to.read() == first, "other bits");
         first
     };
-    let got = twice(&y, &|| d.conv2d(conv, x.view(), weight_there(), biased.then(|| bias.view()), y.view()).unwrap());
+    let got = twice(&y, &|| d.conv2d(conv, x_there(), weight_there(), biased.then(|| bias.view()), y.view()).unwrap());
     close("conv2d", &got, &conv2d_def(conv, &xs, &ws, biased.then_some(&bs[..])), 3e-6);
     let (dx, mut exact) = (out(d, rng, &x.dims), vec![0.0; xs.len()]);
-    let got = twice(&dx, &|| d.conv2d_backward_input(conv, dy.view(), weight_there(), dx.view()).unwrap());
+    let got = twice(&dx, &|| d.conv2d_backward_input(conv, dy_there(), weight_there(), dx.view()).unwrap());
     conv.backward_input(&dys, &ws, &mut exact);
     close("conv2d_backward_input", &got, &exact, 3e-6);
     if conv.n == 0 {
         return;
     }
     let (dw, mut exact) = (out(d, rng, &weight.dims), vec![0.0; ws.len()]);
-    let got = twice(&dw, &|| d.conv2d_backward_weight(conv, x.view(), dy.view(), dw.view()).unwrap());
+    let got = twice(&dw, &|| d.conv2d_backward_weight(conv, x_there(), dy_there(), dw.view()).unwrap());
     conv.backward_weight(&xs, &dys, &mut exact);
     let got: Vec<f32> = ordered(&wide(&got)).into_iter().map(|w| w as f32).collect();
     close("conv2d_backward_weight", &got, &exact, 5e-6);
