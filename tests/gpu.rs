@@ -129,7 +129,7 @@ fn steps(
     gpu: Option<&Gpu>,
     config: &DualEncoderConfig,
     products: Products,
-    count: usize,
+    count: u32,
 ) -> (Vec<[f64; 2]>, Vec<Vec<f32>>) {
     let mut model = DualEncoder::init(config, 1, DType::F32).unwrap();
     model.visit("", &mut |_, p| *p = p.placed(gpu).trainable());
