@@ -1,16 +1,7 @@
 // As conv.comp, forward, of what is multiplied in NUMBER (the weight is stored as such, the map is rounded to it) by the device's cooperative matrices,
-// with sums of f32. A subgroup makes RM by RN of them, a workgroup SM by SN subgroups. Everything goes by eights of the depth: 16 bytes of
+// with sums of f32. Everything goes by eights of the depth: 16 bytes of
 // shared memory, read at once (EIGHTS) where channels are multiples of eight.
-layout(local_size_x_id = 0) in;
-layout(constant_id = 1) const uint SM = 2u;
-layout(constant_id = 2) const uint SN = 2u;
-layout(constant_id = 3) const uint RM = 4u;
-layout(constant_id = 4) const uint RN = 4u;
-// A matrix of the device: [TM, TK] times [TK, TN].
-layout(constant_id = 5) const uint TM = 16u;
-layout(constant_id = 6) const uint TN = 16u;
-layout(constant_id = 7) const uint TK = 16u;
-layout(constant_id = 8) const uint BK = 32u;
+#include "inc/matrices.glsl"
 layout(constant_id = 9) const bool BIAS = false;
 layout(constant_id = 10) const bool A_EIGHTS = false;
 layout(constant_id = 11) const bool B_EIGHTS = false;

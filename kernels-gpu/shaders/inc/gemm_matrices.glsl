@@ -1,16 +1,7 @@
 // As gemm.comp, of matrices that are multiplied in NUMBER (what of A and B is f32 is rounded to it) by the device's cooperative matrices,
-// with sums of f32. A subgroup makes RM by RN of them, a workgroup SM by SN subgroups. Everything goes by eights of elements: 16 bytes of
+// with sums of f32. Everything goes by eights of elements: 16 bytes of
 // shared memory, which are read at once (WIDE) where all of them begin at multiples of eight.
-layout(local_size_x_id = 0) in;
-layout(constant_id = 1) const uint SM = 2u;
-layout(constant_id = 2) const uint SN = 2u;
-layout(constant_id = 3) const uint RM = 4u;
-layout(constant_id = 4) const uint RN = 4u;
-// A matrix of the device: [TM, TK] times [TK, TN].
-layout(constant_id = 5) const uint TM = 16u;
-layout(constant_id = 6) const uint TN = 16u;
-layout(constant_id = 7) const uint TK = 16u;
-layout(constant_id = 8) const uint BK = 32u;
+#include "inc/matrices.glsl"
 layout(constant_id = 9) const uint ACT = 255u;
 layout(constant_id = 10) const bool BIAS = false;
 layout(constant_id = 11) const bool RESIDUAL = false;
@@ -62,6 +53,36 @@ uvec4 narrowed(uvec4 low, uvec4 high) {
 // Puts element e of an eight, widened or not, where it is read from memory.
 #define PUT(to, stored, e, bits) if (stored == 0u) to[e / 4u][e % 4u] = bits; else to[0][e / 2u] |= bits << (16u * (e % 2u))
 
+// Reads what a thread brings of an operand's tile, from row or column `first` of `all` and k0 on, into `next`; 0 beyond the edges.
+#define READ(next, from_, from4, begin, eights, reads, side, first, all, by_row, by_k, along_k, wide, stored)               \
+    [[unroll]] for (uint q = 0u; q < eights; q++) {                                                                         \
+        const uint e = t + q * THREADS;                                                                                     \
+        const uvec2 p = place(e, side, along_k);                                                                            \
+        const uint i = first + p.x, l = k0 + p.y, at = uint(begin + int(i) * by_row + int(l) * by_k);                       \
+        uvec4 read[2] = uvec4[2](uvec4(0u), uvec4(0u));                                                                     \
+        if (e < side * BK / 8u && i < all && l < end) {                                                                     \
+            if (wide) {                                                                                                     \
+                [[unroll]] for (uint w = 0u; w < reads; w++) read[w] = from4[at * reads / 8u + w];                          \
+            } else {                                                                                                        \
+                [[unroll]] for (uint c = 0u; c < 8u; c++) {                                                                 \
+                    if (along_k ? l + c >= end : i + c >= all) break;                                                       \
+                    const uint from = at + c * uint(along_k ? by_k : by_row);                                               \
+                    const uint bits = stored == 0u ? from_[from] : from_[from / 2u] >> (16u * (from % 2u)) & 0xffffu;       \
+                    PUT(read, stored, c, bits);                                                                             \
+                }                                                                                                           \
+            }                                                                                                               \
+        }                                                                                                                   \
+        [[unroll]] for (uint w = 0u; w < reads; w++) next[q * reads + w] = read[w];                                         \
+    }
+
+// Puts it, narrowed, where the tile begins in shared memory.
+#define STORE(next, begin, eights, reads, side, row, along_k)                                                               \
+    [[unroll]] for (uint q = 0u; q < eights; q++) {                                                                         \
+        const uint e = t + q * THREADS;                                                                                     \
+        const uvec2 p = place(e, side, along_k);                                                                            \
+        if (e < side * BK / 8u) held[begin + (along_k ? p.x * row + p.y / 8u : p.y * row + p.x / 8u)] = reads == 1u ? next[q] : narrowed(next[q * reads], next[q * reads + reads - 1u]); \
+    }
+
 void main() {
     const uint t = gl_LocalInvocationID.x;
     const uint s = gl_SubgroupID, srow = s / SN * RM * TM, scol = s % SN * RN * TN;
@@ -79,57 +100,13 @@ void main() {
         for (uint k0 = start; k0 < end + BK; k0 += BK) {
             if (k0 > start) {
                 barrier();
-                [[unroll]] for (uint q = 0u; q < QA; q++) {
-                    const uint e = t + q * THREADS;
-                    const uvec2 p = place(e, BM, A_ALONG_K);
-                    if (e < BM * BK / 8u) held[A_ALONG_K ? p.x * LA + p.y / 8u : p.y * LA + p.x / 8u] = WA == 1u ? next_a[q] : narrowed(next_a[q * WA], next_a[q * WA + WA - 1u]);
-                }
-                [[unroll]] for (uint q = 0u; q < QB; q++) {
-                    const uint e = t + q * THREADS;
-                    const uvec2 p = place(e, BN, B_ALONG_K);
-                    if (e < BN * BK / 8u) held[OF_A + (B_ALONG_K ? p.x * LB + p.y / 8u : p.y * LB + p.x / 8u)] = WB == 1u ? next_b[q] : narrowed(next_b[q * WB], next_b[q * WB + WB - 1u]);
-                }
+                STORE(next_a, 0u, QA, WA, BM, LA, A_ALONG_K)
+                STORE(next_b, OF_A, QB, WB, BN, LB, B_ALONG_K)
                 barrier();
             }
             if (k0 < end) {
-                [[unroll]] for (uint q = 0u; q < QA; q++) {
-                    const uint e = t + q * THREADS;
-                    const uvec2 p = place(e, BM, A_ALONG_K);
-                    const uint i = row0 + p.x, l = k0 + p.y, at = uint(at_a + int(i) * push.a_m + int(l) * push.a_k);
-                    uvec4 read[2] = uvec4[2](uvec4(0u), uvec4(0u));
-                    if (e < BM * BK / 8u && i < push.m && l < end) {
-                        if (A_WIDE) {
-                            [[unroll]] for (uint w = 0u; w < WA; w++) read[w] = a4[at * WA / 8u + w];
-                        } else {
-                            [[unroll]] for (uint c = 0u; c < 8u; c++) {
-                                if (A_ALONG_K ? l + c >= end : i + c >= push.m) break;
-                                const uint from = at + c * uint(A_ALONG_K ? push.a_k : push.a_m);
-                                const uint bits = A_STORED == 0u ? a[from] : a[from / 2u] >> (16u * (from % 2u)) & 0xffffu;
-                                PUT(read, A_STORED, c, bits);
-                            }
-                        }
-                    }
-                    [[unroll]] for (uint w = 0u; w < WA; w++) next_a[q * WA + w] = read[w];
-                }
-                [[unroll]] for (uint q = 0u; q < QB; q++) {
-                    const uint e = t + q * THREADS;
-                    const uvec2 p = place(e, BN, B_ALONG_K);
-                    const uint j = col0 + p.x, l = k0 + p.y, at = uint(at_b + int(j) * push.b_n + int(l) * push.b_k);
-                    uvec4 read[2] = uvec4[2](uvec4(0u), uvec4(0u));
-                    if (e < BN * BK / 8u && j < push.n && l < end) {
-                        if (B_WIDE) {
-                            [[unroll]] for (uint w = 0u; w < WB; w++) read[w] = b4[at * WB / 8u + w];
-                        } else {
-                            [[unroll]] for (uint c = 0u; c < 8u; c++) {
-                                if (B_ALONG_K ? l + c >= end : j + c >= push.n) break;
-                                const uint from = at + c * uint(B_ALONG_K ? push.b_k : push.b_n);
-                                const uint bits = B_STORED == 0u ? b[from] : b[from / 2u] >> (16u * (from % 2u)) & 0xffffu;
-                                PUT(read, B_STORED, c, bits);
-                            }
-                        }
-                    }
-                    [[unroll]] for (uint w = 0u; w < WB; w++) next_b[q * WB + w] = read[w];
-                }
+                READ(next_a, a, a4, at_a, QA, WA, BM, row0, push.m, push.a_m, push.a_k, A_ALONG_K, A_WIDE, A_STORED)
+                READ(next_b, b, b4, at_b, QB, WB, BN, col0, push.n, push.b_n, push.b_k, B_ALONG_K, B_WIDE, B_STORED)
             }
             if (k0 > start) {
                 [[unroll]] for (uint l = 0u; l < BK; l += TK) {
