@@ -1,6 +1,7 @@
 //! Scaled dot-product attention whose weights are never stored: softmax block by block, and for gradients the weights once more from their
 //! log-sum-exp (Dao 2023, "FlashAttention-2").
 
+use super::gemm::{aligned, strides};
 use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
 use crate::memory::Memory;
@@ -107,12 +108,6 @@ impl Tile {
 
 /// The operands of a kernel: of rows, then of columns.
 type Operands<'a> = [Option<View<'a>>; 4];
-
-/// Whether rows of `width` are whole vectors of four, wherever they begin.
-fn aligned(view: &View<'_>, at: u32, width: usize) -> bool {
-    let rows = view.dims.iter().zip(view.strides).take(3).all(|(&size, stride)| size == 1 || stride % 4 == 0);
-    rows && at.is_multiple_of(4) && width.is_multiple_of(4) && view.strides[3] == 1
-}
 
 impl Attention<'_> {
     /// Batch, heads, queries, keys, and a head's width.
@@ -248,7 +243,7 @@ impl Device {
             bindings.push(binding);
             strided[5 * i] = at;
             (0..4).for_each(|k| strided[5 * i + 1 + k] = view.strides[k] as i32 as u32);
-            vectors &= aligned(view, at, d);
+            vectors &= view.strides[3] == 1 && aligned(4, d, at, &strides(view)[..3]);
         }
         bindings.extend(more);
         let mut places = [0; 2];

@@ -97,6 +97,11 @@ fn is_product(conv: &Conv2d) -> bool {
     conv.groups == 1 && conv.window == Window { dilation: conv.window.dilation, ..Window::square(1, 1, 0) }
 }
 
+/// Places of all maps of x.
+fn places(conv: &Conv2d) -> usize {
+    conv.n * conv.size[0] * conv.size[1]
+}
+
 /// Elements of a map of x, and of y.
 fn of_maps(conv: &Conv2d) -> [usize; 2] {
     let [oh, ow] = conv.grid();
@@ -152,16 +157,29 @@ impl Device {
     ) -> Result<()> {
         assert!([x, weight, y].iter().all(View::is_contiguous), "conv2d: layouts");
         if is_product(conv) {
-            let [rows, k, n] = [conv.n * conv.size[0] * conv.size[1], conv.input, conv.output];
-            let [a, b, c] = [[1, 1, rows, k], [1, 1, k, n], [1, 1, rows, n]];
-            let [along_k, along_n] = [k, n].map(|n| [0, 0, n as isize, 1]);
-            let c = View { dims: &c, strides: &along_n, ..y };
-            let b = View { dims: &b, strides: &[0, 0, 1, k as isize], ..weight };
-            return self.gemm(&Gemm { bias, ..Gemm::new(View { dims: &a, strides: &along_k, ..x }, b, c) });
+            return self.matrix_product([places(conv), conv.input, conv.output], (x, false), (weight, true), bias, y);
         }
         let way = self.conv_way(weight.stored)?.map(|shape| (shape, 0));
         let held = self.widened(x)?;
         self.convolution(conv, wide(x, &held), weight, bias, y, way)
+    }
+
+    /// C [m, n] = A [m, k] B [k, n] + bias, contiguous, of operands that lie so or, with true beside them, turned.
+    fn matrix_product(
+        &self,
+        [m, k, n]: [usize; 3],
+        (a, a_turned): (View<'_>, bool),
+        (b, b_turned): (View<'_>, bool),
+        bias: Option<View<'_>>,
+        c: View<'_>,
+    ) -> Result<()> {
+        let dims = [[1, 1, m, k], [1, 1, k, n], [1, 1, m, n]];
+        let lies = |[_, _, rows, cols]: [usize; 4], turned| {
+            if turned { [0, 0, 1, rows as isize] } else { [0, 0, cols as isize, 1] }
+        };
+        let strides = [lies(dims[0], a_turned), lies(dims[1], b_turned), lies(dims[2], false)];
+        let [a, b, c] = [(0, a), (1, b), (2, c)].map(|(i, x)| View { dims: &dims[i], strides: &strides[i], ..x });
+        self.gemm(&Gemm { bias, ..Gemm::new(a, b, c) })
     }
 
     /// A copy in f32 of what is stored in half, contiguous.
@@ -212,12 +230,13 @@ impl Device {
     pub fn conv2d_backward_input(&self, conv: &Conv2d, dy: View<'_>, weight: View<'_>, dx: View<'_>) -> Result<()> {
         assert!([dy, weight, dx].iter().all(View::is_contiguous), "conv2d_backward_input: layouts");
         if is_product(conv) {
-            let [rows, k, n] = [conv.n * conv.size[0] * conv.size[1], conv.output, conv.input];
-            let [a, b, c] = [[1, 1, rows, k], [1, 1, k, n], [1, 1, rows, n]];
-            let [along_k, along_n] = [k, n].map(|n| [0, 0, n as isize, 1]);
-            let [b, c] = [(b, weight), (c, dx)];
-            let (b, c) = (View { dims: &b.0, strides: &along_n, ..b.1 }, View { dims: &c.0, strides: &along_n, ..c.1 });
-            return self.gemm(&Gemm::new(View { dims: &a, strides: &along_k, ..dy }, b, c));
+            return self.matrix_product(
+                [places(conv), conv.output, conv.input],
+                (dy, false),
+                (weight, false),
+                None,
+                dx,
+            );
         }
         let held = self.widened(dy)?;
         let dy = wide(dy, &held);
@@ -254,12 +273,7 @@ impl Device {
         assert!([x, dy, dweight].iter().all(View::is_contiguous), "conv2d_backward_weight: layouts");
         assert!(conv.n > 0 || dweight.numel() == 0, "conv2d_backward_weight: no maps");
         if is_product(conv) && x.stored != Stored::F32 && x.stored == dy.stored {
-            let [k, m, n] = [conv.n * conv.size[0] * conv.size[1], conv.output, conv.input];
-            let [a, b, c] = [[1, 1, m, k], [1, 1, k, n], [1, 1, m, n]];
-            let along_n = [0, 0, n as isize, 1];
-            let a = View { dims: &a, strides: &[0, 0, 1, m as isize], ..dy };
-            let [b, c] = [(&b, x), (&c, dweight)].map(|(dims, view)| View { dims, strides: &along_n, ..view });
-            return self.gemm(&Gemm::new(a, b, c));
+            return self.matrix_product([conv.output, places(conv), conv.input], (dy, true), (x, false), None, dweight);
         }
         let held = [self.widened(x)?, self.widened(dy)?];
         let [x, dy] = [wide(x, &held[0]), wide(dy, &held[1])];

@@ -127,12 +127,12 @@ impl Operand {
 }
 
 /// Of four dimensions. Where there is one of a dimension alone, its stride says nothing.
-fn strides(x: &View<'_>) -> [isize; 4] {
+pub(super) fn strides(x: &View<'_>) -> [isize; 4] {
     [0, 1, 2, 3].map(|i| if x.dims[i] == 1 { 0 } else { x.strides[i] })
 }
 
 /// Whether rows of `length` elements, the first of them `at`, the others `strides` apart, fall into units that begin at multiples of one.
-fn aligned(unit: usize, length: usize, at: u32, strides: &[isize]) -> bool {
+pub(super) fn aligned(unit: usize, length: usize, at: u32, strides: &[isize]) -> bool {
     let whole = |n: usize| n.is_multiple_of(unit);
     whole(length) && whole(at as usize) && strides.iter().all(|s| whole(s.unsigned_abs()))
 }
