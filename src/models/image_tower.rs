@@ -182,7 +182,7 @@ impl Projector {
     /// Patches [n, P, width] to [n, P, joint].
     pub fn forward(&self, patches: &Tensor, statistics: &mut Statistics) -> Tensor {
         let [n, p, width] = [0, 1, 2].map(|k| patches.dims()[k]);
-        let hidden = self.first.forward(&patches.reshape([n, p, 1, width]), statistics).relu();
+        let hidden = self.first.forward_relu(&patches.reshape([n, p, 1, width]), None, statistics);
         let y = self.last.forward(&hidden);
         y.reshape([n, p, y.dims()[3]])
     }

@@ -233,29 +233,23 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, statistics: &mut Statistics) -> Tensor {
-        let mut y = x.clone();
-        for (i, layer) in self.branch.iter().enumerate() {
-            y = layer.forward(&if i == 0 { y } else { y.relu() }, statistics);
-        }
-        match &self.shortcut {
-            Some(shortcut) => y.add(&shortcut.forward(x, statistics)),
-            None => y.add(x),
-        }
-        .relu()
-    }
-
-    fn layers(&mut self) -> impl Iterator<Item = &mut ConvNorm> {
-        self.branch.iter_mut().chain(&mut self.shortcut)
+        let (last, inner) = self.branch.split_last().expect("a block has convolutions");
+        let y = inner.iter().fold(x.clone(), |y, layer| layer.forward_relu(&y, None, statistics));
+        let shortcut = self.shortcut.as_ref().map_or(x.clone(), |shortcut| shortcut.forward(x, statistics));
+        last.forward_relu(&y, Some(&shortcut), statistics)
     }
 }
 
 impl Module for Block {
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        self.layers().for_each(|layer| layer.visit(at, f));
+        self.branch.iter_mut().chain(&mut self.shortcut).for_each(|layer| layer.visit(at, f));
     }
 
+    // As the forward pass comes to them: the last norm's ReLU needs the shortcut.
     fn visit_buffers(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
-        self.layers().for_each(|layer| layer.visit_buffers(at, f));
+        let (last, inner) = self.branch.split_last_mut().expect("a block has convolutions");
+        inner.iter_mut().chain(&mut self.shortcut).for_each(|layer| layer.visit_buffers(at, f));
+        last.visit_buffers(at, f);
     }
 }
 
@@ -314,7 +308,7 @@ impl Resnet {
 
     /// Pixels [n, c, h, w] to the last map [n, rows, columns, width].
     pub fn forward(&self, pixels: &Tensor, statistics: &mut Statistics) -> Tensor {
-        let x = self.stem.forward(&pixels.permute(&[0, 2, 3, 1]), statistics).relu();
+        let x = self.stem.forward_relu(&pixels.permute(&[0, 2, 3, 1]), None, statistics);
         let x = x.max_pool2d(Window::square(3, 2, 1));
         self.stages.iter().fold(x, |x, blocks| stage(blocks, &x, statistics))
     }

@@ -124,6 +124,14 @@ impl BatchNorm {
         y
     }
 
+    /// relu([`BatchNorm::forward`] + residual), where that goes by the batch's statistics.
+    pub(super) fn forward_relu(&self, x: &Tensor, residual: Option<&Tensor>, statistics: &mut Statistics) -> Tensor {
+        debug_assert!(self.goes_by_batch(statistics), "running statistics are folded");
+        let (y, values) = x.batch_norm_relu_train(&self.weight, &self.bias, residual, self.eps);
+        statistics.note(Some(Moments { values, momentum: self.momentum }));
+        y
+    }
+
     /// x [.., channels] by its own statistics, which move the running ones. Not inside [`crate::checkpoint`], which runs what it holds
     /// twice.
     pub fn forward_train(&mut self, x: &Tensor) -> Tensor {

@@ -91,6 +91,15 @@ impl ConvNorm {
         let scale = scale.reshape([scale.numel(), 1, 1, 1]);
         x.conv2d(&self.conv.weight.to_dtype(x.dtype()).mul(&scale), Some(&shift), self.conv.options)
     }
+
+    /// relu([`ConvNorm::forward`] + residual).
+    pub fn forward_relu(&self, x: &Tensor, residual: Option<&Tensor>, statistics: &mut Statistics) -> Tensor {
+        if self.norm.goes_by_batch(statistics) {
+            return self.norm.forward_relu(&self.conv.forward(x), residual, statistics);
+        }
+        let y = self.forward(x, statistics);
+        residual.map_or(y.clone(), |residual| y.add(residual)).relu()
+    }
 }
 
 impl Module for ConvNorm {

@@ -239,11 +239,16 @@ mod tests {
         );
         let [x, c] = [f(&[2, 3]), f(&[3])];
         refuses(
-            &batch_norm::BatchNorm { eps: 0.1 },
+            &batch_norm::BatchNorm { eps: 0.1, relu: false },
             "batch_norm: [Meta",
-            &[&[f(&[]), c, c], &[x, c], &[x, c, c, c], &[x, f(&[2]), c], &[x, c, double(&[3])]],
+            &[&[f(&[]), c, c], &[x, c], &[x, c, c, c], &[x, c, c, x], &[x, f(&[2]), c], &[x, c, double(&[3])]],
         );
-        refuses(&batch_norm::BatchNorm { eps: 0.1 }, "needs more than one value", &[&[f(&[1, 3]), c, c]]);
+        refuses(
+            &batch_norm::BatchNorm { eps: 0.1, relu: true },
+            "batch_norm: [Meta",
+            &[&[x, c], &[x, c, c, c], &[x, c, c, f(&[1, 3])], &[x, c, c, double(&[2, 3])], &[x, c, c, c, c]],
+        );
+        refuses(&batch_norm::BatchNorm { eps: 0.1, relu: false }, "needs more than one value", &[&[f(&[1, 3]), c, c]]);
 
         let [map, weight] = [f(&[1, 5, 6, 4]), f(&[6, 2, 3, 3])];
         let conv = conv::Conv2d { groups: 2, ..Default::default() };
