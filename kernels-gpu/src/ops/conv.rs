@@ -376,3 +376,20 @@ impl Device {
         if parts > 1 { self.sum(to, [1, parts, written], maps(c, 0, 0, &[written])) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Options;
+    use crate::select::Choice;
+
+    #[test]
+    fn tiles_are_as_large_as_the_device_has_them() {
+        for large_tiles in [false, true] {
+            let options = Options { choice: Choice::Index(0), large_tiles, cores: Some(1), ..Options::default() };
+            let Ok(d) = Device::open(&options) else { return };
+            let rows = d.conv_tile(None, [4096; 3], 1).map(|(tile, _)| tile.rows);
+            assert_eq!(rows, Some(if d.limits().large_tiles { 128 } else { 32 }));
+        }
+    }
+}

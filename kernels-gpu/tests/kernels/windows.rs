@@ -136,22 +136,40 @@ fn many_channels(rng: &mut Rng) -> Conv2d {
 
 #[test]
 fn cooperative_matrices_make_the_same_convolutions() {
-    // Large tiles, small ones, and parts of the depth.
-    let changes: [fn(&mut Options); 3] = [
-        |o| (o.matrices, o.large_tiles, o.cores) = (Some(true), true, Some(1)),
-        |o| (o.matrices, o.shared) = (Some(true), Some(6000)),
-        |o| (o.matrices, o.cores) = (Some(true), Some(1000)),
+    // Large tiles, small ones, and parts of the depth. Few of the large, which software takes seconds to compile.
+    let changes: [(u64, fn(&mut Options)); 3] = [
+        (4, |o| (o.matrices, o.large_tiles, o.cores) = (Some(true), true, Some(1))),
+        (16, |o| (o.matrices, o.shared) = (Some(true), Some(6000))),
+        (16, |o| (o.matrices, o.cores) = (Some(true), Some(1000))),
     ];
-    for change in changes {
+    for (seeds, change) in changes {
         check(1, |_| {
             let Some((d, kinds)) = with_matrices(change) else { return };
-            for seed in 0..16 {
+            for seed in 0..seeds {
                 let mut rng = Rng::new(seed, 0x6d_6174);
                 let conv = if seed % 2 == 0 { many_channels(&mut rng) } else { drawn(&mut rng) };
                 convolution_by(&d, &mut rng, &conv, kinds[seed as usize % kinds.len()], true);
             }
         });
     }
+}
+
+/// So deep, of so few tiles for so many cores, that each of the three falls into parts.
+#[test]
+fn cooperative_matrices_sum_parts() {
+    check(1, |_| {
+        let Some((d, kinds)) = with_matrices(|o| (o.matrices, o.cores) = (Some(true), Some(1000))) else { return };
+        for ([n, side, input, output], stride) in
+            [([1, 6, 512, 24], 1), ([1, 6, 21, 512], 1), ([4, 40, 16, 12], 1), ([4, 81, 9, 20], 2)]
+        {
+            let window = Window::square(3, stride, 1);
+            let conv = Conv2d { n, size: [side, side - 1], input, output, groups: 1, window };
+            // With maps in half and without.
+            for seed in 0..3 {
+                convolution_by(&d, &mut Rng::new(seed, 1), &conv, kinds[seed as usize % kinds.len()], true);
+            }
+        }
+    });
 }
 
 /// More maps than are bound at once.
