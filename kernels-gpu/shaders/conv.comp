@@ -20,6 +20,7 @@ layout(std430, binding = 2) writeonly buffer C { float c[]; };
 layout(std430, binding = 2) writeonly buffer C4 { vec4 c4[]; };
 layout(std430, binding = 3) readonly buffer Bias { float bias[]; };
 #include "inc/stored.glsl"
+#include "inc/job.glsl"
 #include "inc/conv.glsl"
 
 // Elements of the weight, widened.
@@ -35,7 +36,7 @@ void main() {
     const Window of = push.of;
     const uint inputs = of.channels / push.groups, outputs = push.output_ / push.groups, taps = of.kernel_rows * of.kernel_cols;
     for (uint id = gl_WorkGroupID.x; id < push.jobs; id += gl_NumWorkGroups.x) {
-        const Job job = job_of(id, push.across, push.down, push.parts, push.groups);
+        const Job job = job_of(id);
         const Product product = product_of(job);
         const uint m = product.m, n = product.n, from = product.from;
         if (job.row0 >= m) continue;

@@ -124,6 +124,28 @@ impl Matrices {
     }
 }
 
+/// How products fall to workgroups, each of which makes a tile.
+pub(crate) struct Tile {
+    /// Rows and columns.
+    pub sides: [u32; 2],
+    /// The constants of `inc/matrices.glsl`.
+    pub spec: Vec<u32>,
+    /// Bytes of shared memory.
+    pub shared: u32,
+}
+
+impl Tile {
+    /// Of subgroups down and across, of rows and columns of matrices each, in slices of this depth.
+    pub fn new([down, across, rows, cols]: [u32; 4], depth: u32, subgroup: u32, shape: Shape) -> Self {
+        let (m, n) = (down * rows * shape.m, across * cols * shape.n);
+        let spec = vec![down * across * subgroup, down, across, rows, cols, shape.m, shape.n, shape.k, depth];
+        // Slices of both operands in half, whichever way they lie; after them the sums.
+        let slice = |side: u32| 2 * (side * (depth + 8)).max(depth * (side + 8));
+        let sums = 4 * down * across * shape.m * (cols * shape.n + 4);
+        Self { sides: [m, n], spec, shared: (slice(m) + slice(n)).max(sums) }
+    }
+}
+
 /// The shader that multiplies in it.
 pub(crate) fn shader(stored: Stored) -> Shader {
     match stored {

@@ -12,7 +12,7 @@ mod sums;
 mod windows;
 
 pub use attention::Attention;
-pub(crate) use conv::MATRICES as CONV_MATRICES;
+pub(crate) use conv::{MATRICES as CONV_MATRICES, Of, Way as ConvWay};
 pub use gemm::Gemm;
 pub(crate) use gemm::{MATRICES, Way};
 pub use index::by_row;

@@ -11,7 +11,7 @@ use crate::device::{Device, locked};
 use crate::error::{Error, Result};
 use crate::matrices::{self, Shape};
 use crate::memory::Memory;
-use crate::ops::{CONV_MATRICES, Gemm, MATRICES, Way};
+use crate::ops::{CONV_MATRICES, ConvWay, Gemm, MATRICES, Of, Way};
 use crate::pipeline::{cache_file, hash, keep, whole};
 use crate::select::Info;
 use crate::shaders::Shader;
@@ -29,7 +29,7 @@ pub(crate) struct Verdict {
 pub(crate) struct Verdicts {
     /// Told to trust them.
     pub forced: bool,
-    known: HashMap<Shader, Verdict>,
+    known: HashMap<(Shader, Of), Verdict>,
 }
 
 impl Verdicts {
@@ -47,8 +47,9 @@ fn kept(file: &std::path::Path, shader: Shader) -> Option<Verdict> {
     same.then(|| Verdict { trusted: trusted == "trusted", why: why.to_owned() })
 }
 
-fn file(info: &Info, shader: Shader) -> Option<PathBuf> {
-    cache_file(info, &format!("matrices-{}", shader.name()))
+fn file(info: &Info, (shader, of): (Shader, Of)) -> Option<PathBuf> {
+    let gradient = ["", "-input", "-weight"][of as usize];
+    cache_file(info, &format!("matrices-{}{gradient}", shader.name()))
 }
 
 /// Sides of the products, and numbers of maps of the convolutions, that are timed: doubled until one without matrices takes so long.
@@ -60,7 +61,7 @@ impl Device {
     /// How products with what is stored so are computed.
     pub(crate) fn way(&self, stored: Stored) -> Result<Way> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(Way::Words) };
-        let trusted = self.trusted(matrices::shader(stored), || self.tried(stored, shape))?;
+        let trusted = self.trusted((matrices::shader(stored), Of::Y), || self.tried(stored, shape))?;
         Ok(if trusted { Way::Matrices { shape, from: self.first_tile() } } else { Way::Words })
     }
 
@@ -69,29 +70,29 @@ impl Device {
         if self.limits().large_tiles { 0 } else { 2 }
     }
 
-    /// And convolutions with a weight that is stored so: by matrices of this shape, or in f32.
-    pub(crate) fn conv_way(&self, stored: Stored) -> Result<Option<Shape>> {
+    /// And convolutions, or gradients of them, with what is stored so.
+    pub(crate) fn conv_way(&self, of: Of, stored: Stored) -> Result<ConvWay> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
-        let trusted = self.trusted(matrices::conv_shader(stored), || self.conv_tried(stored, shape))?;
-        Ok(trusted.then_some(shape))
+        let trusted = self.trusted((matrices::conv_shader(stored), of), || self.conv_tried(of, stored, shape))?;
+        Ok(trusted.then(|| (shape, self.first_tile())))
     }
 
-    /// Whether a shader's matrices are used, which `try_it` finds out where it is not known.
-    fn trusted(&self, shader: Shader, try_it: impl FnOnce() -> Result<Verdict>) -> Result<bool> {
+    /// Whether a shader's matrices are used for this, which `try_it` finds out where it is not known.
+    fn trusted(&self, what: (Shader, Of), try_it: impl FnOnce() -> Result<Verdict>) -> Result<bool> {
         let mut verdicts = locked(&self.0.verdicts);
         if verdicts.forced {
             return Ok(true);
         }
-        if let Some(verdict) = verdicts.known.get(&shader) {
+        if let Some(verdict) = verdicts.known.get(&what) {
             return Ok(verdict.trusted);
         }
-        let verdict = self.judge(shader, try_it)?;
+        let verdict = self.judge(what, try_it)?;
         let trusted = verdict.trusted;
-        verdicts.known.insert(shader, verdict);
+        verdicts.known.insert(what, verdict);
         Ok(trusted)
     }
 
-    /// What is known of this device's cooperative matrices, a line for each type that it has any of, and one for its convolutions.
+    /// What is known of this device's cooperative matrices, a line for each type that it has any of, and one for its convolutions and either gradient.
     ///
     /// # Errors
     /// As all kernels, where they are tried now.
@@ -102,11 +103,17 @@ impl Device {
                 continue;
             }
             self.way(stored)?;
-            self.conv_way(stored)?;
-            let verdicts = locked(&self.0.verdicts);
-            for (place, shader) in [("", matrices::shader(stored)), (" in convolutions", matrices::conv_shader(stored))]
-            {
-                let verdict = verdicts.known.get(&shader);
+            for of in [Of::Y, Of::Input, Of::Weight] {
+                self.conv_way(of, stored)?;
+            }
+            let (verdicts, conv) = (locked(&self.0.verdicts), matrices::conv_shader(stored));
+            for (place, what) in [
+                ("", (matrices::shader(stored), Of::Y)),
+                (" in convolutions", (conv, Of::Y)),
+                (" in their inputs' gradients", (conv, Of::Input)),
+                (" in their weights' gradients", (conv, Of::Weight)),
+            ] {
+                let verdict = verdicts.known.get(&what);
                 let said = verdict.map(|v| (if v.trusted { "used" } else { "not used" }, &v.why[..]));
                 let (used, why) = said.unwrap_or(("used", "untried, as told"));
                 lines.push(format!("matrices of {stored:?}{place}: {used}: {why}").to_lowercase());
@@ -115,8 +122,8 @@ impl Device {
         Ok(lines)
     }
 
-    fn judge(&self, shader: Shader, try_it: impl FnOnce() -> Result<Verdict>) -> Result<Verdict> {
-        let file = file(&self.0.info, shader);
+    fn judge(&self, what: (Shader, Of), try_it: impl FnOnce() -> Result<Verdict>) -> Result<Verdict> {
+        let (file, (shader, _)) = (file(&self.0.info, what), what);
         if let Some(verdict) = file.as_deref().and_then(|file| kept(file, shader)) {
             return Ok(verdict);
         }
@@ -168,12 +175,12 @@ impl Device {
         }
     }
 
-    fn conv_tried(&self, stored: Stored, shape: Shape) -> Result<Verdict> {
+    fn conv_tried(&self, of: Of, stored: Stored, shape: Shape) -> Result<Verdict> {
         let sizes = format!("{}x{}x{}", shape.m, shape.n, shape.k);
-        for from in 0..CONV_MATRICES.len() {
+        for from in self.first_tile()..CONV_MATRICES.len() {
             // Beyond the edges of tiles of all sizes, by eights and one by one.
             for [input, output] in [[40, 150], [13, 75]] {
-                let trial = ConvTrial::new(self, stored, [2, 11, input, output])?;
+                let trial = ConvTrial::new(self, of, stored, [2, 11, input, output])?;
                 let [words, matrices] = [trial.result(None)?, trial.result(Some((shape, from)))?];
                 let wrong = words.iter().zip(&matrices).filter(|(a, b)| a != b).count();
                 if wrong > 0 {
@@ -184,13 +191,13 @@ impl Device {
         }
         let mut n = MAPS[0];
         loop {
-            let trial = ConvTrial::new(self, stored, [n, 28, 128, 128])?;
+            let trial = ConvTrial::new(self, of, stored, [n, 28, 128, 128])?;
             let words = trial.seconds(None)?;
             if words < LONG && n < MAPS[1] {
                 n *= 2;
                 continue;
             }
-            let times = words / trial.seconds(Some((shape, 0)))?;
+            let times = words / trial.seconds(Some((shape, self.first_tile())))?;
             let why = format!("{sizes}: exact, {times:.2} times as fast as convolutions in f32 (of {n} maps)");
             return Ok(Verdict { trusted: times > 1.0, why });
         }
@@ -278,36 +285,44 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// A convolution of such numbers, with windows of 3 x 3 that reach beyond the maps.
+/// A convolution of such numbers, or a gradient, with windows of 3 x 3 that reach beyond the maps.
 struct ConvTrial<'a> {
     device: &'a Device,
+    of: Of,
     stored: Stored,
     conv: Conv2d,
+    /// Elements of what is multiplied and of what is made, all contiguous.
+    sizes: [usize; 3],
     memory: [Memory; 3],
 }
 
 impl<'a> ConvTrial<'a> {
-    fn new(device: &'a Device, stored: Stored, [n, side, input, output]: [usize; 4]) -> Result<Self> {
+    fn new(device: &'a Device, of: Of, stored: Stored, [n, side, input, output]: [usize; 4]) -> Result<Self> {
         let conv = Conv2d { n, size: [side; 2], input, output, groups: 1, window: Window::square(3, 1, 1) };
-        let places = n * side * side;
-        let y = device.memory(4 * places * output)?;
-        let memory = [words(device, places * input)?, halves(device, stored, output * 9 * input)?, y];
-        Ok(Self { device, stored, conv, memory })
+        let (x, weight, y) = (n * side * side * input, output * 9 * input, n * side * side * output);
+        let sizes = match of {
+            Of::Y => [x, weight, y],
+            Of::Input => [y, weight, x],
+            Of::Weight => [y, x, weight],
+        };
+        let [a, b, c] = sizes;
+        let memory = [halves(device, stored, a)?, halves(device, stored, b)?, device.memory(4 * c)?];
+        Ok(Self { device, of, stored, conv, sizes, memory })
     }
 
-    fn run(&self, way: Option<(Shape, usize)>) -> Result<()> {
-        let Conv2d { n, size: [h, w], input, output, .. } = self.conv;
-        let dims = [[n * h * w * input], [output * 9 * input], [n * h * w * output]];
-        let [x, weight, y] = [0, 1, 2].map(|i| View::new(&self.memory[i], 0, &dims[i], &[1]));
-        self.device.convolution(&self.conv, x, View { stored: self.stored, ..weight }, None, y, way)
+    fn run(&self, way: ConvWay) -> Result<()> {
+        let dims = self.sizes.map(|n| [n]);
+        let [a, b, c] = [0, 1, 2].map(|i| View::new(&self.memory[i], 0, &dims[i], &[1]));
+        let [a, b] = [a, b].map(|view| View { stored: self.stored, ..view });
+        self.device.convolution(self.of, &self.conv, [a, b], None, c, way)
     }
 
-    fn result(&self, way: Option<(Shape, usize)>) -> Result<Vec<u32>> {
+    fn result(&self, way: ConvWay) -> Result<Vec<u32>> {
         self.run(way)?;
         downloaded(&self.memory[2])
     }
 
-    fn seconds(&self, way: Option<(Shape, usize)>) -> Result<f64> {
+    fn seconds(&self, way: ConvWay) -> Result<f64> {
         seconds(self.device, || self.run(way))
     }
 }

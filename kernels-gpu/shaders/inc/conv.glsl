@@ -2,13 +2,6 @@
 // its depth goes over the window's elements, then channels. Includes define INPUT, and how many rows ROWS_A a thread brings.
 // Places whose coordinates leave the same rest by the stride are seen by the same elements of the kernel: a phase, in which x's gradient is a
 // convolution of stride 1. Each of `parts` parts of the depth writes maps of its own.
-#include "inc/job.glsl"
-#include "inc/window.glsl"
-layout(push_constant) uniform Push {
-    uint jobs, across, down, parts, depth, groups, output_;
-    uint a_at, b_at, c_at, bias_at;
-    Window of;
-} push;
 
 // One axis: output i lies at first + i apart, and sees through element tap + j every of the kernel the place base + i step + j reach.
 struct Axis {
@@ -33,8 +26,8 @@ struct Depth {
 };
 
 Axis rows, cols;
-// Channels of a group of the map, and of all; what the depth ends before.
-uint channels, all_channels, end;
+// Channels of a group of the map, and of all.
+uint channels, all_channels;
 // Of the rows that this thread brings: the place that the window's first element sees, and where that lies.
 int place_row[ROWS_A], place_col[ROWS_A], place[ROWS_A];
 
@@ -61,11 +54,6 @@ bool seen(Depth d, uint r, out uint at) {
     at = uint(place[r] + (row * int(cols.source) + col) * int(all_channels) + int(d.channel));
     return d.k < end && uint(place_row[r] + row) < rows.source && uint(place_col[r] + col) < cols.source;
 }
-
-// The product that a job is of: its sizes, and the depth that this part of it ends before.
-struct Product {
-    uint m, n, from;
-};
 
 Product product_of(Job job) {
     const Window of = push.of;

@@ -12,7 +12,7 @@ use crate::shaders::Shader;
 use crate::view::{Stored, View};
 
 /// By cooperative matrices of this shape, in the tiles from this number on; else in f32.
-type Way = Option<(Shape, usize)>;
+pub(crate) type Way = Option<(Shape, usize)>;
 
 /// What a workgroup makes of a product: rows and columns, and the constants of its shader that say so.
 #[derive(Clone, Debug)]
@@ -57,12 +57,16 @@ impl Tile {
         Self { rows: m as usize, cols: n as usize, spec, depth: DEPTH as usize, shared, rate }
     }
 
-    fn matrices([down, across, rows, cols]: [u32; 4], subgroup: u32, shape: Shape, rate: f64) -> Self {
-        let (m, n, depth) = (down * rows * shape.m, across * cols * shape.n, matrices::DEPTH);
-        let spec = vec![down * across * subgroup, down, across, rows, cols, shape.m, shape.n, shape.k, depth];
-        // Both slices in half, with an eight more to a row; after them the sums.
-        let shared = (2 * (m + n) * (depth + 8)).max(4 * down * across * shape.m * (cols * shape.n + 4));
+    fn matrices(tile: [u32; 4], subgroup: u32, shape: Shape, rate: f64) -> Self {
+        let depth = matrices::DEPTH;
+        let matrices::Tile { sides: [m, n], spec, shared } = matrices::Tile::new(tile, depth, subgroup, shape);
         Self { rows: m as usize, cols: n as usize, spec, depth: depth as usize, shared, rate }
+    }
+
+    /// Whether each thread stays at one eight of a slice's rows, whichever way it lies.
+    fn has_whole_rows(&self) -> bool {
+        let threads = self.spec[0] as usize;
+        [self.rows, self.cols].iter().all(|side| side.is_multiple_of(8) && threads.is_multiple_of(side / 8))
     }
 
     fn count(&self, [m, n]: [usize; 2]) -> usize {
@@ -118,11 +122,14 @@ fn wide<'a>(x: View<'a>, held: &'a Option<Memory>) -> View<'a> {
     held.as_ref().map_or(x, |memory| View::new(memory, 0, x.dims, x.strides))
 }
 
-/// What is computed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Of {
+/// What is computed, as `inc/conv_matrices.glsl` numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Of {
+    /// From x and the weight.
     Y,
+    /// dx, from dy and the weight.
     Input,
+    /// dweight, from dy and x.
     Weight,
 }
 
@@ -142,8 +149,7 @@ struct Products<'a> {
 impl Device {
     /// y = x * weight + bias as kernels-cpu's `Conv2d`, but for the weight's order: [output, kernel rows, kernel cols, input / groups]. All
     /// contiguous. The weight is f32 or stored in half; then products are in half, with sums of f32, where the device has cooperative matrices for
-    /// it that are right and quicker. So may maps be, here and of the gradients: where windows are places they are multiplied as they are, else widened
-    /// before.
+    /// it that are right and quicker. So may maps be, here and of the gradients: they are rounded to what the weight is stored as, or widened.
     ///
     /// # Errors
     /// As [`Self::copy`].
@@ -159,9 +165,34 @@ impl Device {
         if is_product(conv) {
             return self.matrix_product([places(conv), conv.input, conv.output], (x, false), (weight, true), bias, y);
         }
-        let way = self.conv_way(weight.stored)?.map(|shape| (shape, 0));
-        let held = self.widened(x)?;
-        self.convolution(conv, wide(x, &held), weight, bias, y, way)
+        self.convolution(Of::Y, conv, [x, weight], bias, y, self.conv_way(Of::Y, weight.stored)?)
+    }
+
+    /// dx of [`Self::conv2d`], from dy and the weight.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn conv2d_backward_input(&self, conv: &Conv2d, dy: View<'_>, weight: View<'_>, dx: View<'_>) -> Result<()> {
+        assert!([dy, weight, dx].iter().all(View::is_contiguous), "conv2d_backward_input: layouts");
+        if is_product(conv) {
+            let sizes = [places(conv), conv.output, conv.input];
+            return self.matrix_product(sizes, (dy, false), (weight, false), None, dx);
+        }
+        self.convolution(Of::Input, conv, [dy, weight], None, dx, self.conv_way(Of::Input, weight.stored)?)
+    }
+
+    /// dweight of [`Self::conv2d`], in its order, from x and dy: the sum over all windows. Products are in half where both are stored so.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn conv2d_backward_weight(&self, conv: &Conv2d, x: View<'_>, dy: View<'_>, dweight: View<'_>) -> Result<()> {
+        assert!([x, dy, dweight].iter().all(View::is_contiguous), "conv2d_backward_weight: layouts");
+        assert!(conv.n > 0 || dweight.numel() == 0, "conv2d_backward_weight: no maps");
+        let stored = if x.stored == dy.stored { x.stored } else { Stored::F32 };
+        if is_product(conv) && stored != Stored::F32 {
+            return self.matrix_product([conv.output, places(conv), conv.input], (dy, true), (x, false), None, dweight);
+        }
+        self.convolution(Of::Weight, conv, [dy, x], None, dweight, self.conv_way(Of::Weight, stored)?)
     }
 
     /// C [m, n] = A [m, k] B [k, n] + bias, contiguous, of operands that lie so or, with true beside them, turned.
@@ -192,116 +223,59 @@ impl Device {
         Ok(Some(memory))
     }
 
-    /// As [`Self::conv2d`], in this way.
+    /// What is asked for, of what it is made from, in this way: turn by turn, so that a turn's maps are bound at once. Each turn's gradient of the
+    /// weight is added last.
     pub(crate) fn convolution(
         &self,
+        of: Of,
         conv: &Conv2d,
-        x: View<'_>,
-        weight: View<'_>,
+        [a, b]: [View<'_>; 2],
         bias: Option<View<'_>>,
-        y: View<'_>,
+        c: View<'_>,
         way: Way,
     ) -> Result<()> {
         let conv = patches(conv);
         let ([of_x, of_y], [oh, ow]) = (of_maps(&conv), conv.grid());
+        let Window { kernel, stride, dilation, .. } = conv.window;
         let [inputs, outputs] = [conv.input, conv.output].map(|n| n / conv.groups);
-        let depth = conv.window.kernel.iter().product::<usize>() * inputs;
-        self.in_turns(&conv, |first, part| {
-            let ([x_dims, y_dims], rows) = ([[part.n * of_x], [part.n * of_y]], part.n * oh * ow);
-            let channels = [[conv.input, inputs], [depth, inputs], [conv.output, outputs]];
-            let products = Products {
-                of: Of::Y,
-                conv: part,
-                sizes: [rows, outputs, depth],
-                times: conv.groups,
-                a: maps(x, first, of_x, &x_dims),
-                b: weight,
-                bias,
-                channels,
-            };
-            self.multiply(&products, way, maps(y, first, of_y, &y_dims))
-        })
-    }
-
-    /// dx of [`Self::conv2d`], from dy and the weight.
-    ///
-    /// # Errors
-    /// As [`Self::copy`].
-    pub fn conv2d_backward_input(&self, conv: &Conv2d, dy: View<'_>, weight: View<'_>, dx: View<'_>) -> Result<()> {
-        assert!([dy, weight, dx].iter().all(View::is_contiguous), "conv2d_backward_input: layouts");
-        if is_product(conv) {
-            return self.matrix_product(
-                [places(conv), conv.output, conv.input],
-                (dy, false),
-                (weight, false),
-                None,
-                dx,
-            );
-        }
-        let held = self.widened(dy)?;
-        let dy = wide(dy, &held);
-        let conv = patches(conv);
-        let ([of_x, of_y], Window { kernel, stride, dilation, .. }) = (of_maps(&conv), conv.window);
-        let [inputs, outputs] = [conv.input, conv.output].map(|n| n / conv.groups);
-        // Of each phase, the most places and elements of the kernel that there may be.
+        let row = kernel.iter().product::<usize>() * inputs;
+        // Of each phase of x, the most places and elements of the kernel that there may be.
         let along = |k: usize| {
             let every = (1..=stride[k]).find(|every| (every * dilation[k]).is_multiple_of(stride[k]));
             (conv.size[k].div_ceil(stride[k]), kernel[k].div_ceil(every.unwrap_or(1)))
         };
-        let (rows, cols) = (along(0), along(1));
-        self.in_turns(&conv, |first, part| {
-            let [y_dims, x_dims] = [[part.n * of_y], [part.n * of_x]];
-            let products = Products {
-                of: Of::Input,
-                conv: part,
-                sizes: [part.n * rows.0 * cols.0, inputs, rows.1 * cols.1 * outputs],
-                times: conv.groups * stride[0] * stride[1],
-                a: maps(dy, first, of_y, &y_dims),
-                b: weight,
-                bias: None,
-                channels: [[conv.output, outputs], [inputs, inputs], [conv.input, inputs]],
-            };
-            self.multiply(&products, None, maps(dx, first, of_x, &x_dims))
-        })
-    }
-
-    /// dweight of [`Self::conv2d`], in its order, from x and dy: the sum over all windows.
-    ///
-    /// # Errors
-    /// As [`Self::copy`].
-    pub fn conv2d_backward_weight(&self, conv: &Conv2d, x: View<'_>, dy: View<'_>, dweight: View<'_>) -> Result<()> {
-        assert!([x, dy, dweight].iter().all(View::is_contiguous), "conv2d_backward_weight: layouts");
-        assert!(conv.n > 0 || dweight.numel() == 0, "conv2d_backward_weight: no maps");
-        if is_product(conv) && x.stored != Stored::F32 && x.stored == dy.stored {
-            return self.matrix_product([conv.output, places(conv), conv.input], (dy, true), (x, false), None, dweight);
-        }
-        let held = [self.widened(x)?, self.widened(dy)?];
-        let [x, dy] = [wide(x, &held[0]), wide(dy, &held[1])];
-        let conv = patches(conv);
-        let ([of_x, of_y], [oh, ow], weights) = (of_maps(&conv), conv.grid(), dweight.numel());
-        let [inputs, outputs] = [conv.input, conv.output].map(|n| n / conv.groups);
-        let row = conv.window.kernel.iter().product::<usize>() * inputs;
-        let turns = conv.n.div_ceil(self.maps_at_once(&conv));
+        let (rows, cols, phases) = (along(0), along(1), stride[0] * stride[1]);
+        let weights = c.numel();
+        let turns = if of == Of::Weight { conv.n.div_ceil(self.maps_at_once(&conv)) } else { 1 };
         let held = self.memory(if turns > 1 { 4 * turns * weights } else { 0 })?;
-        let (all, dims) = ([turns * weights], [weights]);
+        let (all, own) = ([turns * weights], [weights]);
         let (of_turns, mut turn) = (View::new(&held, 0, &all, &[1]), 0);
         self.in_turns(&conv, |first, part| {
-            let ([y_dims, x_dims], windows) = ([[part.n * of_y], [part.n * of_x]], part.n * oh * ow);
-            let products = Products {
-                of: Of::Weight,
-                conv: part,
-                sizes: [outputs, row, windows],
-                times: conv.groups,
-                a: maps(dy, first, of_y, &y_dims),
-                b: maps(x, first, of_x, &x_dims),
-                bias: None,
-                channels: [[conv.output, outputs], [conv.input, inputs], [row, row]],
+            let windows = part.n * oh * ow;
+            let ([x_dims, y_dims], b_dims) = ([[part.n * of_x], [part.n * of_y]], [b.numel()]);
+            let (x_of, y_of) = (|v| maps(v, first, of_x, &x_dims), |v| maps(v, first, of_y, &y_dims));
+            let whole = maps(b, 0, 0, &b_dims);
+            let (sizes, times, [a, b, c], channels) = match of {
+                Of::Y => {
+                    let channels = [[conv.input, inputs], [row, inputs], [conv.output, outputs]];
+                    ([windows, outputs, row], 1, [x_of(a), whole, y_of(c)], channels)
+                }
+                Of::Input => {
+                    let sizes = [part.n * rows.0 * cols.0, inputs, rows.1 * cols.1 * outputs];
+                    let channels = [[conv.output, outputs], [inputs, inputs], [conv.input, inputs]];
+                    (sizes, phases, [y_of(a), whole, x_of(c)], channels)
+                }
+                Of::Weight => {
+                    let to = if turns > 1 { maps(of_turns, turn, weights, &own) } else { maps(c, 0, 0, &own) };
+                    turn += 1;
+                    let channels = [[conv.output, outputs], [conv.input, inputs], [row, row]];
+                    ([outputs, row, windows], 1, [y_of(a), x_of(b), to], channels)
+                }
             };
-            turn += 1;
-            let to = if turns > 1 { maps(of_turns, turn - 1, weights, &dims) } else { maps(dweight, 0, 0, &dims) };
-            self.multiply(&products, None, to)
+            let products = Products { of, conv: part, sizes, times: conv.groups * times, a, b, bias, channels };
+            self.multiply(&products, way, c)
         })?;
-        if turns > 1 { self.sum(of_turns, [1, turns, weights], maps(dweight, 0, 0, &dims)) } else { Ok(()) }
+        if turns > 1 { self.sum(of_turns, [1, turns, weights], maps(c, 0, 0, &own)) } else { Ok(()) }
     }
 
     /// As many maps as the device binds, and kernels count.
@@ -322,10 +296,13 @@ impl Device {
     fn conv_tile(&self, way: Way, sizes: [usize; 3], times: usize) -> Option<(Tile, usize)> {
         let (limits, [_, _, depth]) = (self.limits(), sizes);
         let tiles: Vec<Tile> = match way {
-            None => WORDS.iter().map(|&(tile, rate)| Tile::words(tile, rate)).collect(),
+            None => {
+                let from = if limits.large_tiles { 0 } else { WORDS.len() - 1 };
+                WORDS[from..].iter().map(|&(tile, rate)| Tile::words(tile, rate)).collect()
+            }
             Some((shape, from)) => {
-                let subgroup = self.0.matrices.subgroup;
-                MATRICES[from..].iter().map(|&(tile, rate)| Tile::matrices(tile, subgroup, shape, rate)).collect()
+                let made = |&(tile, rate): &_| Tile::matrices(tile, self.0.matrices.subgroup, shape, rate);
+                MATRICES[from..].iter().map(made).filter(Tile::has_whole_rows).collect()
             }
         };
         let fitting = tiles.into_iter().filter(|t| t.spec[0] <= limits.threads && t.shared <= limits.shared);
@@ -346,6 +323,11 @@ impl Device {
         let chosen = |way| self.conv_tile(way, p.sizes, p.times).map(|(tile, parts)| (way, tile, parts));
         let (way, tile, most) =
             chosen(way).or_else(|| chosen(None)).ok_or_else(|| Error::Limit("no room for a tile".to_owned()))?;
+        // Matrices take maps as they are stored, where that is what they multiply.
+        let number = if way.is_some() { p.b.stored } else { Stored::F32 };
+        let widened = |x: View<'_>| if x.stored == number { Ok(None) } else { self.widened(x) };
+        let held = [widened(p.a)?, if p.of == Of::Weight { widened(p.b)? } else { None }];
+        let (a, b) = (wide(p.a, &held[0]), wide(p.b, &held[1]));
         // Parts begin with a slice.
         let of_part = depth.div_ceil(most).next_multiple_of(tile.depth).max(1);
         let parts = depth.div_ceil(of_part).max(1);
@@ -355,9 +337,9 @@ impl Device {
         let mut bindings = vec![bound.writing()];
         // What has no elements is not read.
         let [mut a_at, mut b_at, mut bias_at] = [0; 3];
-        for (number, view, at) in [(0, Some(p.a), &mut a_at), (1, Some(p.b), &mut b_at), (3, p.bias, &mut bias_at)] {
+        for (number, view, at) in [(0, Some(a), &mut a_at), (1, Some(b), &mut b_at), (3, p.bias, &mut bias_at)] {
             if let Some(view) = view.filter(|view| view.numel() > 0) {
-                let (binding, place) = if number == 1 { view.bind_stored(number)? } else { view.bind(number)? };
+                let (binding, place) = view.bind_stored(number)?;
                 bindings.push(binding);
                 *at = place;
             }
@@ -366,22 +348,17 @@ impl Device {
         let at_once = |[channels, of_group]: [usize; 2], at: u32, unit: usize| {
             u32::from([channels, of_group, at as usize].iter().all(|n| n.is_multiple_of(unit)))
         };
-        let [a, b, c_] = p.channels;
-        let (bias, stored) = (u32::from(p.bias.is_some()), p.b.stored);
+        let unit = if way.is_some() { 8 } else { 4 };
+        // Of f32 an eight is read as two fours.
+        let once = |i: usize, stored, at: u32| {
+            at_once(p.channels[i], 0, unit) & at_once([0; 2], at, if stored == Stored::F32 { 4 } else { unit })
+        };
+        let together = [once(0, a.stored, a_at), once(1, b.stored, b_at), at_once(p.channels[2], c_at, 4)];
+        let (bias, kinds) = (u32::from(p.bias.is_some()), [a.stored as u32, b.stored as u32]);
         let (shader, form) = match (p.of, way) {
-            (Of::Weight, _) => {
-                (Shader::ConvWeight, vec![at_once(a, a_at, 4), at_once(b, b_at, 4), at_once(c_, c_at, 4)])
-            }
-            (_, None) => {
-                let input = u32::from(p.of == Of::Input);
-                let fours = [at_once(a, a_at, 4), at_once(b, b_at, 4), at_once(c_, c_at, 4)];
-                (Shader::Conv, [&[input, bias][..], &fours, &[stored as u32]].concat())
-            }
-            (_, Some(_)) => {
-                // The map is read as two fours.
-                let eights = at_once(a, 0, 8) & at_once([4, 4], a_at, 4);
-                (matrices::conv_shader(stored), vec![bias, eights, at_once(b, b_at, 8), at_once(c_, c_at, 4)])
-            }
+            (of, Some(_)) => (matrices::conv_shader(number), [&[of as u32, bias][..], &kinds, &together].concat()),
+            (Of::Weight, None) => (Shader::ConvWeight, together.to_vec()),
+            (of, None) => (Shader::Conv, [&[u32::from(of == Of::Input), bias][..], &together, &kinds[1..]].concat()),
         };
         let spec = [tile.spec.clone(), form].concat();
         let [across, down] = [n.div_ceil(tile.cols), m.div_ceil(tile.rows)];
@@ -397,5 +374,22 @@ impl Device {
         let (work, groups) = (2 * (m * n * p.times * depth.max(1)) as u64, [jobs as u64, 1, 1]);
         self.dispatch(Kernel { shader, spec: &spec, bindings: &bindings, push: &push, groups, work })?;
         if parts > 1 { self.sum(to, [1, parts, written], maps(c, 0, 0, &[written])) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Options;
+    use crate::select::Choice;
+
+    #[test]
+    fn tiles_are_as_large_as_the_device_has_them() {
+        for large_tiles in [false, true] {
+            let options = Options { choice: Choice::Index(0), large_tiles, cores: Some(1), ..Options::default() };
+            let Ok(d) = Device::open(&options) else { return };
+            let rows = d.conv_tile(None, [4096; 3], 1).map(|(tile, _)| tile.rows);
+            assert_eq!(rows, Some(if d.limits().large_tiles { 128 } else { 32 }));
+        }
     }
 }

@@ -88,19 +88,9 @@ impl Tile {
         Self { rows: m, cols: n, spec, shared: bytes(depth), rates: [rate; 2] }
     }
 
-    fn matrices(
-        [down, across, rows, cols]: [u32; 4],
-        depth: u32,
-        subgroup: u32,
-        shape: Shape,
-        rates: [f64; 2],
-    ) -> Self {
-        let (m, n) = (down * rows * shape.m, across * cols * shape.n);
-        let spec = vec![down * across * subgroup, down, across, rows, cols, shape.m, shape.n, shape.k, depth];
-        // Both tiles in half, whichever way they lie; after them the sums.
-        let tile = |side: u32| 2 * (side * (depth + 8)).max(depth * (side + 8));
-        let sums = 4 * down * across * shape.m * (cols * shape.n + 4);
-        Self { rows: m, cols: n, spec, shared: (tile(m) + tile(n)).max(sums), rates }
+    fn matrices(tile: [u32; 4], depth: u32, subgroup: u32, shape: Shape, rates: [f64; 2]) -> Self {
+        let matrices::Tile { sides: [rows, cols], spec, shared } = matrices::Tile::new(tile, depth, subgroup, shape);
+        Self { rows, cols, spec, shared, rates }
     }
 }
 

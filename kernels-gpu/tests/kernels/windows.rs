@@ -31,6 +31,11 @@ fn drawn(rng: &mut Rng) -> Conv2d {
 
 /// A convolution, its bias now and then, and both its gradients; each twice, with the same bits. Of numbers that the weight's type holds.
 fn convolution(d: &Device, rng: &mut Rng, conv: &Conv2d, stored: Stored) {
+    convolution_by(d, rng, conv, stored, false);
+}
+
+/// And with `matrices` by those of the device alone, wherever something is written and what asks for them is stored in half.
+fn convolution_by(d: &Device, rng: &mut Rng, conv: &Conv2d, stored: Stored, matrices: bool) {
     let normal = |rng: &mut Rng| match stored {
         Stored::F32 => normal(rng),
         half => half_stored::wide(half, half_stored::narrow(half, normal(rng))),
@@ -58,24 +63,30 @@ fn convolution(d: &Device, rng: &mut Rng, conv: &Conv2d, stored: Stored) {
     };
     let (xs, ws, bs, dys) = (wide(&x.values), ordered(&wide(&weight.values)), wide(&bias.values), wide(&dy.values));
     let (y, biased) = (out(d, rng, &dy.dims), rng.chance(0.6));
-    let twice = |to: &Drawn, f: &dyn Fn()| {
+    let twice = |to: &Drawn, half: bool, f: &dyn Fn()| {
+        let before = d.by_matrices();
         f();
         let first = to.read();
+        let kernels = d.by_matrices() - before;
+        assert!(!matrices || (kernels > 0) == (half && !first.is_empty()), "{kernels} kernels by matrices: {conv:?}");
         f();
         assert!(to.read() == first, "other bits");
         first
     };
-    let got = twice(&y, &|| d.conv2d(conv, x_there(), weight_there(), biased.then(|| bias.view()), y.view()).unwrap());
+    let (weight_half, maps_half) = (half.is_some(), half_x.is_some());
+    let bias_there = || biased.then(|| bias.view());
+    let got = twice(&y, weight_half, &|| d.conv2d(conv, x_there(), weight_there(), bias_there(), y.view()).unwrap());
     close("conv2d", &got, &conv2d_def(conv, &xs, &ws, biased.then_some(&bs[..])), 3e-6);
     let (dx, mut exact) = (out(d, rng, &x.dims), vec![0.0; xs.len()]);
-    let got = twice(&dx, &|| d.conv2d_backward_input(conv, dy_there(), weight_there(), dx.view()).unwrap());
+    let input = || d.conv2d_backward_input(conv, dy_there(), weight_there(), dx.view()).unwrap();
+    let got = twice(&dx, weight_half, &input);
     conv.backward_input(&dys, &ws, &mut exact);
     close("conv2d_backward_input", &got, &exact, 3e-6);
     if conv.n == 0 {
         return;
     }
     let (dw, mut exact) = (out(d, rng, &weight.dims), vec![0.0; ws.len()]);
-    let got = twice(&dw, &|| d.conv2d_backward_weight(conv, x_there(), dy_there(), dw.view()).unwrap());
+    let got = twice(&dw, maps_half, &|| d.conv2d_backward_weight(conv, x_there(), dy_there(), dw.view()).unwrap());
     conv.backward_weight(&xs, &dys, &mut exact);
     let got: Vec<f32> = ordered(&wide(&got)).into_iter().map(|w| w as f32).collect();
     close("conv2d_backward_weight", &got, &exact, 5e-6);
@@ -94,10 +105,10 @@ fn convolutions_are_their_definition() {
 #[test]
 fn convolutions_are_their_definition_in_tiles_of_all_sizes() {
     let changes: [fn(&mut Options); 4] = [
-        |o| o.cores = Some(1),
-        |o| (o.cores, o.threads) = (Some(1), Some(128)),
-        |o| (o.cores, o.threads) = (Some(1), Some(64)),
-        |o| (o.cores, o.shared) = (Some(1000), Some(16384)),
+        |o| (o.large_tiles, o.cores) = (true, Some(1)),
+        |o| (o.large_tiles, o.cores, o.threads) = (true, Some(1), Some(128)),
+        |o| (o.large_tiles, o.cores, o.threads) = (true, Some(1), Some(64)),
+        |o| (o.large_tiles, o.cores, o.shared) = (true, Some(1000), Some(16384)),
     ];
     let devices = std::cell::OnceCell::new();
     check(12, |rng| {
@@ -125,32 +136,50 @@ fn many_channels(rng: &mut Rng) -> Conv2d {
 
 #[test]
 fn cooperative_matrices_make_the_same_convolutions() {
-    // Large tiles, small ones, and parts of the depth.
+    // Large tiles, small ones, and parts of the depth. Few of the large, which software takes seconds to compile.
     let changes: [fn(&mut Options); 3] = [
-        |o| (o.matrices, o.cores) = (Some(true), Some(1)),
+        |o| (o.matrices, o.large_tiles, o.cores) = (Some(true), true, Some(1)),
         |o| (o.matrices, o.shared) = (Some(true), Some(6000)),
         |o| (o.matrices, o.cores) = (Some(true), Some(1000)),
     ];
-    for change in changes {
+    for (change, seeds) in changes.into_iter().zip([4, 16, 16]) {
         check(1, |_| {
             let Some((d, kinds)) = with_matrices(change) else { return };
-            for seed in 0..4 {
+            for seed in 0..seeds {
                 let mut rng = Rng::new(seed, 0x6d_6174);
                 let conv = if seed % 2 == 0 { many_channels(&mut rng) } else { drawn(&mut rng) };
-                convolution(&d, &mut rng, &conv, kinds[seed as usize % kinds.len()]);
+                convolution_by(&d, &mut rng, &conv, kinds[seed as usize % kinds.len()], true);
             }
         });
     }
+}
+
+/// So deep, of so few tiles for so many cores, that each of the three falls into parts.
+#[test]
+fn cooperative_matrices_sum_parts() {
+    check(1, |_| {
+        let Some((d, kinds)) = with_matrices(|o| (o.matrices, o.cores) = (Some(true), Some(1000))) else { return };
+        for ([n, side, input, output], stride) in
+            [([1, 6, 512, 24], 1), ([1, 6, 21, 512], 1), ([4, 40, 16, 12], 1), ([4, 81, 9, 20], 2)]
+        {
+            let window = Window::square(3, stride, 1);
+            let conv = Conv2d { n, size: [side, side - 1], input, output, groups: 1, window };
+            // With maps in half and without.
+            for seed in 0..3 {
+                convolution_by(&d, &mut Rng::new(seed, 1), &conv, kinds[seed as usize % kinds.len()], true);
+            }
+        }
+    });
 }
 
 /// More maps than are bound at once.
 #[test]
 fn convolutions_go_in_turns() {
     check(1, |rng| {
-        let d = open(|o| o.range = Some(1 << 17)).unwrap();
+        let d = open(|o| (o.range, o.matrices) = (Some(1 << 17), Some(true))).unwrap();
         for window in [Window::square(3, 1, 1), Window::square(2, 2, 0)] {
             let conv = Conv2d { n: 5, size: [20, 20], input: 32, output: 8, groups: 1, window };
-            convolution(&d, rng, &conv, Stored::F32);
+            [Stored::F32, KINDS[0], KINDS[1]].into_iter().for_each(|stored| convolution(&d, rng, &conv, stored));
         }
     });
 }
