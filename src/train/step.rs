@@ -1,5 +1,6 @@
 //! Loss and gradients of one batch: at once, or in parts with the same result.
 
+use crate::device;
 use crate::error::{Error, Result};
 use crate::loss::{self, TierOptions};
 use crate::models::dual_encoder::Embeddings;
@@ -126,6 +127,7 @@ pub fn value(model: &DualEncoder, pairs: &Pairs, options: &TierOptions) -> Parts
 }
 
 fn parts(loss: &loss::Loss) -> Parts {
+    device::bring(&[&loss.total, &loss.clip, &loss.patch_entropy, &loss.token_entropy]);
     Parts {
         total: loss.total.item(),
         clip: loss.clip.item(),
@@ -140,8 +142,11 @@ pub fn supervised(model: &mut Classifier, pixels: &Tensor, targets: &Tensor, kno
     let (logits, noted) = model.forward_train(pixels);
     noted.apply(model);
     let loss = apply(BceWithLogits, &[&logits, targets, known]);
-    let value = loss.item();
-    Step { parts: Parts { total: value, clip: value, ..Parts::default() }, grads: loss.backward() }
+    let value = loss.detach();
+    // A device is waited for once it has all of the work.
+    let grads = loss.backward();
+    let value = value.item();
+    Step { parts: Parts { total: value, clip: value, ..Parts::default() }, grads }
 }
 
 /// Loss and gradients of a batch, `micro_batch` pairs at a time (0: all at once). Moves the running statistics of batch norms, once for each
@@ -155,7 +160,11 @@ pub fn step(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
         noted.into_iter().for_each(|noted| noted.apply(model));
         let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options);
         drop((views, texts));
-        return Step { parts: parts(&loss), grads: loss.total.backward() };
+        let values = loss.detach();
+        drop((loss.clip, loss.patch_entropy, loss.token_entropy));
+        // A device is waited for once it has all of the work.
+        let grads = loss.total.backward();
+        return Step { parts: parts(&values), grads };
     }
     in_parts(model, pairs, options, micro_batch)
 }
