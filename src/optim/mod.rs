@@ -192,6 +192,10 @@ impl Step<'_> {
         if self.update_there(exempt, p, &gradient, state) {
             return;
         }
+        // What a device could not change goes with what it did.
+        if self.norm.is_there() && !self.norm.value().is_finite() {
+            return;
+        }
         let (gradient, [m, v]) = (self.clipped(gradient), state);
         let written = for_float!("optimiser", p.dtype(), F => Tensor::update([p, m, v], |[p, m, v]: [&mut [F]; 3]| {
             let g = gradient.as_slice();

@@ -187,8 +187,9 @@ fn in_parts(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
         wholes.iter().map(|parts| Tensor::concat(&parts.iter().collect::<Vec<_>>(), 0).trainable()).collect();
     let (texts, views) = leaves.split_last().expect("views and texts");
     let clip = loss::contrast(&views.iter().collect::<Vec<_>>(), texts, &pairs.groups, &model.logit_scale);
-    let mut out = Parts { clip: clip.item(), ..Parts::default() };
+    let value = clip.detach();
     let mut grads = clip.backward();
+    let mut out = Parts { clip: value.item(), ..Parts::default() };
     let slopes: Vec<Option<Tensor>> = leaves.iter().map(|leaf| grads.take(leaf)).collect();
 
     let [over_patches, over_tokens] = options.weights();
@@ -202,8 +203,7 @@ fn in_parts(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
         let [patch_entropy, token_entropy] = loss::entropies(&patches, &texts.parts, &part.mask, options);
         // The mean over tokens weighs parts by tokens, the mean over patches by pairs.
         let shares = [tokens(&part.mask) / all_tokens, len as f64 / n as f64];
-        out.patch_entropy += shares[0] * patch_entropy.item();
-        out.token_entropy += shares[1] * token_entropy.item();
+        let values = [patch_entropy.detach(), token_entropy.detach()];
         let penalty = &patch_entropy * (shares[0] * over_patches) + &token_entropy * (shares[1] * over_tokens);
         let one = Tensor::full([], 1.0, penalty.dtype());
         let mut outputs = vec![(penalty, one)];
@@ -214,6 +214,9 @@ fn in_parts(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
             }
         }
         grads.merge(backward_with(outputs));
+        device::bring(&values.each_ref());
+        out.patch_entropy += shares[0] * values[0].item();
+        out.token_entropy += shares[1] * values[1].item();
     }
     out.total = out.clip + over_patches * out.patch_entropy + over_tokens * out.token_entropy;
     Step { parts: out, grads }
