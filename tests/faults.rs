@@ -258,8 +258,11 @@ fn a_picture_that_vanished_is_named_and_a_changed_table_refused() {
     run.ends_well();
 }
 
+/// Of each number of a tensor.
+type Change = fn(f32) -> f32;
+
 /// The tests' model with the numbers of some tensors changed.
-fn changed_model(to: &Path, changes: &[(&str, fn(f32) -> f32)]) {
+fn changed_model(to: &Path, changes: &[(&str, Change)]) {
     std::fs::create_dir(to).unwrap();
     for file in ["config.json", "tokenizer.json", "preprocessor_config.json"] {
         std::fs::copy(model().join(file), to.join(file)).unwrap();
