@@ -12,11 +12,11 @@ mod tests;
 #[cfg(feature = "vulkan")]
 pub use gpu::{Gpu, caught, found};
 #[cfg(feature = "vulkan")]
-pub(crate) use gpu::{Mirrored, Operand, indices};
-#[cfg(not(feature = "vulkan"))]
-pub(crate) use none::Mirrored;
+pub(crate) use gpu::{Mirrored, Operand, bring, indices};
 #[cfg(not(feature = "vulkan"))]
 pub use none::{Gpu, caught, found};
+#[cfg(not(feature = "vulkan"))]
+pub(crate) use none::{Mirrored, bring};
 
 use std::time::{Duration, Instant};
 

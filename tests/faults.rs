@@ -1,5 +1,7 @@
 //! Training when the machine or its user misbehaves: kills, full disks, files that vanish or change, numbers that are not finite.
 
+#[path = "common/device.rs"]
+mod device;
 mod runs;
 
 use std::path::Path;
@@ -256,6 +258,52 @@ fn a_picture_that_vanished_is_named_and_a_changed_table_refused() {
     run.ends_well();
 }
 
+/// Of each number of a tensor.
+type Change = fn(f32) -> f32;
+
+/// The tests' model with the numbers of some tensors changed.
+fn changed_model(to: &Path, changes: &[(&str, Change)]) {
+    std::fs::create_dir(to).unwrap();
+    for file in ["config.json", "tokenizer.json", "preprocessor_config.json"] {
+        std::fs::copy(model().join(file), to.join(file)).unwrap();
+    }
+    let mut bytes = std::fs::read(model().join("model.safetensors")).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    for (name, change) in changes {
+        let [start, end] = [0, 1].map(|k| 8 + header + tensors[*name]["data_offsets"][k].as_u64().unwrap() as usize);
+        for number in bytes[start..end].chunks_exact_mut(4) {
+            let changed = change(f32::from_le_bytes(number.try_into().unwrap()));
+            number.copy_from_slice(&changed.to_le_bytes());
+        }
+    }
+    std::fs::write(to.join("model.safetensors"), bytes).unwrap();
+}
+
+/// Of weights that are finite as is their loss: on a device the norm is looked at after the step.
+#[test]
+fn a_gradient_that_is_not_finite_on_a_device_stops_training() {
+    let Some(gpu) = device::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken");
+    changed_model(
+        &broken,
+        &[
+            ("text_model.final_layer_norm.weight", |x| 1e20 * x),
+            ("text_model.final_layer_norm.bias", |x| 1e20 * x),
+            ("text_projection.weight", |x| 1e-20 * x),
+        ],
+    );
+    for accumulate in ["train.accumulate=1", "train.accumulate=2"] {
+        let out = folder.path().join(accumulate);
+        let more = ["--init", text(&broken), "--device", &gpu.name(), "--set", accumulate];
+        let arguments = train(&out, &more);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        refused(&arguments, 1, &["step 1: the gradient is not finite", "the sum of its squares", ".png"]);
+        assert!(!out.join(LAST).exists() && log(&out).is_empty());
+    }
+}
+
 #[test]
 fn what_is_not_finite_stops_training_with_its_place_and_keeps_the_last_checkpoint() {
     // A step that goes too far: the first is saved, the second cannot be computed.
@@ -287,19 +335,10 @@ fn what_is_not_finite_stops_training_with_its_place_and_keeps_the_last_checkpoin
     assert!(state["step"] == 1 && log(&out).len() == 1, "{state}");
     assert!(saved.iter().all(|(_, t)| tiergrad::finite::is_finite(t)));
 
-    // Weights with a NaN in them, and no care.
-    let broken = folder.path().join("broken");
-    std::fs::create_dir(&broken).unwrap();
-    for file in ["config.json", "tokenizer.json", "preprocessor_config.json"] {
-        std::fs::copy(model().join(file), broken.join(file)).unwrap();
-    }
-    let mut bytes = std::fs::read(model().join("model.safetensors")).unwrap();
-    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    // Weights that are NaN, and no care.
     let name = "vision_model.encoder.layers.0.mlp.fc1.weight";
-    let at = 8 + header + tensors[name]["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    std::fs::write(broken.join("model.safetensors"), bytes).unwrap();
+    let broken = folder.path().join("broken");
+    changed_model(&broken, &[(name, |_| f32::NAN)]);
     let out = folder.path().join("nan");
     let arguments = train(&out, &["--init", text(&broken)]);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

@@ -15,9 +15,10 @@ use tiergrad::models::{DualEncoder, DualEncoderConfig, Network, Planned};
 use tiergrad::nn::Module;
 use tiergrad::ops::attention::{Attention, attention};
 use tiergrad::ops::conv::Conv2d;
-use tiergrad::optim::{Optimiser, OptimiserConfig};
+use tiergrad::optim::{Norm, Optimiser, OptimiserConfig, Rule};
 use tiergrad::products::Products;
 use tiergrad::rng::Rng;
+use tiergrad::train::step::{Pairs, step};
 use tiergrad::{DType, Tensor, backward_with};
 
 fn config() -> DualEncoderConfig {
@@ -171,30 +172,115 @@ fn a_run_there_is_the_run_here_and_the_same_bits_again() {
     assert!(twenty_steps(Some(&gpu)) == (there, parameters));
 }
 
-/// A step's values and gradients are what the step before submitted, where memory has come to rest: nearly, as submissions end by the clock too
-/// (seen: all of them from the third step on). The optimiser's numbers are others in each step, and it is not looked at.
+/// All of a step, its optimiser included, is what the step before submitted, once memory has come to rest. Submissions end by the clock too, until
+/// that is settled.
 #[test]
 fn steps_are_recorded_once_and_replayed() {
     let Some(gpu) = gpu() else { return };
-    let mut model = DualEncoder::init(&config(), 1, DType::F32).unwrap();
-    model.visit("", &mut |_, p| *p = p.to_device(&gpu).trainable());
-    let (pixels, [ids, mask]) = inputs();
-    let (pixels, groups) = (pixels.to_device(&gpu), Tensor::from_slice(&[0i64, 1, 0], [3]));
-    let mut optimiser = Optimiser::new(OptimiserConfig::default());
-    let mut steps = Vec::new();
-    for _ in 0..6 {
-        let watch = Watch::new(&gpu);
-        let (image, text) = (model.encode_image(&pixels), model.encode_text(&ids, &mask));
-        let loss = tier_loss(&[image], &text, &mask, &groups, &model.logit_scale, &TierOptions::default()).total;
-        drop(text);
-        loss.item();
-        let grads = loss.backward();
-        steps.push(watch.activity().0);
-        optimiser.step(&mut model, grads, 1e-3).unwrap();
+    let staging = Gpu::weakened(&gpu.name()["vulkan:".len()..], "staging").map_err(|(_, error)| error).unwrap();
+    let resnet = ResnetConfig { image_size: 32, channels: 3, depths: vec![1, 2], base: 16, ..ResnetConfig::default() };
+    let residual = DualEncoderConfig { vision: resnet.into(), ..config() };
+    let (adam, sgd) = (Rule::Adamw, Rule::Sgd);
+    for (gpu, config, rule) in [(&gpu, config(), adam), (&staging, config(), sgd), (&staging, residual, adam)] {
+        let mut model = DualEncoder::init(&config, 1, DType::F32).unwrap();
+        model.visit_all("", &mut |_, p| *p = p.to_device(gpu));
+        model.visit("", &mut |_, p| *p = p.trainable());
+        let (pixels, [ids, mask]) = inputs();
+        let (pixels, groups) = (pixels.to_device(gpu), Tensor::from_slice(&[0i64, 1, 0], [3]));
+        let pairs = Pairs { views: vec![pixels], ids, mask, groups };
+        let mut optimiser = Optimiser::new(OptimiserConfig { rule, clip_norm: 0.5, ..OptimiserConfig::default() });
+        let (mut steps, mut norms) = (Vec::new(), Vec::new());
+        for number in 1..9 {
+            let watch = Watch::new(gpu);
+            let one = step(&mut model, &pairs, &TierOptions::default(), 0);
+            norms.push(optimiser.step(&mut model, one.grads, 1e-4 * f64::from(number)).unwrap());
+            model.clamp_logit_scale().unwrap();
+            steps.push(watch.activity().0);
+        }
+        assert!(norms.iter().all(|&norm| norm > 0.5), "clipped: {norms:?}");
+        assert_eq!(steps[0].replayed, 0);
+        for step in &steps[5..] {
+            assert!(step.submitted > 3 && step.replayed == step.submitted, "{rule:?}: {steps:?}");
+        }
     }
-    assert_eq!(steps[0].replayed, 0);
-    let [submitted, replayed] = steps[3..].iter().fold([0; 2], |[s, r], step| [s + step.submitted, r + step.replayed]);
-    assert!(submitted > 0 && 10 * replayed >= 9 * submitted, "{steps:?}");
+}
+
+/// Where it is clipped, is just as long, or has no finite norm, in which case nothing is changed there.
+#[test]
+fn a_gradient_is_clipped_there_as_here() {
+    let Some(gpu) = gpu() else { return };
+    // Norm 13, which f32 and f64 find alike.
+    let gradients = [[3.0f32, 4.0], [0.0, 12.0]];
+    let moved = |gpu: Option<&Gpu>, rule, clip_norm, factor: f32, together: bool| {
+        let mut model = DualEncoder::init(&config(), 1, DType::F32).unwrap();
+        let (mut outputs, mut before) = (Vec::new(), Vec::new());
+        model.visit("", &mut |_, p| {
+            *p = p.placed(gpu);
+            // The first vectors.
+            if let Some(gradient) = gradients.get(outputs.len()).filter(|_| p.numel() == 48) {
+                *p = p.trainable();
+                before.push(p.to_vec::<f32>());
+                let mut g = [0.0f32; 48];
+                g[..2].copy_from_slice(&gradient.map(|g| factor * g));
+                outputs.push((p.affine(1.0, 0.0), Tensor::from_slice(&g, *p.dims()).placed(gpu)));
+            }
+        });
+        let grads = backward_with(outputs);
+        let config = OptimiserConfig { rule, clip_norm, weight_decay: 0.1, ..OptimiserConfig::default() };
+        let norm = Norm::of(&grads);
+        assert_eq!(norm.is_there(), gpu.is_some());
+        // A number for the norm does as well.
+        let given = if together { norm.clone() } else { Norm::Here(norm.value()) };
+        Optimiser::new(config).step_of_norm(&mut model, grads, &given, 0.1).unwrap();
+        let mut after = Vec::new();
+        model.visit("", &mut |_, p| {
+            if p.is_tracked() {
+                after.push(p.to_vec::<f32>());
+            }
+        });
+        (norm.value(), before, after)
+    };
+    for rule in [Rule::Adam, Rule::Adamw, Rule::Sgd] {
+        for clip_norm in [0.0, 1.3, 13.0, 13.1] {
+            let expected = moved(None, rule, clip_norm, 1.0, true);
+            for together in [true, false] {
+                let (norm, before, after) = moved(Some(&gpu), rule, clip_norm, 1.0, together);
+                assert!(norm == 13.0 && expected.0 == 13.0 && after != before);
+                for (after, expected) in after.iter().flatten().zip(expected.2.iter().flatten()) {
+                    assert!((after - expected).abs() < 1e-6, "{rule:?} to {clip_norm}: {after} there, {expected} here");
+                }
+                for factor in [f32::NAN, f32::INFINITY] {
+                    let (norm, before, after) = moved(Some(&gpu), rule, clip_norm, factor, together);
+                    assert!(!norm.is_finite() && before == after, "{rule:?} to {clip_norm}: {norm}");
+                }
+            }
+        }
+    }
+}
+
+/// Running statistics, which are moved in place there.
+#[test]
+fn running_statistics_there_are_those_here() {
+    let Some(gpu) = gpu() else { return };
+    let resnet = ResnetConfig { image_size: 32, channels: 3, depths: vec![1, 2], base: 16, ..ResnetConfig::default() };
+    let residual = DualEncoderConfig { vision: resnet.into(), ..config() };
+    let [there, here] = [Some(&gpu), None].map(|gpu| {
+        let mut model = DualEncoder::init(&residual, 1, DType::F32).unwrap();
+        model.visit_all("", &mut |_, p| *p = p.placed(gpu));
+        model.visit("", &mut |_, p| *p = p.trainable());
+        for _ in 0..3 {
+            let (_, noted) = model.encode_image_train(&inputs().0.placed(gpu));
+            noted.apply(&mut model);
+        }
+        let mut all = Vec::new();
+        model.visit_buffers("", &mut |name, t| all.push((name.to_owned(), t.detach())));
+        all
+    });
+    assert!(there.len() > 10);
+    for ((name, there), (_, here)) in there.iter().zip(&here) {
+        let off = deviation(there, here);
+        assert!(there.device().is_some() && off < 1e-5, "{name}: {off:e} apart");
+    }
 }
 
 /// What is multiplied in bf16, with its value and gradients: the same numbers there as here, with sums of f32, and attention within what rounding its

@@ -234,6 +234,18 @@ impl Device {
         self.0.stream(|stream| stream.upload(&self.0, &memory, bytes))?;
         Ok(memory)
     }
+
+    /// As [`Memory::download`], of several, with one wait where they are small together.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    ///
+    /// # Panics
+    /// If bytes have another length than their memory.
+    pub fn download(&self, all: &mut [(&Memory, &mut [u8])]) -> Result<()> {
+        assert!(all.iter().all(|(memory, bytes)| memory.len() == bytes.len()), "download: bytes of memory");
+        self.0.stream(|stream| stream.download(&self.0, all))
+    }
 }
 
 impl Memory {
@@ -265,8 +277,7 @@ impl Memory {
     /// # Panics
     /// If `bytes` has another length.
     pub fn download(&self, bytes: &mut [u8]) -> Result<()> {
-        assert_eq!(bytes.len(), self.len(), "download: bytes of memory");
-        self.device.0.stream(|stream| stream.download(&self.device.0, self, bytes))
+        self.device.download(&mut [(self, bytes)])
     }
 }
 

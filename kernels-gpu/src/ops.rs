@@ -18,6 +18,7 @@ pub(crate) use gemm::{MATRICES, Way};
 pub use index::by_row;
 pub use map::Function;
 pub use rows::Softmax;
+pub use step::Clip;
 
 use crate::device::{Device, Kernel};
 use crate::error::Result;

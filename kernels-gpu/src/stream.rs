@@ -257,9 +257,8 @@ impl Stream {
     }
 
     pub fn upload(&mut self, device: &Shared, memory: &Memory, bytes: &[u8]) -> Result<()> {
-        if let Some(seen) = memory.seen {
-            // An earlier owner's kernels may still be under way.
-            self.wait(device, memory.busy)?;
+        // While an earlier owner's kernels are under way, bytes come behind them, as where the CPU does not see the memory.
+        if let Some(seen) = memory.seen.filter(|_| memory.busy <= self.completed) {
             // SAFETY: the memory is mapped and as long as `bytes`; it was just taken, so that nothing else uses it.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), seen.0, bytes.len()) };
             return Ok(());
@@ -274,21 +273,45 @@ impl Stream {
         Ok(())
     }
 
-    pub fn download(&mut self, device: &Shared, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
-        if let Some(seen) = memory.seen {
+    /// All of each memory, after one wait where they are small together.
+    pub fn download(&mut self, device: &Shared, all: &mut [(&Memory, &mut [u8])]) -> Result<()> {
+        if all.iter().all(|(memory, _)| memory.seen.is_some()) {
             self.finish(device)?;
-            // SAFETY: the memory is mapped and as long as `bytes`; everything that could write there is done.
-            unsafe { std::ptr::copy_nonoverlapping(seen.0, bytes.as_mut_ptr(), bytes.len()) };
+            for (seen, bytes) in all.iter_mut().filter_map(|(memory, bytes)| Some((memory.seen?, bytes))) {
+                // SAFETY: the memory is mapped and as long as `bytes`; everything that could write there is done.
+                unsafe { std::ptr::copy_nonoverlapping(seen.0, bytes.as_mut_ptr(), bytes.len()) };
+            }
             return Ok(());
         }
-        for (i, chunk) in bytes.chunks_mut(HALF as usize).enumerate() {
-            let (start, buffer) = self.staged(device, chunk.len())?;
-            let from = memory.start + i as u64 * HALF;
-            self.copy(device, [memory.buffer, buffer], [from, start], chunk.len() as u64)?;
-            self.finish(device)?;
+        let (mut parts, mut room): (Vec<(vk::Buffer, u64, &mut [u8])>, _) = (Vec::new(), 0);
+        for (memory, bytes) in all {
+            for (i, chunk) in bytes.chunks_mut(HALF as usize).enumerate() {
+                let len = chunk.len().next_multiple_of(16);
+                if room + len > HALF as usize {
+                    self.read(device, &mut parts, std::mem::take(&mut room))?;
+                }
+                room += len;
+                parts.push((memory.buffer, memory.start + i as u64 * HALF, chunk));
+            }
+        }
+        self.read(device, &mut parts, room)
+    }
+
+    /// Reads parts of buffers, each from a place on, through `room` bytes of the ring.
+    fn read(&mut self, device: &Shared, parts: &mut Vec<(vk::Buffer, u64, &mut [u8])>, room: usize) -> Result<()> {
+        let (start, to) = self.staged(device, room)?;
+        let ends = parts
+            .iter()
+            .scan(start, |end, part| Some(std::mem::replace(end, *end + part.2.len().next_multiple_of(16) as u64)));
+        let places: Vec<u64> = ends.collect();
+        for ((buffer, from, bytes), &place) in parts.iter().zip(&places) {
+            self.copy(device, [*buffer, to], [*from, place], bytes.len() as u64)?;
+        }
+        self.finish(device)?;
+        for ((.., bytes), place) in parts.drain(..).zip(places) {
             // SAFETY: as for uploads; the copy into it is done.
             unsafe {
-                std::ptr::copy_nonoverlapping(self.staging(device)?.seen(start), chunk.as_mut_ptr(), chunk.len())
+                std::ptr::copy_nonoverlapping(self.staging(device)?.seen(place), bytes.as_mut_ptr(), bytes.len())
             };
         }
         Ok(())

@@ -6,6 +6,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use kernels_gpu::ops::Function;
 use kernels_gpu::{Choice, Device, Memory, Options, Stored, View};
 
 use super::Activity;
@@ -77,7 +78,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub(crate) fn weakened(which: &str, limits: &str) -> Result<Self, (bool, Error)> {
+    pub fn weakened(which: &str, limits: &str) -> Result<Self, (bool, Error)> {
         let options = Options::of(Choice::of(which)).and_then(|options| options.limited(limits));
         let opened = options.and_then(|options| Device::open(&options));
         opened.map(|device| Self(Arc::new(Opened { device, fallbacks: Mutex::default() }))).map_err(|error| {
@@ -274,12 +275,23 @@ impl Gpu {
         }
     }
 
-    /// The sum of the squares of each tensor's elements; `None` where the device cannot.
-    pub(crate) fn sums_of_squares(&self, tensors: &[&Tensor]) -> Option<Vec<f32>> {
+    /// Holds a tensor's elements between two bounds, in place and without waiting for it; tells whether, as [`Self::update`].
+    pub(crate) fn clamp(&self, x: &mut Tensor, low: f32, high: f32) -> bool {
+        self.update([x], |[x]| self.kernels().map(Function::Clamp(low, high), x, x))
+    }
+
+    /// x += share (to - x) in place, for a share, `[1]`, that may change though what the device is told does not; tells whether, as
+    /// [`Self::update`].
+    pub(crate) fn follow(&self, x: &mut Tensor, to: &Tensor, share: &Tensor) -> bool {
+        let (Some(to), Some(share)) = (self.packed(to), self.operand(share)) else { return false };
+        self.update([x], |[x]| self.kernels().follow(to.view(), x, share.view()))
+    }
+
+    /// The sum of the squares of all elements of tensors; `None` where the device cannot.
+    pub(crate) fn sum_of_squares(&self, tensors: &[&Tensor]) -> Option<Tensor> {
         let tensors: Vec<Operand> = tensors.iter().map(|x| self.packed(x)).collect::<Option<_>>()?;
         let views: Vec<View<'_>> = tensors.iter().map(Operand::view).collect();
-        let sums = self.write(Meta::new([tensors.len()], DType::F32), |y| self.kernels().sums_of_squares(&views, y))?;
-        Some(sums.to_vec())
+        self.write(Meta::new([1], DType::F32), |y| self.kernels().sum_of_squares(&views, y))
     }
 
     /// By-products of `n` numbers, which kernels have written.
@@ -316,6 +328,18 @@ fn stored_as(dtype: DType) -> Option<Stored> {
         DType::F16 => Some(Stored::F16),
         _ => None,
     }
+}
+
+/// Has the bytes of tensors that live on a device here too, after one wait for all of them.
+pub(crate) fn bring(tensors: &[&Tensor]) {
+    let missing: Vec<&Mirrored> =
+        tensors.iter().filter_map(|x| x.buffer().mirrored()).filter(|bytes| bytes.here.get().is_none()).collect();
+    let Some(gpu) = missing.first().map(|bytes| &bytes.gpu) else { return };
+    let all: Vec<Arc<Memory>> = missing.iter().map(|bytes| bytes.memory()).collect();
+    let mut heaps: Vec<Heap> = missing.iter().map(|bytes| Heap::new(bytes.len)).collect();
+    let parts = all.iter().zip(&mut heaps).map(|(memory, heap)| (&**memory, heap.get_mut::<u8>()));
+    gpu.kernels().download(&mut parts.collect::<Vec<_>>()).unwrap_or_else(|error| raise(error));
+    missing.iter().zip(heaps).for_each(|(bytes, heap)| drop(bytes.here.set(heap)));
 }
 
 /// Indices as the device has them; `None` where one is not below `n`.

@@ -53,6 +53,16 @@ pub struct Loss {
     pub token_entropy: Tensor,
 }
 
+impl Loss {
+    /// The values alone, without a graph.
+    pub fn detach(&self) -> Self {
+        let Self { total, clip, patch_entropy, token_entropy } = self;
+        let [total, clip, patch_entropy, token_entropy] =
+            [total, clip, patch_entropy, token_entropy].map(Tensor::detach);
+        Self { total, clip, patch_entropy, token_entropy }
+    }
+}
+
 /// Cosine similarities [n, T, P] between each pair's own tokens and patches.
 pub fn similarities(tokens: &Tensor, patches: &Tensor) -> Tensor {
     tokens.l2_normalise().matmul(&patches.l2_normalise().transpose(1, 2))

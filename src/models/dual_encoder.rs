@@ -224,6 +224,12 @@ impl DualEncoder {
     /// # Errors
     /// If another tensor shares the parameter's bytes.
     pub fn clamp_logit_scale(&mut self) -> Result<()> {
+        #[cfg(feature = "vulkan")]
+        if let Some(gpu) = self.logit_scale.device().cloned()
+            && gpu.clamp(&mut self.logit_scale, f32::NEG_INFINITY, MAX_LOGIT_SCALE as f32)
+        {
+            return Ok(());
+        }
         let clamped = for_float!("clamp_logit_scale", self.logit_scale.dtype(), F => {
             Tensor::update([&mut self.logit_scale], |[values]: [&mut [F]; 1]| {
                 values.iter_mut().for_each(|value| *value = value.min(MAX_LOGIT_SCALE as F));

@@ -57,24 +57,45 @@ impl Noted {
     pub fn apply(self, module: &mut dyn Module) {
         // Norms are visited in the order of their forward pass, and nothing but norms has buffers.
         let mut noted = self.0.into_iter();
-        let mut second = None;
-        module.visit_buffers("", &mut |name, running| {
-            let moved = |of_batch: &Tensor, momentum: f64| &*running * (1.0 - momentum) + of_batch * momentum;
-            match second.take() {
-                None => {
-                    let moments = noted.next().unwrap_or_else(|| panic!("no statistics for {name}"));
-                    if let Some(Moments { values: [mean, var], momentum }) = moments {
-                        *running = moved(&mean, momentum);
-                        second = Some(Some((var, momentum)));
-                    } else {
-                        second = Some(None);
-                    }
+        let (mut second, mut shares) = (None, Shares::default());
+        module.visit_buffers("", &mut |name, running| match second.take() {
+            None => {
+                let moments = noted.next().unwrap_or_else(|| panic!("no statistics for {name}"));
+                if let Some(Moments { values: [mean, var], momentum }) = moments {
+                    shares.follow(running, &mean, momentum);
+                    second = Some(Some((var, momentum)));
+                } else {
+                    second = Some(None);
                 }
-                Some(Some((var, momentum))) => *running = moved(&var, momentum),
-                Some(None) => {}
             }
+            Some(Some((var, momentum))) => shares.follow(running, &var, momentum),
+            Some(None) => {}
         });
         assert!(noted.next().is_none(), "statistics of another module");
+    }
+}
+
+/// What running statistics are moved by.
+#[derive(Default)]
+struct Shares {
+    /// The last share that a device was asked for, `[1]`, and its value.
+    #[cfg(feature = "vulkan")]
+    there: Option<(f64, Tensor)>,
+}
+
+impl Shares {
+    /// Moves running statistics towards a batch's: on a device in place, so that the next step finds memory as this one did.
+    fn follow(&mut self, running: &mut Tensor, of_batch: &Tensor, momentum: f64) {
+        #[cfg(feature = "vulkan")]
+        if let Some(gpu) = running.device().cloned() {
+            if self.there.as_ref().is_none_or(|(value, _)| *value != momentum) {
+                self.there = gpu.filled([1], momentum as f32).map(|share| (momentum, share));
+            }
+            if self.there.as_ref().is_some_and(|(_, share)| gpu.follow(running, of_batch, share)) {
+                return;
+            }
+        }
+        *running = &*running * (1.0 - momentum) + of_batch * momentum;
     }
 }
 

@@ -1,12 +1,16 @@
 //! Optimisers and learning-rate schedules.
 
+mod norm;
 mod schedule;
+#[cfg(feature = "vulkan")]
+mod there;
 
 use std::collections::BTreeMap;
 
-use kernels_cpu::{optim as kernel, reduce};
+use kernels_cpu::optim as kernel;
 use serde::{Deserialize, Serialize};
 
+pub use norm::Norm;
 pub use schedule::{Schedule, Shape};
 
 use crate::error::{Error, Result};
@@ -93,16 +97,17 @@ impl Optimiser {
     /// # Errors
     /// If a trainable parameter has no gradient, or other tensors share its bytes; nothing is changed then.
     pub fn step(&mut self, model: &mut dyn Module, grads: Grads, lr: f64) -> Result<f64> {
-        let norm = norm(&grads);
-        self.step_of_norm(model, grads, norm, lr)?;
-        Ok(norm)
+        let norm = Norm::of(&grads);
+        self.step_of_norm(model, grads, &norm, lr)?;
+        Ok(norm.value())
     }
 
-    /// As [`Optimiser::step`] with a gradient whose [`norm`] is known.
+    /// As [`Optimiser::step`] with a gradient whose norm is known, or will be: parameters on a device are changed without waiting for it, and not
+    /// at all where it turns out not to be finite.
     ///
     /// # Errors
     /// As [`Optimiser::step`].
-    pub fn step_of_norm(&mut self, model: &mut dyn Module, mut grads: Grads, norm: f64, lr: f64) -> Result<()> {
+    pub fn step_of_norm(&mut self, model: &mut dyn Module, mut grads: Grads, norm: &Norm, lr: f64) -> Result<()> {
         let (mut missing, mut shared) = (Vec::new(), Vec::new());
         model.visit("", &mut |name, p| {
             if p.is_tracked() {
@@ -123,80 +128,84 @@ impl Optimiser {
                 shared.join(", ")
             )));
         }
-        if self.config.clip_norm > 0.0 && norm > self.config.clip_norm {
-            let scale = self.config.clip_norm / norm;
-            grads.values_mut().for_each(|g| *g = g.affine(scale, 0.0));
-        }
         self.steps += 1;
+        let step = Step {
+            config: &self.config,
+            number: self.steps,
+            lr,
+            norm,
+            #[cfg(feature = "vulkan")]
+            there: Default::default(),
+        };
         model.visit("", &mut |name, p| {
             if let Some(gradient) = grads.take(p) {
                 let state = self
                     .state
                     .entry(name.to_owned())
                     .or_insert_with(|| [(); 2].map(|()| p.zeros_like().placed(p.device())));
-                let exempt = self.config.exempts(name, p);
-                update(
-                    &self.config,
-                    self.steps,
-                    lr,
-                    if exempt { 0.0 } else { self.config.weight_decay },
-                    p,
-                    &gradient.packed(),
-                    state,
-                );
+                step.update(self.config.exempts(name, p), p, gradient, state);
             }
         });
         Ok(())
     }
 }
 
-/// The Euclidean norm of a whole gradient; not finite where one of its numbers is not.
-pub fn norm(grads: &Grads) -> f64 {
-    let squares = |g: &Tensor| for_float!("norm", g.dtype(), F => reduce::sum_squares(g.packed().as_slice::<F>()));
-    #[cfg(feature = "vulkan")]
-    if let Some(sums) = squares_on_device(grads) {
-        return sums.into_iter().map(f64::from).sum::<f64>().sqrt();
-    }
-    grads.values().map(squares).sum::<f64>().sqrt()
-}
-
-/// The sum of the squares of each gradient, where all live on a device: one wait for all of them.
-#[cfg(feature = "vulkan")]
-fn squares_on_device(grads: &Grads) -> Option<Vec<f32>> {
-    let all: Vec<&Tensor> = grads.values().collect();
-    let gpu = all.first()?.device()?;
-    if all.iter().all(|g| g.device().is_some()) { gpu.sums_of_squares(&all) } else { None }
-}
-
-fn update(
-    c: &OptimiserConfig,
-    step: u64,
+/// One step, as it concerns every parameter.
+struct Step<'a> {
+    config: &'a OptimiserConfig,
+    /// From 1.
+    number: u64,
     lr: f64,
-    weight_decay: f64,
-    p: &mut Tensor,
-    gradient: &Tensor,
-    [m, v]: &mut [Tensor; 2],
-) {
-    let decoupled = c.rule == Rule::Adamw;
-    let adam = kernel::Adam { lr, beta1: c.beta1, beta2: c.beta2, eps: c.eps, weight_decay, decoupled, step };
+    norm: &'a Norm,
     #[cfg(feature = "vulkan")]
-    if let Some(gpu) = p.device().cloned()
-        && let Some(g) = gpu.operand(gradient)
-        && gpu.update([&mut *p, &mut *m, &mut *v], |[p, m, v]| match c.rule {
-            Rule::Sgd => gpu.kernels().sgd(g.view(), [p, m], lr, c.beta1, weight_decay),
-            Rule::Adam | Rule::Adamw => gpu.kernels().adam(g.view(), [p, m, v], &adam),
-        })
-    {
-        return;
+    there: there::Shared,
+}
+
+impl Step<'_> {
+    fn decay(&self, exempt: bool) -> f64 {
+        if exempt { 0.0 } else { self.config.weight_decay }
     }
-    let written = for_float!("optimiser", p.dtype(), F => Tensor::update([p, m, v], |[p, m, v]: [&mut [F]; 3]| {
-        let g = gradient.as_slice();
-        match c.rule {
-            Rule::Sgd => kernel::sgd(p, g, m, lr, c.beta1, weight_decay),
-            Rule::Adam | Rule::Adamw => kernel::adam(p, g, m, v, adam),
+
+    fn adam(&self, exempt: bool) -> kernel::Adam {
+        let OptimiserConfig { rule, beta1, beta2, eps, .. } = *self.config;
+        let (weight_decay, decoupled) = (self.decay(exempt), rule == Rule::Adamw);
+        kernel::Adam { lr: self.lr, beta1, beta2, eps, weight_decay, decoupled, step: self.number }
+    }
+
+    /// The numbers of the rule's formula.
+    #[cfg(feature = "vulkan")]
+    fn constants(&self, exempt: bool) -> Vec<f64> {
+        match self.config.rule {
+            Rule::Sgd => vec![self.lr, self.config.beta1, self.decay(exempt)],
+            Rule::Adam | Rule::Adamw => self.adam(exempt).constants().to_vec(),
         }
-    }));
-    assert!(written, "parameters and moments are unshared (checked before the step)");
+    }
+
+    /// A gradient as it is applied: scaled where the whole of it is too long.
+    fn clipped(&self, gradient: Tensor) -> Tensor {
+        let (most, norm) = (self.config.clip_norm, self.norm.value());
+        if most > 0.0 && norm > most { gradient.affine(most / norm, 0.0) } else { gradient.packed() }
+    }
+
+    fn update(&self, exempt: bool, p: &mut Tensor, gradient: Tensor, state: &mut [Tensor; 2]) {
+        #[cfg(feature = "vulkan")]
+        if self.update_there(exempt, p, &gradient, state) {
+            return;
+        }
+        // What a device could not change goes with what it did.
+        if self.norm.is_there() && !self.norm.value().is_finite() {
+            return;
+        }
+        let (gradient, [m, v]) = (self.clipped(gradient), state);
+        let written = for_float!("optimiser", p.dtype(), F => Tensor::update([p, m, v], |[p, m, v]: [&mut [F]; 3]| {
+            let g = gradient.as_slice();
+            match self.config.rule {
+                Rule::Sgd => kernel::sgd(p, g, m, self.lr, self.config.beta1, self.decay(exempt)),
+                Rule::Adam | Rule::Adamw => kernel::adam(p, g, m, v, self.adam(exempt)),
+            }
+        }));
+        assert!(written, "parameters and moments are unshared (checked before the step)");
+    }
 }
 
 #[cfg(test)]

@@ -25,17 +25,20 @@ impl Average {
     /// forgotten.
     pub fn follow(&mut self, model: &mut dyn Module, decay: f64, steps: u64) {
         let decay = decay.min((1.0 + steps as f64) / (10.0 + steps as f64)) as f32;
+        let share = 1.0 - decay;
+        // It changes from step to step, so a device has it in memory.
+        #[cfg(feature = "vulkan")]
+        let there = std::cell::OnceCell::new();
         model.visit("", &mut |name, p| {
             if let Some(average) = self.0.get_mut(name) {
                 #[cfg(feature = "vulkan")]
                 if let Some(gpu) = p.device()
-                    && let Some(p) = gpu.operand(p)
-                    && gpu.update([&mut *average], |[average]| gpu.kernels().follow(p.view(), average, 1.0 - decay))
+                    && gpu.follow(average, p, there.get_or_init(|| Tensor::from_slice(&[share], [1]).to_device(gpu)))
                 {
                     return;
                 }
                 let moved = Tensor::update([average], |[average]: [&mut [f32]; 1]| {
-                    average.iter_mut().zip(p.as_slice::<f32>()).for_each(|(a, &p)| *a += (1.0 - decay) * (p - *a));
+                    average.iter_mut().zip(p.as_slice::<f32>()).for_each(|(a, &p)| *a += share * (p - *a));
                 });
                 assert!(moved, "an average is shared with nobody");
             }

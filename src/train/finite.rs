@@ -96,6 +96,9 @@ pub(super) fn began(network: &mut Network, origin: Option<&Origin>, grads: Optio
             names.push(name.to_owned());
         }
     });
+    if names.is_empty() {
+        return "no number of it shows it, the sum of its squares does".to_owned();
+    }
     format!("it shows in {}", listed(&names))
 }
 

@@ -16,7 +16,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::memory::{Estimate, mib};
 use crate::nn::Module;
-use crate::optim::Optimiser;
+use crate::optim::{Norm, Optimiser};
 use crate::pipeline::{self, Network, tensors};
 use crate::process;
 use crate::tape::Grads;
@@ -146,7 +146,7 @@ impl Rehearsal {
                 grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));
             }
             // As where the gradient is clipped.
-            optimiser.step_of_norm(network, grads, f64::INFINITY, 0.0)?;
+            optimiser.step_of_norm(network, grads, &Norm::Here(f64::INFINITY), 0.0)?;
             if let Some(average) = &mut average {
                 average.follow(network, t.ema, optimiser.steps);
             }

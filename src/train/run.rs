@@ -27,7 +27,7 @@ use crate::finite::watch;
 use crate::formats::{Weights, safetensors};
 use crate::memory::Estimate;
 use crate::nn::Module;
-use crate::optim::{self, Optimiser};
+use crate::optim::{Norm, Optimiser};
 use crate::pipeline::{Holding, Network, Origin, Pipeline};
 use crate::report::run::{self, Checkpoint, Judged, RunReport, curves_png};
 use crate::report::{Provenance, found};
@@ -295,8 +295,19 @@ impl<'a> Run<'a> {
             for batch in loader.epoch(state.epoch, state.batch) {
                 let batch = batch?;
                 let items = batch.rows.len();
-                let (one, norm) = self.gradients(&batch.rows, batch.views)?;
+                let examples = self.examples(&batch.rows, batch.views, state.step)?;
+                let one = self.gradients(&examples)?;
+                let check = |run: &mut Self, norm: f64, step: u64| {
+                    run.check(&batch.rows, &examples, [one.parts.total, norm], step)
+                };
                 state.batch += 1;
+                let alone = sum.is_none() && (t.accumulate == 1 || state.batch >= batches);
+                // A device is asked for a step that nothing is added to before its norm is looked at: where that is not finite, it changes nothing.
+                let norm = (alone || t.check_finite).then(|| Norm::of(&one.grads));
+                let late = alone && one.parts.total.is_finite() && norm.as_ref().is_some_and(Norm::is_there);
+                if let Some(norm) = norm.as_ref().filter(|_| !late) {
+                    check(&mut self, norm.value(), state.step)?;
+                }
                 let (grads, parts, count) = match sum.take() {
                     None => (one.grads, one.parts, 1),
                     Some((mut grads, parts, count)) => {
@@ -309,7 +320,11 @@ impl<'a> Run<'a> {
                     continue;
                 }
                 let lr = config.schedule.at(state.step, total);
-                let grad_norm = self.apply(grads, count, norm, lr)?;
+                let norm = self.apply(grads, count, norm.filter(|_| alone), lr)?;
+                let [grad_norm, logit_scale] = self.values(&norm);
+                if late {
+                    check(&mut self, grad_norm, state.step)?;
+                }
                 state.step += 1;
                 let parts = parts.times(1.0 / count as f64);
                 let mut record = Record {
@@ -321,7 +336,7 @@ impl<'a> Run<'a> {
                     token_entropy: parts.token_entropy,
                     lr,
                     grad_norm,
-                    logit_scale: self.logit_scale(),
+                    logit_scale,
                     validation: None,
                     items_per_s: (items * count) as f64 / began.elapsed().as_secs_f64(),
                 };
@@ -366,50 +381,58 @@ impl<'a> Run<'a> {
         Ok(Outcome { finished, records: self.records, kept: state.kept, memory })
     }
 
-    /// Loss and gradient of a batch; and the gradient's norm, where it was looked at.
-    fn gradients(&mut self, numbers: &[usize], views: Vec<Tensor>) -> Result<(step::Step, Option<f64>)> {
-        let rows: Vec<&Row> = numbers.iter().map(|&i| &self.tables.train[i]).collect();
-        let check = self.config.train.check_finite;
-        let trouble = |what: &str| Trouble { step: self.optimiser.steps + 1, what: what.to_owned(), rows: &rows };
-        let at = &self.folder.0;
-        if check {
+    /// A batch as the network learns from it, in the step after `step`.
+    fn examples(&self, numbers: &[usize], views: Vec<Tensor>, step: u64) -> Result<Examples> {
+        let rows = self.rows(numbers);
+        if self.config.train.check_finite {
             let odd = finite::samples(&views);
             if !odd.is_empty() {
-                return Err(trouble("the pixels are").error("they came so from preprocessing", &odd).at(at));
+                let trouble = Trouble { step: step + 1, what: "the pixels are".to_owned(), rows: &rows };
+                return Err(trouble.error("they came so from preprocessing", &odd).at(&self.folder.0));
             }
         }
         let views = views.iter().map(|view| view.placed(self.gpu.as_ref())).collect();
-        let examples = examples(&self.pipeline, &self.tables, &rows, numbers, views)?;
-        let network = &mut self.pipeline.network;
-        let (tier, train) = (&self.config.tier, &self.config.train);
-        let once = |network: &mut Network| train.within(|| examples.step(network, tier, train.micro_batch));
-        let one = once(network)?;
-        if check {
-            let norm = optim::norm(&one.grads);
-            let what = match (one.parts.total.is_finite(), norm.is_finite()) {
-                (true, true) => return Ok((one, Some(norm))),
-                (true, false) => "the gradient is",
-                _ => "the loss is",
-            };
-            // Once more, watched: what it changes is not kept, as training stops.
-            let (again, origin) = watch(|| once(network));
-            let began = finite::began(network, origin.as_ref(), Some(&again?.grads));
-            let samples = match &examples {
-                Examples::Paired(pairs) => finite::embedded(network, pairs),
-                Examples::Labelled { .. } => Vec::new(),
-            };
-            return Err(trouble(what).error(&began, &samples).at(at));
-        }
-        Ok((one, None))
+        examples(&self.pipeline, &self.tables, &rows, numbers, views)
     }
 
-    /// One optimiser step with the mean of `count` gradients, of which `norm` is that of the last; returns the mean's norm, before clipping.
-    fn apply(&mut self, mut grads: Grads, count: usize, norm: Option<f64>, lr: f64) -> Result<f64> {
+    fn rows(&self, numbers: &[usize]) -> Vec<&Row> {
+        numbers.iter().map(|&i| &self.tables.train[i]).collect()
+    }
+
+    /// Loss and gradient of a batch.
+    fn gradients(&mut self, examples: &Examples) -> Result<step::Step> {
+        let (tier, train) = (&self.config.tier, &self.config.train);
+        let network = &mut self.pipeline.network;
+        train.within(|| examples.step(network, tier, train.micro_batch))
+    }
+
+    /// Refuses a loss or a gradient's norm that is not finite, where that is asked for. The parameters are those that they were computed with.
+    fn check(&mut self, numbers: &[usize], examples: &Examples, [loss, norm]: [f64; 2], step: u64) -> Result<()> {
+        let what = match (loss.is_finite(), norm.is_finite()) {
+            _ if !self.config.train.check_finite => return Ok(()),
+            (true, true) => return Ok(()),
+            (true, false) => "the gradient is",
+            _ => "the loss is",
+        };
+        // Once more, watched: what it changes is not kept, as training stops.
+        let (again, origin) = watch(|| self.gradients(examples));
+        let network = &mut self.pipeline.network;
+        let began = finite::began(network, origin.as_ref(), Some(&again?.grads));
+        let samples = match examples {
+            Examples::Paired(pairs) => finite::embedded(network, pairs),
+            Examples::Labelled { .. } => Vec::new(),
+        };
+        let trouble = Trouble { step: step + 1, what: what.to_owned(), rows: &self.rows(numbers) };
+        Err(trouble.error(&began, &samples).at(&self.folder.0))
+    }
+
+    /// One optimiser step with the mean of `count` gradients, of which `norm` is known where there is one; gives the mean's norm, before clipping.
+    fn apply(&mut self, mut grads: Grads, count: usize, norm: Option<Norm>, lr: f64) -> Result<Norm> {
         if count > 1 {
             grads.values_mut().for_each(|g| *g = g.affine(1.0 / count as f64, 0.0));
         }
-        let norm = norm.filter(|_| count == 1).unwrap_or_else(|| optim::norm(&grads));
-        self.optimiser.step_of_norm(&mut self.pipeline.network, grads, norm, lr)?;
+        let norm = norm.unwrap_or_else(|| Norm::of(&grads));
+        self.optimiser.step_of_norm(&mut self.pipeline.network, grads, &norm, lr)?;
         if let Network::Dual(model) = &mut self.pipeline.network {
             model.clamp_logit_scale()?;
         }
@@ -419,10 +442,11 @@ impl<'a> Run<'a> {
         Ok(norm)
     }
 
-    fn logit_scale(&self) -> f64 {
+    /// A norm and exp(logit_scale), waited for together.
+    fn values(&self, norm: &Norm) -> [f64; 2] {
         match &self.pipeline.network {
-            Network::Dual(model) => model.logit_scale.item().exp(),
-            _ => 1.0,
+            Network::Dual(model) => [norm.value_beside(&[&model.logit_scale]), model.logit_scale.item().exp()],
+            _ => [norm.value(), 1.0],
         }
     }
 

@@ -1,5 +1,6 @@
 //! Loss and gradients of one batch: at once, or in parts with the same result.
 
+use crate::device;
 use crate::error::{Error, Result};
 use crate::loss::{self, TierOptions};
 use crate::models::dual_encoder::Embeddings;
@@ -126,6 +127,7 @@ pub fn value(model: &DualEncoder, pairs: &Pairs, options: &TierOptions) -> Parts
 }
 
 fn parts(loss: &loss::Loss) -> Parts {
+    device::bring(&[&loss.total, &loss.clip, &loss.patch_entropy, &loss.token_entropy]);
     Parts {
         total: loss.total.item(),
         clip: loss.clip.item(),
@@ -140,8 +142,11 @@ pub fn supervised(model: &mut Classifier, pixels: &Tensor, targets: &Tensor, kno
     let (logits, noted) = model.forward_train(pixels);
     noted.apply(model);
     let loss = apply(BceWithLogits, &[&logits, targets, known]);
-    let value = loss.item();
-    Step { parts: Parts { total: value, clip: value, ..Parts::default() }, grads: loss.backward() }
+    let value = loss.detach();
+    // A device is waited for once it has all of the work.
+    let grads = loss.backward();
+    let value = value.item();
+    Step { parts: Parts { total: value, clip: value, ..Parts::default() }, grads }
 }
 
 /// Loss and gradients of a batch, `micro_batch` pairs at a time (0: all at once). Moves the running statistics of batch norms, once for each
@@ -155,7 +160,11 @@ pub fn step(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
         noted.into_iter().for_each(|noted| noted.apply(model));
         let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options);
         drop((views, texts));
-        return Step { parts: parts(&loss), grads: loss.total.backward() };
+        let values = loss.detach();
+        drop((loss.clip, loss.patch_entropy, loss.token_entropy));
+        // A device is waited for once it has all of the work.
+        let grads = loss.total.backward();
+        return Step { parts: parts(&values), grads };
     }
     in_parts(model, pairs, options, micro_batch)
 }
@@ -178,8 +187,9 @@ fn in_parts(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
         wholes.iter().map(|parts| Tensor::concat(&parts.iter().collect::<Vec<_>>(), 0).trainable()).collect();
     let (texts, views) = leaves.split_last().expect("views and texts");
     let clip = loss::contrast(&views.iter().collect::<Vec<_>>(), texts, &pairs.groups, &model.logit_scale);
-    let mut out = Parts { clip: clip.item(), ..Parts::default() };
+    let value = clip.detach();
     let mut grads = clip.backward();
+    let mut out = Parts { clip: value.item(), ..Parts::default() };
     let slopes: Vec<Option<Tensor>> = leaves.iter().map(|leaf| grads.take(leaf)).collect();
 
     let [over_patches, over_tokens] = options.weights();
@@ -193,8 +203,7 @@ fn in_parts(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
         let [patch_entropy, token_entropy] = loss::entropies(&patches, &texts.parts, &part.mask, options);
         // The mean over tokens weighs parts by tokens, the mean over patches by pairs.
         let shares = [tokens(&part.mask) / all_tokens, len as f64 / n as f64];
-        out.patch_entropy += shares[0] * patch_entropy.item();
-        out.token_entropy += shares[1] * token_entropy.item();
+        let values = [patch_entropy.detach(), token_entropy.detach()];
         let penalty = &patch_entropy * (shares[0] * over_patches) + &token_entropy * (shares[1] * over_tokens);
         let one = Tensor::full([], 1.0, penalty.dtype());
         let mut outputs = vec![(penalty, one)];
@@ -205,6 +214,9 @@ fn in_parts(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
             }
         }
         grads.merge(backward_with(outputs));
+        device::bring(&values.each_ref());
+        out.patch_entropy += shares[0] * values[0].item();
+        out.token_entropy += shares[1] * values[1].item();
     }
     out.total = out.clip + over_patches * out.patch_entropy + over_tokens * out.token_entropy;
     Step { parts: out, grads }

@@ -32,36 +32,29 @@ impl Device {
         self.sum_of(Term::Plain, x, around, y)
     }
 
-    /// `y[i]` = sum of the squares of the i-th view's elements; all contiguous. None waits for another.
+    /// y = the sum of the squares of all views' elements, one number; all contiguous. Blocks of each view are summed, then the blocks in order.
     ///
     /// # Errors
     /// As [`Self::copy`].
-    pub fn sums_of_squares(&self, all: &[View<'_>], y: View<'_>) -> Result<()> {
-        assert!(all.iter().all(View::is_contiguous) && y.is_contiguous(), "sums_of_squares: layouts");
-        assert_eq!(y.numel(), all.len(), "sums_of_squares: a sum for each");
-        if all.is_empty() {
-            return Ok(());
-        }
-        // Whatever is written has bound parts of its own.
+    pub fn sum_of_squares(&self, all: &[View<'_>], y: View<'_>) -> Result<()> {
+        assert!(all.iter().all(View::is_contiguous) && y.numel() == 1, "sum_of_squares: layouts");
+        // The sums of each view's blocks have bound parts of their own, so that none waits for another; between them is 0.
         let apart = (self.limits().alignment / 4) as usize;
         let blocks: Vec<usize> = all.iter().map(|x| x.numel().div_ceil(ROW)).collect();
-        let room = blocks.iter().map(|n| n.next_multiple_of(apart));
-        let starts: Vec<usize> = room.clone().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
-        let (parts, sums) = (self.memory(4 * room.sum::<usize>().max(1))?, self.memory(4 * apart * all.len())?);
-        let parts_of = |i: usize| View::new(&parts, starts[i], &blocks[i..=i], &[1]);
-        let (count, stride) = ([all.len()], [apart as isize]);
-        let of_each = View::new(&sums, 0, &count, &stride);
-        if blocks.contains(&0) {
-            self.fill(0.0, of_each)?;
+        let room = [blocks.iter().map(|n| n.next_multiple_of(apart)).sum()];
+        if room == [0] {
+            return self.fill(0.0, y);
         }
-        let filled = || (0..all.len()).filter(|&i| blocks[i] > 0);
-        for i in filled() {
-            self.block_sums(Shader::SumRows, Term::Squared, all[i], [1, all[i].numel(), 1, ROW], parts_of(i))?;
+        let parts = self.memory(4 * room[0])?;
+        let whole = View::new(&parts, 0, &room, &[1]);
+        self.fill(0.0, whole)?;
+        let mut start = 0;
+        for (x, n) in all.iter().zip(&blocks).filter(|(_, n)| **n > 0) {
+            let sums = View::new(&parts, start, std::slice::from_ref(n), &[1]);
+            self.block_sums(Shader::SumRows, Term::Squared, *x, [1, x.numel(), 1, ROW], sums)?;
+            start += n.next_multiple_of(apart);
         }
-        for i in filled() {
-            self.sum(parts_of(i), [1, blocks[i], 1], View::new(&sums, i * apart, &[], &[]))?;
-        }
-        self.copy(of_each, y)
+        self.sum(whole, [1, room[0], 1], y)
     }
 
     /// `y[i]` = sum over rows of `(x[row, i] - mean[i])^2` for x of [rows, n] elements, all contiguous.
