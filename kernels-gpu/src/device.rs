@@ -133,6 +133,8 @@ pub(crate) struct Shared {
     pub heap: Mutex<Heap>,
     stream: Mutex<Stream>,
     pub pipelines: Mutex<Pipelines>,
+    /// Kernels that multiplied by cooperative matrices.
+    by_matrices: AtomicU64,
     /// Number of the submission that is being recorded, or will be next.
     pub sequence: AtomicU64,
     /// Dropped last.
@@ -209,6 +211,7 @@ impl Device {
             heap: Mutex::new(heap),
             stream: Mutex::new(stream),
             pipelines: Mutex::new(pipelines),
+            by_matrices: AtomicU64::new(0),
             sequence: AtomicU64::new(1),
             _instance: instance,
         })))
@@ -252,9 +255,15 @@ impl Device {
         locked(&self.0.stream).counters()
     }
 
+    /// How many of the kernels so far multiply by cooperative matrices.
+    pub fn by_matrices(&self) -> u64 {
+        self.0.by_matrices.load(Ordering::Relaxed)
+    }
+
     /// Asks for a kernel.
     pub(crate) fn dispatch(&self, kernel: Kernel<'_>) -> Result<()> {
         let limits = &self.0.limits;
+        self.0.by_matrices.fetch_add(u64::from(kernel.shader.has_matrices()), Ordering::Relaxed);
         let groups = kernel.groups.map(|n| n.max(1));
         let groups = [0, 1, 2].map(|i| groups[i].min(u64::from(limits.groups[i])) as u32);
         let id = locked(&self.0.pipelines).id(kernel.shader, kernel.spec);

@@ -12,6 +12,7 @@ mod sums;
 mod windows;
 
 pub use attention::Attention;
+pub(crate) use attention::{BLOCKS, By};
 pub(crate) use conv::MATRICES as CONV_MATRICES;
 pub use gemm::Gemm;
 pub(crate) use gemm::{MATRICES, Way};

@@ -25,6 +25,8 @@ macro_rules! shaders {
 shaders! {
     Attention "attention",
     AttentionBackward "attention_backward",
+    AttentionBf16 "attention_bf16",
+    AttentionF16 "attention_f16",
     AttentionSums "attention_sums",
     Cast "cast",
     Columns "columns",
@@ -58,7 +60,8 @@ shaders! {
 impl Shader {
     /// Whether it has cooperative matrices, whose subgroups have to be full.
     pub fn has_matrices(self) -> bool {
-        matches!(self, Self::ConvBf16 | Self::ConvF16 | Self::GemmBf16 | Self::GemmF16)
+        use Shader::{AttentionBf16, AttentionF16, ConvBf16, ConvF16, GemmBf16, GemmF16};
+        matches!(self, AttentionBf16 | AttentionF16 | ConvBf16 | ConvF16 | GemmBf16 | GemmF16)
     }
 }
 

@@ -1,7 +1,10 @@
 //! Cooperative matrices are not trusted for being there: drivers have had some that are wrong, and some that are slower than products
 //! without. Before they are first used they are tried against those, and what came of it is kept on disk for this driver and shader.
 
+mod attention;
+
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -11,11 +14,13 @@ use crate::device::{Device, locked};
 use crate::error::{Error, Result};
 use crate::matrices::{self, Shape};
 use crate::memory::Memory;
-use crate::ops::{CONV_MATRICES, Gemm, MATRICES, Way};
+use crate::ops::{BLOCKS, By, CONV_MATRICES, Gemm, MATRICES, Way};
 use crate::pipeline::{cache_file, hash, keep, whole};
 use crate::select::Info;
 use crate::shaders::Shader;
 use crate::view::{Stored, View};
+
+use attention::AttentionTrial;
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,16 +56,35 @@ fn file(info: &Info, shader: Shader) -> Option<PathBuf> {
     cache_file(info, &format!("matrices-{}", shader.name()))
 }
 
-/// Sides of the products, and numbers of maps of the convolutions, that are timed: doubled until one without matrices takes so long.
+/// What is timed: sides of products, numbers of maps of convolutions, queries and keys of attention; doubled until one without matrices takes so long.
 const SIDES: [usize; 2] = [256, 2048];
 const MAPS: [usize; 2] = [1, 64];
+const TOKENS: [usize; 2] = [128, 1024];
 const LONG: f64 = 2e-3;
+
+/// Something that is computed of numbers that lie on the device, without matrices or by them.
+trait Trial {
+    fn run(&self, by: Option<By>) -> Result<()>;
+
+    /// The words of what the last run made.
+    fn result(&self) -> Result<Vec<u32>>;
+
+    /// Whether word i of what matrices made is wrong.
+    fn off(&self, _i: usize, words: u32, matrices: u32) -> bool {
+        words != matrices
+    }
+}
 
 impl Device {
     /// How products with what is stored so are computed.
     pub(crate) fn way(&self, stored: Stored) -> Result<Way> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(Way::Words) };
-        let trusted = self.trusted(matrices::shader(stored), || self.tried(stored, shape))?;
+        let trusted = self.trusted(matrices::shader(stored), || {
+            // Beyond the edges of tiles of all sizes, by eights and one by one; where the depth is odd, rows do not begin with a word.
+            let small = [[208, 88, 168], [203, 78, 150], [131, 75, 260]].map(|sizes| Product::new(self, stored, sizes));
+            let tiles = self.first_tile()..MATRICES.len();
+            self.tried(("products", shape, tiles), small, SIDES, |side| Product::new(self, stored, [side; 3]))
+        })?;
         Ok(if trusted { Way::Matrices { shape, from: self.first_tile() } } else { Way::Words })
     }
 
@@ -72,8 +96,26 @@ impl Device {
     /// And convolutions with a weight that is stored so: by matrices of this shape, or in f32.
     pub(crate) fn conv_way(&self, stored: Stored) -> Result<Option<Shape>> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
-        let trusted = self.trusted(matrices::conv_shader(stored), || self.conv_tried(stored, shape))?;
+        let trusted = self.trusted(matrices::conv_shader(stored), || {
+            // Beyond the edges of tiles of all sizes, by eights and one by one.
+            let small = [[2, 11, 40, 150], [2, 11, 13, 75]].map(|sizes| Convolution::new(self, stored, sizes));
+            let timed = |n| Convolution::new(self, stored, [n, 28, 128, 128]);
+            self.tried(("convolutions", shape, 0..CONV_MATRICES.len()), small, MAPS, timed)
+        })?;
         Ok(trusted.then_some(shape))
+    }
+
+    /// And attention over what is stored so.
+    pub(crate) fn attention_way(&self, stored: Stored) -> Result<Option<By>> {
+        let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
+        let trusted = self.trusted(matrices::attention_shader(stored), || {
+            // Beyond the edges of blocks, which are small but for the last.
+            let small = [[3, 77, 131, 64], [2, 130, 50, 41], [300, 70, 70, 64]];
+            let small = small.map(|sizes| AttentionTrial::new(self, stored, sizes));
+            let timed = |n| AttentionTrial::new(self, stored, [16, n, n, 64]);
+            self.tried(("attention", shape, 0..BLOCKS.len()), small, TOKENS, timed)
+        })?;
+        Ok(trusted.then_some((shape, 0)))
     }
 
     /// Whether a shader's matrices are used, which `try_it` finds out where it is not known.
@@ -91,7 +133,7 @@ impl Device {
         Ok(trusted)
     }
 
-    /// What is known of this device's cooperative matrices, a line for each type that it has any of, and one for its convolutions.
+    /// What is known of this device's cooperative matrices: a line for products of each type that it has any of, for convolutions and for attention.
     ///
     /// # Errors
     /// As all kernels, where they are tried now.
@@ -103,9 +145,13 @@ impl Device {
             }
             self.way(stored)?;
             self.conv_way(stored)?;
+            self.attention_way(stored)?;
             let verdicts = locked(&self.0.verdicts);
-            for (place, shader) in [("", matrices::shader(stored)), (" in convolutions", matrices::conv_shader(stored))]
-            {
+            for (place, shader) in [
+                ("", matrices::shader(stored)),
+                (" in convolutions", matrices::conv_shader(stored)),
+                (" in attention", matrices::attention_shader(stored)),
+            ] {
                 let verdict = verdicts.known.get(&shader);
                 let said = verdict.map(|v| (if v.trusted { "used" } else { "not used" }, &v.why[..]));
                 let (used, why) = said.unwrap_or(("used", "untried, as told"));
@@ -139,61 +185,56 @@ impl Device {
         Ok(verdict)
     }
 
-    fn tried(&self, stored: Stored, shape: Shape) -> Result<Verdict> {
+    /// Compares what each of `small` makes by matrices, in tiles from each number on, with what it makes without; then times what `timed` makes of a
+    /// number, which doubles.
+    fn tried<T: Trial, const N: usize>(
+        &self,
+        (what, shape, tiles): (&str, Shape, Range<usize>),
+        small: [Result<T>; N],
+        [mut n, most]: [usize; 2],
+        timed: impl Fn(usize) -> Result<T>,
+    ) -> Result<Verdict> {
         let sizes = format!("{}x{}x{}", shape.m, shape.n, shape.k);
-        for from in self.first_tile()..MATRICES.len() {
-            // Beyond the edges of tiles of all sizes, by eights and one by one; where the depth is odd, rows do not begin with a word.
-            for [m, k, n] in [[208, 88, 168], [203, 78, 150], [131, 75, 260]] {
-                let trial = Trial::new(self, stored, [m, k, n])?;
-                let ways = [Way::Words, Way::Matrices { shape, from }].map(|way| trial.product(way));
-                let [words, matrices] = [ways[0].clone()?, ways[1].clone()?];
-                let wrong = words.iter().zip(&matrices).filter(|(a, b)| a != b).count();
+        for trial in small {
+            let trial = trial?;
+            trial.run(None)?;
+            let words = trial.result()?;
+            for from in tiles.clone() {
+                trial.run(Some((shape, from)))?;
+                let made = words.iter().zip(trial.result()?).enumerate();
+                let wrong = made.filter(|&(i, (&words, matrices))| trial.off(i, words, matrices)).count();
                 if wrong > 0 {
-                    let why = format!("{sizes}: {wrong} of {} elements of a product are wrong", words.len());
+                    let why = format!("{sizes}: {wrong} of {} elements of {what} are wrong", words.len());
                     return Ok(Verdict { trusted: false, why });
                 }
             }
         }
-        let mut side = SIDES[0];
         loop {
-            let trial = Trial::new(self, stored, [side; 3])?;
-            let words = trial.seconds(Way::Words)?;
-            if words < LONG && side < SIDES[1] {
-                side *= 2;
+            let trial = timed(n)?;
+            let words = self.seconds(|| trial.run(None))?;
+            if words < LONG && n < most {
+                n *= 2;
                 continue;
             }
-            let times = words / trial.seconds(Way::Matrices { shape, from: self.first_tile() })?;
-            let why = format!("{sizes}: exact, {times:.2} times as fast as products in f32 (of {side})");
+            let times = words / self.seconds(|| trial.run(Some((shape, tiles.start))))?;
+            let why = format!("{sizes}: right, {times:.2} times as fast as {what} in f32 (of {n})");
             return Ok(Verdict { trusted: times > 1.0, why });
         }
     }
 
-    fn conv_tried(&self, stored: Stored, shape: Shape) -> Result<Verdict> {
-        let sizes = format!("{}x{}x{}", shape.m, shape.n, shape.k);
-        for from in 0..CONV_MATRICES.len() {
-            // Beyond the edges of tiles of all sizes, by eights and one by one.
-            for [input, output] in [[40, 150], [13, 75]] {
-                let trial = ConvTrial::new(self, stored, [2, 11, input, output])?;
-                let [words, matrices] = [trial.result(None)?, trial.result(Some((shape, from)))?];
-                let wrong = words.iter().zip(&matrices).filter(|(a, b)| a != b).count();
-                if wrong > 0 {
-                    let why = format!("{sizes}: {wrong} of {} elements of a convolution are wrong", words.len());
-                    return Ok(Verdict { trusted: false, why });
-                }
-            }
-        }
-        let mut n = MAPS[0];
-        loop {
-            let trial = ConvTrial::new(self, stored, [n, 28, 128, 128])?;
-            let words = trial.seconds(None)?;
-            if words < LONG && n < MAPS[1] {
-                n *= 2;
-                continue;
-            }
-            let times = words / trial.seconds(Some((shape, 0)))?;
-            let why = format!("{sizes}: exact, {times:.2} times as fast as convolutions in f32 (of {n} maps)");
-            return Ok(Verdict { trusted: times > 1.0, why });
-        }
+    /// Of one run: the median of three, after one that is not counted.
+    fn seconds(&self, run: impl Fn() -> Result<()>) -> Result<f64> {
+        let once = || -> Result<f64> {
+            self.wait()?;
+            let start = Instant::now();
+            run()?;
+            self.wait()?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        once()?;
+        let mut times = [once()?, once()?, once()?];
+        times.sort_by(f64::total_cmp);
+        Ok(times[1])
     }
 }
 
@@ -210,14 +251,15 @@ fn words(device: &Device, n: usize) -> Result<Memory> {
 
 /// And others in half.
 fn halves(device: &Device, stored: Stored, n: usize) -> Result<Memory> {
-    let half = |i: usize| {
-        let bits = number(i + 77).to_bits();
-        // Whole numbers of 6 bits lose nothing where the fraction is cut.
-        let f16 =
-            if bits << 1 == 0 { 0 } else { bits >> 16 & 0x8000 | ((bits >> 13 & 0x3_ffff) - (112 << 10)) & 0x7fff };
-        if stored == Stored::Bf16 { (bits >> 16) as u16 } else { f16 as u16 }
-    };
-    device.upload(&(0..n).flat_map(|i| half(i).to_le_bytes()).collect::<Vec<u8>>())
+    let half = |i: usize| narrowed(stored, number(i + 77)).to_le_bytes();
+    device.upload(&(0..n).flat_map(half).collect::<Vec<u8>>())
+}
+
+/// A whole number of up to 6 bits in half: it loses nothing where its fraction is cut.
+fn narrowed(stored: Stored, whole: f32) -> u16 {
+    let bits = whole.to_bits();
+    let f16 = if bits << 1 == 0 { 0 } else { bits >> 16 & 0x8000 | ((bits >> 13 & 0x3_ffff) - (112 << 10)) & 0x7fff };
+    if stored == Stored::Bf16 { (bits >> 16) as u16 } else { f16 as u16 }
 }
 
 /// All words of memory.
@@ -227,37 +269,24 @@ fn downloaded(memory: &Memory) -> Result<Vec<u32>> {
     Ok(bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect())
 }
 
-/// Of one run: the median of three, after one that is not counted.
-fn seconds(device: &Device, run: impl Fn() -> Result<()>) -> Result<f64> {
-    let once = || -> Result<f64> {
-        device.wait()?;
-        let start = Instant::now();
-        run()?;
-        device.wait()?;
-        Ok(start.elapsed().as_secs_f64())
-    };
-    once()?;
-    let mut times = [once()?, once()?, once()?];
-    times.sort_by(f64::total_cmp);
-    Ok(times[1])
-}
-
 /// A product of such numbers.
-struct Trial<'a> {
+struct Product<'a> {
     device: &'a Device,
     stored: Stored,
     sizes: [usize; 3],
     memory: [Memory; 3],
 }
 
-impl<'a> Trial<'a> {
+impl<'a> Product<'a> {
     fn new(device: &'a Device, stored: Stored, sizes: [usize; 3]) -> Result<Self> {
         let [m, k, n] = sizes;
         let memory = [words(device, m * k)?, halves(device, stored, k * n)?, device.memory(4 * m * n)?];
         Ok(Self { device, stored, sizes, memory })
     }
+}
 
-    fn run(&self, way: Way) -> Result<()> {
+impl Trial for Product<'_> {
+    fn run(&self, by: Option<By>) -> Result<()> {
         let [m, k, n] = self.sizes;
         let dims = [[1, 1, m, k], [1, 1, k, n], [1, 1, m, n]];
         let [a, b, c] = &self.memory;
@@ -265,28 +294,24 @@ impl<'a> Trial<'a> {
         // A weight is [n, k].
         let (sa, sb, sc) = (along(k), [0, 0, 1, k as isize], along(n));
         let b = View { stored: self.stored, ..View::new(b, 0, &dims[1], &sb) };
+        let way = by.map_or(Way::Words, |(shape, from)| Way::Matrices { shape, from });
         self.device.product(&Gemm::new(View::new(a, 0, &dims[0], &sa), b, View::new(c, 0, &dims[2], &sc)), way)
     }
 
-    fn product(&self, way: Way) -> Result<Vec<u32>> {
-        self.run(way)?;
+    fn result(&self) -> Result<Vec<u32>> {
         downloaded(&self.memory[2])
-    }
-
-    fn seconds(&self, way: Way) -> Result<f64> {
-        seconds(self.device, || self.run(way))
     }
 }
 
 /// A convolution of such numbers, with windows of 3 x 3 that reach beyond the maps.
-struct ConvTrial<'a> {
+struct Convolution<'a> {
     device: &'a Device,
     stored: Stored,
     conv: Conv2d,
     memory: [Memory; 3],
 }
 
-impl<'a> ConvTrial<'a> {
+impl<'a> Convolution<'a> {
     fn new(device: &'a Device, stored: Stored, [n, side, input, output]: [usize; 4]) -> Result<Self> {
         let conv = Conv2d { n, size: [side; 2], input, output, groups: 1, window: Window::square(3, 1, 1) };
         let places = n * side * side;
@@ -294,20 +319,17 @@ impl<'a> ConvTrial<'a> {
         let memory = [words(device, places * input)?, halves(device, stored, output * 9 * input)?, y];
         Ok(Self { device, stored, conv, memory })
     }
+}
 
-    fn run(&self, way: Option<(Shape, usize)>) -> Result<()> {
+impl Trial for Convolution<'_> {
+    fn run(&self, by: Option<By>) -> Result<()> {
         let Conv2d { n, size: [h, w], input, output, .. } = self.conv;
         let dims = [[n * h * w * input], [output * 9 * input], [n * h * w * output]];
         let [x, weight, y] = [0, 1, 2].map(|i| View::new(&self.memory[i], 0, &dims[i], &[1]));
-        self.device.convolution(&self.conv, x, View { stored: self.stored, ..weight }, None, y, way)
+        self.device.convolution(&self.conv, x, View { stored: self.stored, ..weight }, None, y, by)
     }
 
-    fn result(&self, way: Option<(Shape, usize)>) -> Result<Vec<u32>> {
-        self.run(way)?;
+    fn result(&self) -> Result<Vec<u32>> {
         downloaded(&self.memory[2])
-    }
-
-    fn seconds(&self, way: Option<(Shape, usize)>) -> Result<f64> {
-        seconds(self.device, || self.run(way))
     }
 }
