@@ -151,3 +151,12 @@ pub(crate) fn attention_shader(stored: Stored) -> Shader {
         Stored::F16 => Shader::AttentionF16,
     }
 }
+
+/// The shader of its gradients.
+pub(crate) fn attention_backward_shader(stored: Stored) -> Shader {
+    match stored {
+        Stored::F32 => Shader::AttentionBackward,
+        Stored::Bf16 => Shader::AttentionBackwardBf16,
+        Stored::F16 => Shader::AttentionBackwardF16,
+    }
+}

@@ -25,6 +25,8 @@ macro_rules! shaders {
 shaders! {
     Attention "attention",
     AttentionBackward "attention_backward",
+    AttentionBackwardBf16 "attention_backward_bf16",
+    AttentionBackwardF16 "attention_backward_f16",
     AttentionBf16 "attention_bf16",
     AttentionF16 "attention_f16",
     AttentionSums "attention_sums",
@@ -60,8 +62,9 @@ shaders! {
 impl Shader {
     /// Whether it has cooperative matrices, whose subgroups have to be full.
     pub fn has_matrices(self) -> bool {
-        use Shader::{AttentionBf16, AttentionF16, ConvBf16, ConvF16, GemmBf16, GemmF16};
-        matches!(self, AttentionBf16 | AttentionF16 | ConvBf16 | ConvF16 | GemmBf16 | GemmF16)
+        use Shader::{AttentionBackwardBf16, AttentionBackwardF16, AttentionBf16, AttentionF16};
+        let attention = matches!(self, AttentionBackwardBf16 | AttentionBackwardF16 | AttentionBf16 | AttentionF16);
+        attention || matches!(self, Self::ConvBf16 | Self::ConvF16 | Self::GemmBf16 | Self::GemmF16)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::select::Info;
 use crate::shaders::Shader;
 use crate::view::{Stored, View};
 
-use attention::AttentionTrial;
+use attention::{Attended, Gradients};
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +61,8 @@ const SIDES: [usize; 2] = [256, 2048];
 const MAPS: [usize; 2] = [1, 64];
 const TOKENS: [usize; 2] = [128, 1024];
 const LONG: f64 = 2e-3;
+/// Items, queries, keys and widths of heads that are compared: beyond the edges of blocks, which are small but for the last.
+const ATTENDED: [[usize; 4]; 3] = [[3, 77, 131, 64], [2, 130, 50, 23], [300, 70, 70, 64]];
 
 /// Something that is computed of numbers that lie on the device, without matrices or by them.
 trait Trial {
@@ -69,9 +71,9 @@ trait Trial {
     /// The words of what the last run made.
     fn result(&self) -> Result<Vec<u32>>;
 
-    /// Whether word i of what matrices made is wrong.
-    fn off(&self, _i: usize, words: u32, matrices: u32) -> bool {
-        words != matrices
+    /// How many words of what matrices `made` are wrong.
+    fn wrong(&self, words: &[u32], made: &[u32]) -> usize {
+        words.iter().zip(made).filter(|(a, b)| a != b).count()
     }
 }
 
@@ -109,11 +111,20 @@ impl Device {
     pub(crate) fn attention_way(&self, stored: Stored) -> Result<Option<By>> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
         let trusted = self.trusted(matrices::attention_shader(stored), || {
-            // Beyond the edges of blocks, which are small but for the last.
-            let small = [[3, 77, 131, 64], [2, 130, 50, 41], [300, 70, 70, 64]];
-            let small = small.map(|sizes| AttentionTrial::new(self, stored, sizes));
-            let timed = |n| AttentionTrial::new(self, stored, [16, n, n, 64]);
-            self.tried(("attention", shape, 0..BLOCKS.len()), small, TOKENS, timed)
+            let small = ATTENDED.map(|sizes| Attended::new(self, stored, sizes));
+            let timed = |n| Attended::new(self, stored, [16, n, n, 64]);
+            self.tried(("attention", shape, 0..BLOCKS), small, TOKENS, timed)
+        })?;
+        Ok(trusted.then_some((shape, 0)))
+    }
+
+    /// And its gradients.
+    pub(crate) fn attention_backward_way(&self, stored: Stored) -> Result<Option<By>> {
+        let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
+        let trusted = self.trusted(matrices::attention_backward_shader(stored), || {
+            let small = ATTENDED.map(|sizes| Gradients::new(self, stored, sizes));
+            let timed = |n| Gradients::new(self, stored, [16, n, n, 64]);
+            self.tried(("gradients of attention", shape, 0..BLOCKS), small, TOKENS, timed)
         })?;
         Ok(trusted.then_some((shape, 0)))
     }
@@ -133,7 +144,7 @@ impl Device {
         Ok(trusted)
     }
 
-    /// What is known of this device's cooperative matrices: a line for products of each type that it has any of, for convolutions and for attention.
+    /// What is known of this device's cooperative matrices: a line for products of each type that it has any of, for convolutions, for attention and for its gradients.
     ///
     /// # Errors
     /// As all kernels, where they are tried now.
@@ -146,11 +157,13 @@ impl Device {
             self.way(stored)?;
             self.conv_way(stored)?;
             self.attention_way(stored)?;
+            self.attention_backward_way(stored)?;
             let verdicts = locked(&self.0.verdicts);
             for (place, shader) in [
                 ("", matrices::shader(stored)),
                 (" in convolutions", matrices::conv_shader(stored)),
                 (" in attention", matrices::attention_shader(stored)),
+                (" in gradients of attention", matrices::attention_backward_shader(stored)),
             ] {
                 let verdict = verdicts.known.get(&shader);
                 let said = verdict.map(|v| (if v.trusted { "used" } else { "not used" }, &v.why[..]));
@@ -201,8 +214,7 @@ impl Device {
             let words = trial.result()?;
             for from in tiles.clone() {
                 trial.run(Some((shape, from)))?;
-                let made = words.iter().zip(trial.result()?).enumerate();
-                let wrong = made.filter(|&(i, (&words, matrices))| trial.off(i, words, matrices)).count();
+                let wrong = trial.wrong(&words, &trial.result()?);
                 if wrong > 0 {
                     let why = format!("{sizes}: {wrong} of {} elements of {what} are wrong", words.len());
                     return Ok(Verdict { trusted: false, why });

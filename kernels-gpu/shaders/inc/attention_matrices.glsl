@@ -85,7 +85,7 @@ uvec4 eight(vec4 x, vec4 y) { return uvec4(narrow(x.x, x.y), narrow(x.z, x.w), n
 // sums[i * CN + c] += a subgroup's rows of weights, from `weights` on, times the rows of the tile at `right`.
 #define MEANS(sums, weights, right)                                                                              \
     {                                                                                                           \
-        [[unroll]] for (uint j_ = 0u; j_ < COLS / TK; j_++) {                                                        \
+        for (uint j_ = 0u; j_ < COLS / TK; j_++) {                                                        \
             LEFT l_[RM];                                                                                             \
             [[unroll]] for (uint i_ = 0u; i_ < RM; i_++)                                                             \
                 coopMatLoad(l_[i_], held, (weights) + i_ * TM * LS + j_ * TK / 8u, LS, gl_CooperativeMatrixLayoutRowMajor); \

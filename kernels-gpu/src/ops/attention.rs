@@ -215,7 +215,7 @@ impl Device {
     pub fn attention_dq(&self, a: &Attention<'_>, dy: View<'_>, sums: &Memory, dq: View<'_>) -> Result<()> {
         let [b, h, tq, _, d] = a.sizes();
         assert!(dq.dims == [b, tq, h, d] && dy.dims == dq.dims, "attention: {:?}", dq.dims);
-        self.gradients(Of::Queries, a, [Some(a.q), Some(by_head(&dy).view()), Some(a.k), Some(a.v)], sums, &[dq])
+        self.attention_gradients(a, dy, sums, &[dq], self.gradients_way(a)?)
     }
 
     /// The gradients of k and v, each [b, tk, h, d], contiguous; `sums` are [`Self::attention_sums`].
@@ -226,15 +226,31 @@ impl Device {
         let [b, h, tq, tk, d] = a.sizes();
         let fits = dkv.iter().all(|x| x.dims == [b, tk, h, d]) && dy.dims == [b, tq, h, d];
         assert!(fits, "attention: {:?} of {:?}", dkv[0].dims, dy.dims);
-        self.gradients(Of::Keys, a, [Some(a.k), Some(a.v), Some(a.q), Some(by_head(&dy).view())], sums, &dkv)
+        self.attention_gradients(a, dy, sums, &dkv, self.gradients_way(a)?)
     }
 
-    fn gradients(&self, of: Of, a: &Attention<'_>, from: Operands<'_>, sums: &Memory, to: &[View<'_>]) -> Result<()> {
+    fn gradients_way(&self, a: &Attention<'_>) -> Result<Option<By>> {
+        a.stored().map_or(Ok(None), |stored| self.attention_backward_way(stored))
+    }
+
+    /// dq, or dk and dv, by matrices where there is room for them, or in f32.
+    pub(crate) fn attention_gradients(
+        &self,
+        a: &Attention<'_>,
+        dy: View<'_>,
+        sums: &Memory,
+        to: &[View<'_>],
+        by: Option<By>,
+    ) -> Result<()> {
+        let dy = by_head(&dy);
+        let (queries, keys) = ([Some(a.q), Some(dy.view())], [Some(a.k), Some(a.v)]);
+        let (of, [[a1, a2], [b1, b2]]) =
+            if to.len() == 1 { (Of::Queries, [queries, keys]) } else { (Of::Keys, [keys, queries]) };
+        let from = [a1, a2, b1, b2];
         if from.iter().flatten().any(|x| x.numel() == 0) {
             return to.iter().try_for_each(|&x| self.fill(0.0, x));
         }
-        let sums = Binding::words(4, sums, 0, sums.len() / 4)?.0;
-        self.attend(of, a, from, sums, to, None)
+        self.attend(of, a, from, Binding::words(4, sums, 0, sums.len() / 4)?.0, to, by)
     }
 
     fn attend(

@@ -3,14 +3,17 @@
 use super::{Attention, Of, Plan};
 use crate::device::Device;
 use crate::matrices::{self, Shape};
+use crate::select::Kind;
 use crate::view::Stored;
 
-/// Subgroups of a workgroup, each with as many rows as threads: the more, the fewer workgroups bring the same columns.
-pub(crate) const BLOCKS: [u32; 2] = [4, 2];
+/// Subgroups of a workgroup, each with as many rows as threads: the more, the fewer workgroups bring the same columns. Forward, and for gradients, which have
+/// more in shared memory.
+pub(crate) const BLOCKS: usize = 2;
+const SUBGROUPS: [[u32; BLOCKS]; 2] = [[4, 2], [2, 1]];
 /// Columns of a block; where a driver compiles for the CPU, which takes it seconds for many, and elsewhere.
 const COLS: [u32; 2] = [16, 32];
-/// Widest head: a row of queries and means is in the registers of its thread.
-const WIDEST: usize = 96;
+/// Widest head, forward and for gradients: a row of queries and means, or of gradients of a key and a value, is in the registers of its thread.
+const WIDEST: [usize; 2] = [96, 64];
 
 /// Matrices of a device, in blocks from this number on.
 pub(crate) type By = (Shape, usize);
@@ -32,11 +35,12 @@ impl Device {
         (shape, from): By,
         [items, rows, width]: [usize; 3],
     ) -> Option<Plan> {
-        if of != Of::Means || !(1..=WIDEST).contains(&width) {
+        let case = usize::from(of != Of::Means);
+        if !(1..=WIDEST[case]).contains(&width) {
             return None;
         }
         let (limits, lanes) = (self.limits(), self.0.matrices.subgroup);
-        let cols = COLS[usize::from(limits.large_tiles)];
+        let cols = COLS[usize::from(self.info().kind != Kind::Software)];
         let Shape { m, n, k } = shape;
         let whole = (width as u32).next_multiple_of(n.max(k));
         let fits = lanes.is_multiple_of(m)
@@ -45,12 +49,20 @@ impl Device {
                 .all(|side| side.is_multiple_of(8) && [cols, whole].iter().all(|x| x.is_multiple_of(*side)));
         // Eights of a row of operands, and fours of one of products.
         let (row, products) = (whole / 8 + 1, (cols / 4).max(cols / 8 + n / 4) + 1);
-        let shared = |rows: u32| 16 * (2 * cols * row + rows * row.max(products)) + 4 * (cols + rows);
-        let all = BLOCKS[from..].iter().map(|subgroups| subgroups * lanes);
+        let shared = |rows: u32| match of {
+            Of::Means => 16 * (2 * cols * row + rows * row.max(products)) + 4 * (cols + rows),
+            _ => 16 * (2 * cols * row + rows * (2 * row + products)) + 8 * cols,
+        };
+        let all = SUBGROUPS[case][from..].iter().map(|subgroups| subgroups * lanes);
         let fitting: Vec<u32> = all.filter(|&n| fits && n <= limits.threads && shared(n) <= limits.shared).collect();
         let many = |&n: &u32| (items * rows.div_ceil(n as usize)) as u64 >= 2 * u64::from(limits.cores);
         let threads = fitting.iter().copied().find(many).or(fitting.last().copied())?;
-        let (shader, spec) = (matrices::attention_shader(a.stored()?), vec![lanes, m, n, k, cols]);
+        let stored = a.stored()?;
+        let (shader, last) = match of {
+            Of::Means => (matrices::attention_shader(stored), None),
+            _ => (matrices::attention_backward_shader(stored), Some(u32::from(of == Of::Keys))),
+        };
+        let spec = [lanes, m, n, k, cols].into_iter().chain(last).collect();
         Some(Plan { shader, threads, rows: threads, spec, unit: 8 })
     }
 }
