@@ -3,7 +3,7 @@
 #extension GL_EXT_control_flow_attributes : require
 // y1 = softmax(scale a1 b1^T) b2, block by block (Dao 2023): weights are in shared memory alone. Rows are queries, columns keys. Weights are powers of
 // 2 less the largest score so far; what was summed by another is multiplied by their distance.
-#include "inc/attention.glsl"
+#include "inc/attention_tile.glsl"
 layout(std430, binding = 4) writeonly buffer Lse { float lse[]; };
 #include "inc/functions.glsl"
 

@@ -4,7 +4,7 @@
 // Gradients of y = w v with w = softmax(scale q k^T), whose weights are computed again from their log-sum-exp: ds = w (dy v^T - sum dy y), dq = scale ds k,
 // dk = scale ds^T q, dv = w^T dy. Rows are queries: a1 = q, a2 = dy, b1 = k, b2 = v, y1 = dq; or, with OF_KEYS, keys: a1 = k, a2 = v, b1 = q, b2 = dy,
 // y1 = dk, y2 = dv. So each gradient is summed by whoever has its row.
-#include "inc/attention.glsl"
+#include "inc/attention_tile.glsl"
 layout(constant_id = 15) const bool OF_KEYS = false;
 // Of each query [item, query]: the logarithm to base 2 of its sum of weights, and sum dy y.
 layout(std430, binding = 4) readonly buffer Sums { vec2 sums[]; };

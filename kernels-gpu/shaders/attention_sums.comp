@@ -3,7 +3,7 @@
 #extension GL_EXT_control_flow_attributes : require
 // Of each query what its gradients need: the logarithm to base 2 of its sum of weights, infinite where there are none, so that they are 0 again; and
 // sum a1 a2 for a1 = y and a2 = dy.
-#include "inc/attention.glsl"
+#include "inc/attention_tile.glsl"
 layout(std430, binding = 4) readonly buffer Lse { float lse[]; };
 layout(std430, binding = 6) writeonly buffer Sums { vec2 sums[]; };
 #include "inc/functions.glsl"

@@ -84,7 +84,8 @@ impl Matrices {
         // SAFETY: as above, and the device has the extensions.
         unsafe { raw.get_physical_device_features2(physical, &mut features) };
         let on = |feature: vk::Bool32| feature == vk::TRUE;
-        let computes = subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE);
+        let computes = subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
+            && subgroups.supported_operations.contains(vk::SubgroupFeatureFlags::VOTE);
         let needed =
             [matrices.cooperative_matrix, sizes.compute_full_subgroups, f12.vulkan_memory_model, f12.shader_float16];
         if !computes || !needed.into_iter().all(on) {
@@ -124,6 +125,9 @@ impl Matrices {
     }
 }
 
+/// Cooperative matrices of this shape, in tiles from this number on.
+pub(crate) type By = (Shape, usize);
+
 /// How products fall to workgroups, each of which makes a tile.
 pub(crate) struct Tile {
     /// Rows and columns.
@@ -161,5 +165,23 @@ pub(crate) fn conv_shader(stored: Stored) -> Shader {
         Stored::F32 => Shader::Conv,
         Stored::Bf16 => Shader::ConvBf16,
         Stored::F16 => Shader::ConvF16,
+    }
+}
+
+/// The shader that attends in it.
+pub(crate) fn attention_shader(stored: Stored) -> Shader {
+    match stored {
+        Stored::F32 => Shader::Attention,
+        Stored::Bf16 => Shader::AttentionBf16,
+        Stored::F16 => Shader::AttentionF16,
+    }
+}
+
+/// The shader of its gradients.
+pub(crate) fn attention_backward_shader(stored: Stored) -> Shader {
+    match stored {
+        Stored::F32 => Shader::AttentionBackward,
+        Stored::Bf16 => Shader::AttentionBackwardBf16,
+        Stored::F16 => Shader::AttentionBackwardF16,
     }
 }

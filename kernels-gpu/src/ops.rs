@@ -12,7 +12,8 @@ mod sums;
 mod windows;
 
 pub use attention::Attention;
-pub(crate) use conv::{MATRICES as CONV_MATRICES, Of, Way as ConvWay};
+pub(crate) use attention::BLOCKS;
+pub(crate) use conv::{MATRICES as CONV_MATRICES, Of};
 pub use gemm::Gemm;
 pub(crate) use gemm::{MATRICES, Way};
 pub use index::by_row;

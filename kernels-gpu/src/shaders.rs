@@ -25,6 +25,10 @@ macro_rules! shaders {
 shaders! {
     Attention "attention",
     AttentionBackward "attention_backward",
+    AttentionBackwardBf16 "attention_backward_bf16",
+    AttentionBackwardF16 "attention_backward_f16",
+    AttentionBf16 "attention_bf16",
+    AttentionF16 "attention_f16",
     AttentionSums "attention_sums",
     Cast "cast",
     Columns "columns",
@@ -58,7 +62,9 @@ shaders! {
 impl Shader {
     /// Whether it has cooperative matrices, whose subgroups have to be full.
     pub fn has_matrices(self) -> bool {
-        matches!(self, Self::ConvBf16 | Self::ConvF16 | Self::GemmBf16 | Self::GemmF16)
+        use Shader::{AttentionBackwardBf16, AttentionBackwardF16, AttentionBf16, AttentionF16};
+        let attention = matches!(self, AttentionBackwardBf16 | AttentionBackwardF16 | AttentionBf16 | AttentionF16);
+        attention || matches!(self, Self::ConvBf16 | Self::ConvF16 | Self::GemmBf16 | Self::GemmF16)
     }
 }
 

@@ -1,7 +1,10 @@
 //! Cooperative matrices are not trusted for being there: drivers have had some that are wrong, and some that are slower than products
 //! without. Before they are first used they are tried against those, and what came of it is kept on disk for this driver and shader.
 
+mod attention;
+
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,13 +12,15 @@ use kernels_cpu::conv::{Conv2d, Window};
 
 use crate::device::{Device, locked};
 use crate::error::{Error, Result};
-use crate::matrices::{self, Shape};
+use crate::matrices::{self, By, Shape};
 use crate::memory::Memory;
-use crate::ops::{CONV_MATRICES, ConvWay, Gemm, MATRICES, Of, Way};
+use crate::ops::{BLOCKS, CONV_MATRICES, Gemm, MATRICES, Of, Way};
 use crate::pipeline::{cache_file, hash, keep, whole};
 use crate::select::Info;
 use crate::shaders::Shader;
 use crate::view::{Stored, View};
+
+use attention::{Attended, Gradients};
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +34,29 @@ pub(crate) struct Verdict {
 pub(crate) struct Verdicts {
     /// Told to trust them.
     pub forced: bool,
-    known: HashMap<(Shader, Of), Verdict>,
+    known: HashMap<Use, Verdict>,
+}
+
+/// What is tried: the matrices of a shader, in one of the things that it computes.
+type Use = (Shader, &'static str);
+
+fn products(stored: Stored) -> Use {
+    (matrices::shader(stored), "products")
+}
+
+fn convolutions(of: Of, stored: Stored) -> Use {
+    (
+        matrices::conv_shader(stored),
+        ["convolutions", "gradients of their maps", "gradients of their weights"][of as usize],
+    )
+}
+
+fn attention(stored: Stored) -> Use {
+    (matrices::attention_shader(stored), "attention")
+}
+
+fn attention_backward(stored: Stored) -> Use {
+    (matrices::attention_backward_shader(stored), "gradients of attention")
 }
 
 impl Verdicts {
@@ -47,21 +74,42 @@ fn kept(file: &std::path::Path, shader: Shader) -> Option<Verdict> {
     same.then(|| Verdict { trusted: trusted == "trusted", why: why.to_owned() })
 }
 
-fn file(info: &Info, (shader, of): (Shader, Of)) -> Option<PathBuf> {
-    let gradient = ["", "-input", "-weight"][of as usize];
-    cache_file(info, &format!("matrices-{}{gradient}", shader.name()))
+fn file(info: &Info, (shader, what): Use) -> Option<PathBuf> {
+    cache_file(info, &format!("matrices-{}-{}", shader.name(), what.replace(' ', "-")))
 }
 
-/// Sides of the products, and numbers of maps of the convolutions, that are timed: doubled until one without matrices takes so long.
+/// What is timed: sides of products, numbers of maps of convolutions, queries and keys of attention; doubled until one without matrices takes so long.
 const SIDES: [usize; 2] = [256, 2048];
 const MAPS: [usize; 2] = [1, 64];
+const TOKENS: [usize; 2] = [128, 1024];
 const LONG: f64 = 2e-3;
+/// Items, queries, keys and widths of heads that are compared: beyond the edges of blocks, which are small but for the last.
+const ATTENDED: [[usize; 4]; 3] = [[3, 77, 131, 64], [2, 130, 50, 23], [300, 70, 70, 64]];
+
+/// Something that is computed of numbers that lie on the device, without matrices or by them.
+trait Trial {
+    fn run(&self, by: Option<By>) -> Result<()>;
+
+    /// The words of what the last run made.
+    fn result(&self) -> Result<Vec<u32>>;
+
+    /// How many words of what matrices `made` are wrong.
+    fn wrong(&self, words: &[u32], made: &[u32]) -> usize {
+        words.iter().zip(made).filter(|(a, b)| a != b).count()
+    }
+}
 
 impl Device {
     /// How products with what is stored so are computed.
     pub(crate) fn way(&self, stored: Stored) -> Result<Way> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(Way::Words) };
-        let trusted = self.trusted((matrices::shader(stored), Of::Y), || self.tried(stored, shape))?;
+        let of = products(stored);
+        let trusted = self.trusted(of, || {
+            // Beyond the edges of tiles of all sizes, by eights and one by one; where the depth is odd, rows do not begin with a word.
+            let small = [[208, 88, 168], [203, 78, 150], [131, 75, 260]].map(|sizes| Product::new(self, stored, sizes));
+            let tiles = self.first_tile()..MATRICES.len();
+            self.tried((of.1, shape, tiles), small, SIDES, |side| Product::new(self, stored, [side; 3]))
+        })?;
         Ok(if trusted { Way::Matrices { shape, from: self.first_tile() } } else { Way::Words })
     }
 
@@ -71,28 +119,58 @@ impl Device {
     }
 
     /// And convolutions, or gradients of them, with what is stored so.
-    pub(crate) fn conv_way(&self, of: Of, stored: Stored) -> Result<ConvWay> {
+    pub(crate) fn conv_way(&self, of: Of, stored: Stored) -> Result<Option<By>> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
-        let trusted = self.trusted((matrices::conv_shader(stored), of), || self.conv_tried(of, stored, shape))?;
-        Ok(trusted.then(|| (shape, self.first_tile())))
+        let (what, from) = (convolutions(of, stored), self.first_tile());
+        let trusted = self.trusted(what, || {
+            // Beyond the edges of tiles of all sizes, by eights and one by one.
+            let small = [[2, 11, 40, 150], [2, 11, 13, 75]].map(|sizes| Convolution::new(self, of, stored, sizes));
+            let timed = |n| Convolution::new(self, of, stored, [n, 28, 128, 128]);
+            self.tried((what.1, shape, from..CONV_MATRICES.len()), small, MAPS, timed)
+        })?;
+        Ok(trusted.then_some((shape, from)))
     }
 
-    /// Whether a shader's matrices are used for this, which `try_it` finds out where it is not known.
-    fn trusted(&self, what: (Shader, Of), try_it: impl FnOnce() -> Result<Verdict>) -> Result<bool> {
+    /// And attention over what is stored so.
+    pub(crate) fn attention_way(&self, stored: Stored) -> Result<Option<By>> {
+        let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
+        let of = attention(stored);
+        let trusted = self.trusted(of, || {
+            let small = ATTENDED.map(|sizes| Attended::new(self, stored, sizes));
+            let timed = |n| Attended::new(self, stored, [16, n, n, 64]);
+            self.tried((of.1, shape, 0..BLOCKS), small, TOKENS, timed)
+        })?;
+        Ok(trusted.then_some((shape, 0)))
+    }
+
+    /// And its gradients.
+    pub(crate) fn attention_backward_way(&self, stored: Stored) -> Result<Option<By>> {
+        let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
+        let of = attention_backward(stored);
+        let trusted = self.trusted(of, || {
+            let small = ATTENDED.map(|sizes| Gradients::new(self, stored, sizes));
+            let timed = |n| Gradients::new(self, stored, [16, n, n, 64]);
+            self.tried((of.1, shape, 0..BLOCKS), small, TOKENS, timed)
+        })?;
+        Ok(trusted.then_some((shape, 0)))
+    }
+
+    /// Whether a shader's matrices are used, which `try_it` finds out where it is not known.
+    fn trusted(&self, of: Use, try_it: impl FnOnce() -> Result<Verdict>) -> Result<bool> {
         let mut verdicts = locked(&self.0.verdicts);
         if verdicts.forced {
             return Ok(true);
         }
-        if let Some(verdict) = verdicts.known.get(&what) {
+        if let Some(verdict) = verdicts.known.get(&of) {
             return Ok(verdict.trusted);
         }
-        let verdict = self.judge(what, try_it)?;
+        let verdict = self.judge(of, try_it)?;
         let trusted = verdict.trusted;
-        verdicts.known.insert(what, verdict);
+        verdicts.known.insert(of, verdict);
         Ok(trusted)
     }
 
-    /// What is known of this device's cooperative matrices, a line for each type that it has any of, and one for its convolutions and either gradient.
+    /// What is known of this device's cooperative matrices: for each type that it has any of, a line for everything that they are used in.
     ///
     /// # Errors
     /// As all kernels, where they are tried now.
@@ -106,24 +184,26 @@ impl Device {
             for of in [Of::Y, Of::Input, Of::Weight] {
                 self.conv_way(of, stored)?;
             }
-            let (verdicts, conv) = (locked(&self.0.verdicts), matrices::conv_shader(stored));
-            for (place, what) in [
-                ("", (matrices::shader(stored), Of::Y)),
-                (" in convolutions", (conv, Of::Y)),
-                (" in their inputs' gradients", (conv, Of::Input)),
-                (" in their weights' gradients", (conv, Of::Weight)),
-            ] {
-                let verdict = verdicts.known.get(&what);
+            self.attention_way(stored)?;
+            self.attention_backward_way(stored)?;
+            let verdicts = locked(&self.0.verdicts);
+            let convolutions = [Of::Y, Of::Input, Of::Weight].map(|of| convolutions(of, stored));
+            for of in [products(stored)]
+                .into_iter()
+                .chain(convolutions)
+                .chain([attention(stored), attention_backward(stored)])
+            {
+                let verdict = verdicts.known.get(&of);
                 let said = verdict.map(|v| (if v.trusted { "used" } else { "not used" }, &v.why[..]));
                 let (used, why) = said.unwrap_or(("used", "untried, as told"));
-                lines.push(format!("matrices of {stored:?}{place}: {used}: {why}").to_lowercase());
+                lines.push(format!("matrices of {stored:?} in {}: {used}: {why}", of.1).to_lowercase());
             }
         }
         Ok(lines)
     }
 
-    fn judge(&self, what: (Shader, Of), try_it: impl FnOnce() -> Result<Verdict>) -> Result<Verdict> {
-        let (file, (shader, _)) = (file(&self.0.info, what), what);
+    fn judge(&self, of: Use, try_it: impl FnOnce() -> Result<Verdict>) -> Result<Verdict> {
+        let (file, (shader, _)) = (file(&self.0.info, of), of);
         if let Some(verdict) = file.as_deref().and_then(|file| kept(file, shader)) {
             return Ok(verdict);
         }
@@ -146,61 +226,55 @@ impl Device {
         Ok(verdict)
     }
 
-    fn tried(&self, stored: Stored, shape: Shape) -> Result<Verdict> {
+    /// Compares what each of `small` makes by matrices, in tiles from each number on, with what it makes without; then times what `timed` makes of a
+    /// number, which doubles.
+    fn tried<T: Trial, const N: usize>(
+        &self,
+        (what, shape, tiles): (&str, Shape, Range<usize>),
+        small: [Result<T>; N],
+        [mut n, most]: [usize; 2],
+        timed: impl Fn(usize) -> Result<T>,
+    ) -> Result<Verdict> {
         let sizes = format!("{}x{}x{}", shape.m, shape.n, shape.k);
-        for from in self.first_tile()..MATRICES.len() {
-            // Beyond the edges of tiles of all sizes, by eights and one by one; where the depth is odd, rows do not begin with a word.
-            for [m, k, n] in [[208, 88, 168], [203, 78, 150], [131, 75, 260]] {
-                let trial = Trial::new(self, stored, [m, k, n])?;
-                let ways = [Way::Words, Way::Matrices { shape, from }].map(|way| trial.product(way));
-                let [words, matrices] = [ways[0].clone()?, ways[1].clone()?];
-                let wrong = words.iter().zip(&matrices).filter(|(a, b)| a != b).count();
+        for trial in small {
+            let trial = trial?;
+            trial.run(None)?;
+            let words = trial.result()?;
+            for from in tiles.clone() {
+                trial.run(Some((shape, from)))?;
+                let wrong = trial.wrong(&words, &trial.result()?);
                 if wrong > 0 {
-                    let why = format!("{sizes}: {wrong} of {} elements of a product are wrong", words.len());
+                    let why = format!("{sizes}: {wrong} of {} elements of {what} are wrong", words.len());
                     return Ok(Verdict { trusted: false, why });
                 }
             }
         }
-        let mut side = SIDES[0];
         loop {
-            let trial = Trial::new(self, stored, [side; 3])?;
-            let words = trial.seconds(Way::Words)?;
-            if words < LONG && side < SIDES[1] {
-                side *= 2;
+            let trial = timed(n)?;
+            let words = self.seconds(|| trial.run(None))?;
+            if words < LONG && n < most {
+                n *= 2;
                 continue;
             }
-            let times = words / trial.seconds(Way::Matrices { shape, from: self.first_tile() })?;
-            let why = format!("{sizes}: exact, {times:.2} times as fast as products in f32 (of {side})");
+            let times = words / self.seconds(|| trial.run(Some((shape, tiles.start))))?;
+            let why = format!("{sizes}: right, {times:.2} times as fast as {what} in f32 (of {n})");
             return Ok(Verdict { trusted: times > 1.0, why });
         }
     }
 
-    fn conv_tried(&self, of: Of, stored: Stored, shape: Shape) -> Result<Verdict> {
-        let sizes = format!("{}x{}x{}", shape.m, shape.n, shape.k);
-        for from in self.first_tile()..CONV_MATRICES.len() {
-            // Beyond the edges of tiles of all sizes, by eights and one by one.
-            for [input, output] in [[40, 150], [13, 75]] {
-                let trial = ConvTrial::new(self, of, stored, [2, 11, input, output])?;
-                let [words, matrices] = [trial.result(None)?, trial.result(Some((shape, from)))?];
-                let wrong = words.iter().zip(&matrices).filter(|(a, b)| a != b).count();
-                if wrong > 0 {
-                    let why = format!("{sizes}: {wrong} of {} elements of a convolution are wrong", words.len());
-                    return Ok(Verdict { trusted: false, why });
-                }
-            }
-        }
-        let mut n = MAPS[0];
-        loop {
-            let trial = ConvTrial::new(self, of, stored, [n, 28, 128, 128])?;
-            let words = trial.seconds(None)?;
-            if words < LONG && n < MAPS[1] {
-                n *= 2;
-                continue;
-            }
-            let times = words / trial.seconds(Some((shape, self.first_tile())))?;
-            let why = format!("{sizes}: exact, {times:.2} times as fast as convolutions in f32 (of {n} maps)");
-            return Ok(Verdict { trusted: times > 1.0, why });
-        }
+    /// Of one run: the median of three, after one that is not counted.
+    fn seconds(&self, run: impl Fn() -> Result<()>) -> Result<f64> {
+        let once = || -> Result<f64> {
+            self.wait()?;
+            let start = Instant::now();
+            run()?;
+            self.wait()?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        once()?;
+        let mut times = [once()?, once()?, once()?];
+        times.sort_by(f64::total_cmp);
+        Ok(times[1])
     }
 }
 
@@ -217,14 +291,15 @@ fn words(device: &Device, n: usize) -> Result<Memory> {
 
 /// And others in half.
 fn halves(device: &Device, stored: Stored, n: usize) -> Result<Memory> {
-    let half = |i: usize| {
-        let bits = number(i + 77).to_bits();
-        // Whole numbers of 6 bits lose nothing where the fraction is cut.
-        let f16 =
-            if bits << 1 == 0 { 0 } else { bits >> 16 & 0x8000 | ((bits >> 13 & 0x3_ffff) - (112 << 10)) & 0x7fff };
-        if stored == Stored::Bf16 { (bits >> 16) as u16 } else { f16 as u16 }
-    };
-    device.upload(&(0..n).flat_map(|i| half(i).to_le_bytes()).collect::<Vec<u8>>())
+    let half = |i: usize| narrowed(stored, number(i + 77)).to_le_bytes();
+    device.upload(&(0..n).flat_map(half).collect::<Vec<u8>>())
+}
+
+/// A whole number of up to 6 bits in half: it loses nothing where its fraction is cut.
+fn narrowed(stored: Stored, whole: f32) -> u16 {
+    let bits = whole.to_bits();
+    let f16 = if bits << 1 == 0 { 0 } else { bits >> 16 & 0x8000 | ((bits >> 13 & 0x3_ffff) - (112 << 10)) & 0x7fff };
+    if stored == Stored::Bf16 { (bits >> 16) as u16 } else { f16 as u16 }
 }
 
 /// All words of memory.
@@ -234,37 +309,24 @@ fn downloaded(memory: &Memory) -> Result<Vec<u32>> {
     Ok(bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect())
 }
 
-/// Of one run: the median of three, after one that is not counted.
-fn seconds(device: &Device, run: impl Fn() -> Result<()>) -> Result<f64> {
-    let once = || -> Result<f64> {
-        device.wait()?;
-        let start = Instant::now();
-        run()?;
-        device.wait()?;
-        Ok(start.elapsed().as_secs_f64())
-    };
-    once()?;
-    let mut times = [once()?, once()?, once()?];
-    times.sort_by(f64::total_cmp);
-    Ok(times[1])
-}
-
 /// A product of such numbers.
-struct Trial<'a> {
+struct Product<'a> {
     device: &'a Device,
     stored: Stored,
     sizes: [usize; 3],
     memory: [Memory; 3],
 }
 
-impl<'a> Trial<'a> {
+impl<'a> Product<'a> {
     fn new(device: &'a Device, stored: Stored, sizes: [usize; 3]) -> Result<Self> {
         let [m, k, n] = sizes;
         let memory = [words(device, m * k)?, halves(device, stored, k * n)?, device.memory(4 * m * n)?];
         Ok(Self { device, stored, sizes, memory })
     }
+}
 
-    fn run(&self, way: Way) -> Result<()> {
+impl Trial for Product<'_> {
+    fn run(&self, by: Option<By>) -> Result<()> {
         let [m, k, n] = self.sizes;
         let dims = [[1, 1, m, k], [1, 1, k, n], [1, 1, m, n]];
         let [a, b, c] = &self.memory;
@@ -272,21 +334,17 @@ impl<'a> Trial<'a> {
         // A weight is [n, k].
         let (sa, sb, sc) = (along(k), [0, 0, 1, k as isize], along(n));
         let b = View { stored: self.stored, ..View::new(b, 0, &dims[1], &sb) };
+        let way = by.map_or(Way::Words, |(shape, from)| Way::Matrices { shape, from });
         self.device.product(&Gemm::new(View::new(a, 0, &dims[0], &sa), b, View::new(c, 0, &dims[2], &sc)), way)
     }
 
-    fn product(&self, way: Way) -> Result<Vec<u32>> {
-        self.run(way)?;
+    fn result(&self) -> Result<Vec<u32>> {
         downloaded(&self.memory[2])
-    }
-
-    fn seconds(&self, way: Way) -> Result<f64> {
-        seconds(self.device, || self.run(way))
     }
 }
 
 /// A convolution of such numbers, or a gradient, with windows of 3 x 3 that reach beyond the maps.
-struct ConvTrial<'a> {
+struct Convolution<'a> {
     device: &'a Device,
     of: Of,
     stored: Stored,
@@ -296,7 +354,7 @@ struct ConvTrial<'a> {
     memory: [Memory; 3],
 }
 
-impl<'a> ConvTrial<'a> {
+impl<'a> Convolution<'a> {
     fn new(device: &'a Device, of: Of, stored: Stored, [n, side, input, output]: [usize; 4]) -> Result<Self> {
         let conv = Conv2d { n, size: [side; 2], input, output, groups: 1, window: Window::square(3, 1, 1) };
         let (x, weight, y) = (n * side * side * input, output * 9 * input, n * side * side * output);
@@ -309,20 +367,17 @@ impl<'a> ConvTrial<'a> {
         let memory = [halves(device, stored, a)?, halves(device, stored, b)?, device.memory(4 * c)?];
         Ok(Self { device, of, stored, conv, sizes, memory })
     }
+}
 
-    fn run(&self, way: ConvWay) -> Result<()> {
+impl Trial for Convolution<'_> {
+    fn run(&self, by: Option<By>) -> Result<()> {
         let dims = self.sizes.map(|n| [n]);
         let [a, b, c] = [0, 1, 2].map(|i| View::new(&self.memory[i], 0, &dims[i], &[1]));
         let [a, b] = [a, b].map(|view| View { stored: self.stored, ..view });
-        self.device.convolution(self.of, &self.conv, [a, b], None, c, way)
+        self.device.convolution(self.of, &self.conv, [a, b], None, c, by)
     }
 
-    fn result(&self, way: ConvWay) -> Result<Vec<u32>> {
-        self.run(way)?;
+    fn result(&self) -> Result<Vec<u32>> {
         downloaded(&self.memory[2])
-    }
-
-    fn seconds(&self, way: ConvWay) -> Result<f64> {
-        seconds(self.device, || self.run(way))
     }
 }

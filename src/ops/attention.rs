@@ -214,7 +214,8 @@ impl Op for Attention {
         })
     }
 
-    /// Without weights in memory where a head's width allows. Numbers in half are widened, and weights stay in f32.
+    /// Without weights in memory where a head's width allows. Numbers in half are multiplied so where the device
+    /// has matrices for it that are trusted, else widened, with weights in f32.
     #[cfg(feature = "vulkan")]
     fn gpu(&self, on: &Gpu, x: &[&Tensor], out: Meta) -> Option<Output> {
         let (q, k, v) = (on.stored(x[0])?, on.stored(x[1])?, on.stored(x[2])?);

@@ -1,17 +1,23 @@
 //! Scaled dot-product attention whose weights are never stored: softmax block by block, and for gradients the weights once more from their
 //! log-sum-exp (Dao 2023, "FlashAttention-2").
 
+mod matrices;
+
+pub(crate) use matrices::BLOCKS;
+
 use super::gemm::{aligned, strides};
 use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
+use crate::matrices::By;
 use crate::memory::Memory;
 use crate::shaders::Shader;
 use crate::view::{Binding, View};
 
-/// y = softmax(scale q k^T) v, with dropout of the softmax where asked for.
+/// y = softmax(scale q k^T) v, with dropout of the softmax where asked for. Where q, k and v are stored in one type of half and the device has cooperative
+/// matrices for it that are right and quicker, they multiply, with sums of f32, and weights are rounded to it; else all is widened to f32.
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
-    /// [b, h, tq, d] in any layout, f32 or stored in half, which is widened.
+    /// [b, h, tq, d] in any layout, f32 or stored in half.
     pub q: View<'a>,
     /// [b, h, tk, d], likewise.
     pub k: View<'a>,
@@ -82,6 +88,11 @@ impl Tile {
         4 * width.div_ceil(4 * self.across)
     }
 
+    /// As constants, with the vectors that a thread asks for before it waits.
+    fn spec(&self, ahead: u32) -> [u32; 5] {
+        [self.across, self.down, self.rows, self.cols, ahead]
+    }
+
     fn fits(&self, of: Of, width: u32, shared: u32) -> bool {
         let ([scores, sums], row) = (of.products(), width.div_ceil(4) | 1);
         let (rows, cols) = (self.down * self.rows, self.across * self.cols);
@@ -109,6 +120,28 @@ impl Tile {
 /// The operands of a kernel: of rows, then of columns.
 type Operands<'a> = [Option<View<'a>>; 4];
 
+/// A kernel and its workgroups.
+struct Plan {
+    shader: Shader,
+    threads: u32,
+    /// Rows of a workgroup.
+    rows: u32,
+    /// Constants beyond those that all have.
+    spec: Vec<u32>,
+    /// Elements of operands that are read at once, where they lie so.
+    unit: usize,
+}
+
+/// And what it works on.
+struct Pass<'a> {
+    plan: Plan,
+    groups: u64,
+    from: Operands<'a>,
+    /// Bound beside operands and results.
+    more: Vec<Binding>,
+    to: &'a [View<'a>],
+}
+
 impl Attention<'_> {
     /// Batch, heads, queries, keys, and a head's width.
     fn sizes(&self) -> [usize; 5] {
@@ -119,6 +152,12 @@ impl Attention<'_> {
         assert!(self.mask.is_none_or(|mask| mask.len() == b * tk), "attention: bytes of the mask");
         [b, h, tq, tk, d]
     }
+
+    /// What is bound beside operands and results: `first`, and the mask.
+    fn bound(&self, first: Binding) -> Result<Vec<Binding>> {
+        let mask = self.mask.map(|mask| Binding::words(5, mask, 0, mask.len().div_ceil(4)));
+        Ok([first].into_iter().chain(mask.transpose()?.map(|(mask, _)| mask)).collect())
+    }
 }
 
 impl Device {
@@ -127,6 +166,12 @@ impl Device {
     /// # Errors
     /// As [`Self::copy`]; also where a head is too wide for a workgroup.
     pub fn attention(&self, a: &Attention<'_>, y: View<'_>, lse: &Memory) -> Result<()> {
+        let by = a.stored().map_or(Ok(None), |stored| self.attention_way(stored))?;
+        self.attention_by(a, y, lse, by)
+    }
+
+    /// As [`Self::attention`], by matrices where there is room for them, or in f32.
+    pub(crate) fn attention_by(&self, a: &Attention<'_>, y: View<'_>, lse: &Memory, by: Option<By>) -> Result<()> {
         let [b, h, tq, tk, d] = a.sizes();
         assert!(y.dims == [b, tq, h, d] && lse.len() == 4 * b * h * tq, "attention: {:?}", y.dims);
         if b * h * tq == 0 {
@@ -137,7 +182,7 @@ impl Device {
             return self.fill(0.0, y);
         }
         let lse = Binding::words(4, lse, 0, b * h * tq)?.0.writing();
-        self.attend(Of::Means, a, [Some(a.q), None, Some(a.k), Some(a.v)], lse, &[y])
+        self.attend(Of::Means, a, [Some(a.q), None, Some(a.k), Some(a.v)], lse, &[y], by)
     }
 
     /// Of each query [b, h, tq] what its gradients need: two numbers. y [b, tq, h, d] and `lse` are what [`Self::attention`] made, dy [b, tq, h, d] in any
@@ -153,11 +198,13 @@ impl Device {
             let tile = Tile { across: 8, down: THREADS / 8, rows: 1, cols: 1 };
             let (lse, at) = lse.bind(4)?;
             assert_eq!(at, 0, "attention: where the log-sum-exp begins");
-            let more = [lse, Binding::words(6, &sums, 0, 2 * b * h * tq)?.0.writing()];
+            let more = vec![lse, Binding::words(6, &sums, 0, 2 * b * h * tq)?.0.writing()];
             let groups = (b * h * tq).div_ceil(tile.down as usize) as u64;
             let (y, dy) = (by_head(&y), by_head(&dy));
             let from = [Some(y.view()), Some(dy.view()), None, None];
-            self.record(Shader::AttentionSums, &[], tile, a, from, &more, &[], groups)?;
+            let spec = tile.spec(1).to_vec();
+            let plan = Plan { shader: Shader::AttentionSums, threads: THREADS, rows: tile.down, spec, unit: 4 };
+            self.record(a, Pass { plan, groups, from, more, to: &[] })?;
         }
         Ok(sums)
     }
@@ -169,7 +216,7 @@ impl Device {
     pub fn attention_dq(&self, a: &Attention<'_>, dy: View<'_>, sums: &Memory, dq: View<'_>) -> Result<()> {
         let [b, h, tq, _, d] = a.sizes();
         assert!(dq.dims == [b, tq, h, d] && dy.dims == dq.dims, "attention: {:?}", dq.dims);
-        self.gradients(Of::Queries, a, [Some(a.q), Some(by_head(&dy).view()), Some(a.k), Some(a.v)], sums, &[dq])
+        self.attention_gradients(a, dy, sums, &[dq], self.gradients_way(a)?)
     }
 
     /// The gradients of k and v, each [b, tk, h, d], contiguous; `sums` are [`Self::attention_sums`].
@@ -180,54 +227,74 @@ impl Device {
         let [b, h, tq, tk, d] = a.sizes();
         let fits = dkv.iter().all(|x| x.dims == [b, tk, h, d]) && dy.dims == [b, tq, h, d];
         assert!(fits, "attention: {:?} of {:?}", dkv[0].dims, dy.dims);
-        self.gradients(Of::Keys, a, [Some(a.k), Some(a.v), Some(a.q), Some(by_head(&dy).view())], sums, &dkv)
+        self.attention_gradients(a, dy, sums, &dkv, self.gradients_way(a)?)
     }
 
-    fn gradients(&self, of: Of, a: &Attention<'_>, from: Operands<'_>, sums: &Memory, to: &[View<'_>]) -> Result<()> {
+    fn gradients_way(&self, a: &Attention<'_>) -> Result<Option<By>> {
+        a.stored().map_or(Ok(None), |stored| self.attention_backward_way(stored))
+    }
+
+    /// dq, or dk and dv, by matrices where there is room for them, or in f32.
+    pub(crate) fn attention_gradients(
+        &self,
+        a: &Attention<'_>,
+        dy: View<'_>,
+        sums: &Memory,
+        to: &[View<'_>],
+        by: Option<By>,
+    ) -> Result<()> {
+        let dy = by_head(&dy);
+        let (queries, keys) = ([Some(a.q), Some(dy.view())], [Some(a.k), Some(a.v)]);
+        let (of, [[a1, a2], [b1, b2]]) =
+            if to.len() == 1 { (Of::Queries, [queries, keys]) } else { (Of::Keys, [keys, queries]) };
+        let from = [a1, a2, b1, b2];
         if from.iter().flatten().any(|x| x.numel() == 0) {
             return to.iter().try_for_each(|&x| self.fill(0.0, x));
         }
-        let sums = Binding::words(4, sums, 0, sums.len() / 4)?.0;
-        self.attend(of, a, from, sums, to)
+        self.attend(of, a, from, Binding::words(4, sums, 0, sums.len() / 4)?.0, to, by)
     }
 
-    fn attend(&self, of: Of, a: &Attention<'_>, from: Operands<'_>, more: Binding, to: &[View<'_>]) -> Result<()> {
+    fn attend(
+        &self,
+        of: Of,
+        a: &Attention<'_>,
+        from: Operands<'_>,
+        first: Binding,
+        to: &[View<'_>],
+        by: Option<By>,
+    ) -> Result<()> {
         let [b, h, tq, tk, d] = a.sizes();
         let (rows, cols) = if of == Of::Keys { (tk, tq) } else { (tq, tk) };
-        let grid = [b * h, rows, cols].map(|n| n as u64);
-        let width = d as u32;
+        let plan = by.and_then(|by| self.block(of, a, by, [b * h, rows, d]));
+        let plan = plan.or_else(|| self.tiled(of, d as u32, [b * h, rows, cols].map(|n| n as u64)));
+        let plan = plan.ok_or_else(|| Error::Limit(format!("no room for heads of {d}")))?;
+        let groups = (b * h * rows.div_ceil(plan.rows as usize)) as u64;
+        self.record(a, Pass { plan, groups, from, more: a.bound(first)?, to })
+    }
+
+    /// The kernel of f32 in the tile that is likely to be quickest; `None` where there is no room for any.
+    fn tiled(&self, of: Of, width: u32, grid: [u64; 3]) -> Option<Plan> {
         let (shared, most) = (self.limits().shared, self.limits().threads);
         let tiles = [1, 2].into_iter().filter(|times| *times == 1 || of == Of::Means && most >= 2 * THREADS);
         let tiles = tiles.flat_map(|times| Tile::all(times * THREADS, width));
         let tiles = tiles.filter(|tile| width > 0 && tile.fits(of, width, shared));
         // As seen, in tenths.
         let share = |tile: &Tile| if tile.across * tile.down > THREADS { 7 } else { 10 };
-        let tile = tiles.min_by_key(|tile| share(tile) * tile.cost(of, width, grid));
-        let tile = tile.ok_or_else(|| Error::Limit(format!("no room for heads of {d}")))?;
-        let groups = grid[0] * grid[1].div_ceil(u64::from(tile.down * tile.rows));
-        let (shader, spec) = match of {
-            Of::Means => (Shader::Attention, vec![]),
-            _ => (Shader::AttentionBackward, vec![u32::from(of == Of::Keys)]),
+        let tile = tiles.min_by_key(|tile| share(tile) * tile.cost(of, width, grid))?;
+        let (shader, last) = match of {
+            Of::Means => (Shader::Attention, None),
+            _ => (Shader::AttentionBackward, Some(u32::from(of == Of::Keys))),
         };
-        let mut bindings = vec![more];
-        if let Some(mask) = a.mask {
-            bindings.push(Binding::words(5, mask, 0, mask.len().div_ceil(4))?.0);
-        }
-        self.record(shader, &spec, tile, a, from, &bindings, to, groups)
+        // A driver that compiles for the CPU takes long for each of them.
+        let vectors = (tile.down * tile.rows).max(tile.across * tile.cols) * width.div_ceil(4);
+        let threads = tile.across * tile.down;
+        let ahead = if self.limits().large_tiles { vectors.div_ceil(threads).clamp(1, AHEAD) } else { 1 };
+        let spec = tile.spec(ahead).into_iter().chain(last).collect();
+        Some(Plan { shader, threads, rows: tile.down * tile.rows, spec, unit: 4 })
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn record(
-        &self,
-        shader: Shader,
-        spec: &[u32],
-        tile: Tile,
-        a: &Attention<'_>,
-        from: Operands<'_>,
-        more: &[Binding],
-        to: &[View<'_>],
-        groups: u64,
-    ) -> Result<()> {
+    fn record(&self, a: &Attention<'_>, pass: Pass<'_>) -> Result<()> {
+        let Pass { plan: Plan { shader, threads, spec, unit, .. }, groups, from, more, to } = pass;
         let [b, h, tq, tk, d] = a.sizes();
         let counts = [b * h, h, tq, tk].map(u32::try_from);
         if u32::try_from(groups).is_err()
@@ -243,7 +310,7 @@ impl Device {
             bindings.push(binding);
             strided[5 * i] = at;
             (0..4).for_each(|k| strided[5 * i + 1 + k] = view.strides[k] as i32 as u32);
-            vectors &= view.strides[3] == 1 && aligned(4, d, at, &strides(view)[..3]);
+            vectors &= view.strides[3] == 1 && aligned(unit, d, at, &strides(view)[..3]);
         }
         bindings.extend(more);
         let mut places = [0; 2];
@@ -259,13 +326,8 @@ impl Device {
         let (share, key) = a.dropout.unwrap_or_default();
         let (least, grown) = ((share * 4_294_967_296.0).ceil() as u32, (1.0 / (1.0 - share)) as f32);
         let flags = [vectors, a.causal, a.mask.is_some(), a.dropout.is_some()].map(u32::from);
-        // A driver that compiles for the CPU takes long for each of them.
-        let vectors_of_tile = (tile.down * tile.rows).max(tile.across * tile.cols) * (d as u32).div_ceil(4);
-        let threads = tile.across * tile.down;
-        let ahead = if self.limits().large_tiles { vectors_of_tile.div_ceil(threads).clamp(1, AHEAD) } else { 1 };
-        let sizes = [threads, tile.across, tile.down, tile.rows, tile.cols, d as u32];
         let stored = from.map(|x| x.map_or(0, |x| x.stored as u32));
-        let spec = [&sizes, &flags[..], &[ahead], &stored, spec].concat();
+        let spec = [&[threads, d as u32], &flags[..], &stored, &spec].concat();
         let push = [
             &[b * h, h, tq, tk].map(|n| n as u32)[..],
             &[a.scale.to_bits(), key as u32, (key >> 32) as u32, least, grown.to_bits()],

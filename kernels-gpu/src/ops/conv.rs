@@ -6,13 +6,10 @@ use super::Gemm;
 use super::windows::Maps;
 use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
-use crate::matrices::{self, Shape};
+use crate::matrices::{self, By, Shape};
 use crate::memory::Memory;
 use crate::shaders::Shader;
 use crate::view::{Stored, View};
-
-/// By cooperative matrices of this shape, in the tiles from this number on; else in f32.
-pub(crate) type Way = Option<(Shape, usize)>;
 
 /// What a workgroup makes of a product: rows and columns, and the constants of its shader that say so.
 #[derive(Clone, Debug)]
@@ -232,7 +229,7 @@ impl Device {
         [a, b]: [View<'_>; 2],
         bias: Option<View<'_>>,
         c: View<'_>,
-        way: Way,
+        by: Option<By>,
     ) -> Result<()> {
         let conv = patches(conv);
         let ([of_x, of_y], [oh, ow]) = (of_maps(&conv), conv.grid());
@@ -273,7 +270,7 @@ impl Device {
                 }
             };
             let products = Products { of, conv: part, sizes, times: conv.groups * times, a, b, bias, channels };
-            self.multiply(&products, way, c)
+            self.multiply(&products, by, c)
         })?;
         if turns > 1 { self.sum(of_turns, [1, turns, weights], maps(c, 0, 0, &own)) } else { Ok(()) }
     }
@@ -293,9 +290,9 @@ impl Device {
     }
 
     /// The tile, and into how many parts the depth falls, that are likely the quickest.
-    fn conv_tile(&self, way: Way, sizes: [usize; 3], times: usize) -> Option<(Tile, usize)> {
+    fn conv_tile(&self, by: Option<By>, sizes: [usize; 3], times: usize) -> Option<(Tile, usize)> {
         let (limits, [_, _, depth]) = (self.limits(), sizes);
-        let tiles: Vec<Tile> = match way {
+        let tiles: Vec<Tile> = match by {
             None => {
                 let from = if limits.large_tiles { 0 } else { WORDS.len() - 1 };
                 WORDS[from..].iter().map(|&(tile, rate)| Tile::words(tile, rate)).collect()
@@ -315,16 +312,16 @@ impl Device {
         all.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, tile, parts)| (tile, parts))
     }
 
-    fn multiply(&self, p: &Products<'_>, way: Way, c: View<'_>) -> Result<()> {
+    fn multiply(&self, p: &Products<'_>, by: Option<By>, c: View<'_>) -> Result<()> {
         let ([m, n, depth], written) = (p.sizes, c.numel());
         if written == 0 {
             return Ok(());
         }
-        let chosen = |way| self.conv_tile(way, p.sizes, p.times).map(|(tile, parts)| (way, tile, parts));
-        let (way, tile, most) =
-            chosen(way).or_else(|| chosen(None)).ok_or_else(|| Error::Limit("no room for a tile".to_owned()))?;
+        let chosen = |by| self.conv_tile(by, p.sizes, p.times).map(|(tile, parts)| (by, tile, parts));
+        let (by, tile, most) =
+            chosen(by).or_else(|| chosen(None)).ok_or_else(|| Error::Limit("no room for a tile".to_owned()))?;
         // Matrices take maps as they are stored, where that is what they multiply.
-        let number = if way.is_some() { p.b.stored } else { Stored::F32 };
+        let number = if by.is_some() { p.b.stored } else { Stored::F32 };
         let widened = |x: View<'_>| if x.stored == number { Ok(None) } else { self.widened(x) };
         let held = [widened(p.a)?, if p.of == Of::Weight { widened(p.b)? } else { None }];
         let (a, b) = (wide(p.a, &held[0]), wide(p.b, &held[1]));
@@ -348,14 +345,14 @@ impl Device {
         let at_once = |[channels, of_group]: [usize; 2], at: u32, unit: usize| {
             u32::from([channels, of_group, at as usize].iter().all(|n| n.is_multiple_of(unit)))
         };
-        let unit = if way.is_some() { 8 } else { 4 };
+        let unit = if by.is_some() { 8 } else { 4 };
         // Of f32 an eight is read as two fours.
         let once = |i: usize, stored, at: u32| {
             at_once(p.channels[i], 0, unit) & at_once([0; 2], at, if stored == Stored::F32 { 4 } else { unit })
         };
         let together = [once(0, a.stored, a_at), once(1, b.stored, b_at), at_once(p.channels[2], c_at, 4)];
         let (bias, kinds) = (u32::from(p.bias.is_some()), [a.stored as u32, b.stored as u32]);
-        let (shader, form) = match (p.of, way) {
+        let (shader, form) = match (p.of, by) {
             (of, Some(_)) => (matrices::conv_shader(number), [&[of as u32, bias][..], &kinds, &together].concat()),
             (Of::Weight, None) => (Shader::ConvWeight, together.to_vec()),
             (of, None) => (Shader::Conv, [&[u32::from(of == Of::Input), bias][..], &together, &kinds[1..]].concat()),

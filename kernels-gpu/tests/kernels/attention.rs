@@ -1,12 +1,14 @@
 //! Attention and its gradients against their definition in f64.
 
+use std::sync::OnceLock;
+
 use kernels_cpu::attention::keeps;
 use kernels_cpu::rng::Rng;
 use kernels_gpu::ops::Attention;
-use kernels_gpu::{Device, Error, Memory, Stored, View};
+use kernels_gpu::{Device, Error, Memory, Options, Stored, View};
 
 use super::common::{Drawn, check, close, device, devices, normal, open, size, wide, words};
-use super::half_stored::{Half, KINDS};
+use super::half_stored::{Half, KINDS, with_matrices};
 use super::{CASES, out};
 
 /// Numbers of [b, h, t, d]: in any layout, or as projections make them, [b, t, h, d] without gaps, there at times from a multiple of four on.
@@ -58,12 +60,43 @@ fn by_head(x: &[f32], [b, t, h, d]: [usize; 4]) -> Vec<f64> {
     (0..b * t * h * d).map(|e| f64::from(x[at(e)])).collect()
 }
 
+/// Numbers, and by how much more than sums of f32 each may be off.
+struct Bounded {
+    exact: Vec<f64>,
+    off: Vec<f64>,
+}
+
+impl Bounded {
+    fn zeros(n: usize) -> Self {
+        Self { exact: vec![0.0; n], off: vec![0.0; n] }
+    }
+
+    fn add(&mut self, at: usize, x: f64, off: f64) {
+        self.exact[at] += x;
+        self.off[at] += off;
+    }
+
+    #[track_caller]
+    fn check(&self, what: &str, ours: &[f64], tolerance: f64) {
+        assert_eq!(ours.len(), self.exact.len(), "{what}: lengths");
+        let scale = self.exact.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+        for (i, (a, (b, off))) in ours.iter().zip(self.exact.iter().zip(&self.off)).enumerate() {
+            let most = tolerance * scale + off;
+            assert!(
+                (a - b).abs() <= most,
+                "{what}: element {i} of {} is {a:e}, should be {b:e} +- {most:e}",
+                ours.len()
+            );
+        }
+    }
+}
+
 struct Exact {
-    y: Vec<f64>,
+    y: Bounded,
     lse: Vec<f64>,
-    dq: Vec<f64>,
-    dk: Vec<f64>,
-    dv: Vec<f64>,
+    dq: Bounded,
+    dk: Bounded,
+    dv: Bounded,
 }
 
 /// What is asked for, beside the operands.
@@ -76,12 +109,13 @@ struct Asked {
     stored: Stored,
 }
 
-/// softmax(scale q k^T) v and its gradients, all [b, h, t, d], by their formulas.
-fn definition(asked: Asked, mask: Option<&[u8]>, [q, k, v, dy]: [&Heads; 4]) -> Exact {
+/// softmax(scale q k^T) v and its gradients, all [b, h, t, d], by their formulas. Weights, and for gradients dy and slopes too, are rounded by up to a share of
+/// themselves where they are multiplied, forward and backward.
+fn definition(asked: Asked, [forward, backward]: [f64; 2], mask: Option<&[u8]>, [q, k, v, dy]: [&Heads; 4]) -> Exact {
     let ([b, h, tq, d], tk, scale) = (q.dims, k.dims[2], f64::from(asked.scale));
     let (rows, cols) = (b * h * tq * d, b * h * tk * d);
-    let mut e =
-        Exact { y: vec![0.0; rows], lse: vec![], dq: vec![0.0; rows], dk: vec![0.0; cols], dv: vec![0.0; cols] };
+    let [y, dq, dk, dv] = [rows, rows, cols, cols].map(Bounded::zeros);
+    let mut e = Exact { y, lse: vec![], dq, dk, dv };
     for row in 0..b * h * tq {
         let (item, i) = (row / tq, row % tq);
         let sees = |j: usize| (!asked.causal || j + tq <= i + tk) && mask.is_none_or(|m| m[item / h * tk + j] != 0);
@@ -103,20 +137,33 @@ fn definition(asked: Asked, mask: Option<&[u8]>, [q, k, v, dy]: [&Heads; 4]) -> 
             keys.iter().zip(&kept).map(|(&j, kept)| kept * of(&dy.values, row, &v.values, item * tk + j)).collect();
         let sum: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
         for (n, &j) in keys.iter().enumerate() {
-            let (w, ds, at) = (p[n] * kept[n], scale * p[n] * (dp[n] - sum), item * tk + j);
             for c in 0..d {
-                e.y[row * d + c] += w * v.values[at * d + c];
-                e.dv[at * d + c] += w * dy.values[row * d + c];
-                e.dq[row * d + c] += ds * k.values[at * d + c];
-                e.dk[at * d + c] += ds * q.values[row * d + c];
+                let term = p[n] * kept[n] * v.values[(item * tk + j) * d + c];
+                e.y.add(row * d + c, term, forward * term.abs());
+            }
+        }
+        let sum_off: f64 = (row * d..row * d + d).map(|at| (dy.values[at] * e.y.off[at]).abs()).sum();
+        for (n, &j) in keys.iter().enumerate() {
+            let (w, at) = (p[n] * kept[n], item * tk + j);
+            let dp_off: f64 = (0..d).map(|c| (dy.values[row * d + c] * v.values[at * d + c]).abs()).sum();
+            let ds = scale * p[n] * (dp[n] - sum);
+            let off = scale * p[n] * (sum_off + backward * kept[n] * dp_off) + backward * ds.abs();
+            for c in 0..d {
+                let (to, from) = (row * d + c, at * d + c);
+                let dv = w * dy.values[to];
+                e.dv.add(from, dv, 2.0 * backward * dv.abs());
+                e.dq.add(to, ds * k.values[from], off * k.values[from].abs());
+                e.dk.add(from, ds * q.values[to], off * q.values[to].abs());
             }
         }
     }
     e
 }
 
-/// A drawn attention of these sizes, forward and backward, with what lies beside; and the same bits again.
-fn compare(device: &Device, rng: &mut Rng, [b, h, tq, tk, d]: [usize; 5], asked: Asked, masked: bool) {
+/// A drawn attention of these sizes, forward and backward, with what lies beside; and the same bits again. By
+/// matrices, forward and backward, where they are expected, and not where they are not.
+fn compare(device: &Device, rng: &mut Rng, sizes: [usize; 5], asked: Asked, masked: bool, by_matrices: [bool; 2]) {
+    let [b, h, tq, tk, d] = sizes;
     let strided = rng.chance(0.3);
     let [q, dy] = [asked.stored, Stored::F32].map(|stored| Heads::drawn(device, rng, [b, h, tq, d], strided, stored));
     let [k, v] = [0; 2].map(|_| Heads::drawn(device, rng, [b, h, tk, d], strided, asked.stored));
@@ -131,7 +178,6 @@ fn compare(device: &Device, rng: &mut Rng, [b, h, tq, tk, d]: [usize; 5], asked:
         mask: masked.then_some(&mask),
         dropout: asked.dropout,
     };
-    let exact = definition(asked, masked.then_some(&bytes[..]), [&q, &k, &v, &dy]);
     // From a multiple of four on where the operands are.
     let result = |rng: &mut Rng, t: usize| loop {
         let x = out(device, rng, &[b, t, h, d]);
@@ -145,21 +191,38 @@ fn compare(device: &Device, rng: &mut Rng, [b, h, tq, tk, d]: [usize; 5], asked:
     let order = [0, 2, 1, 3];
     let (dims, strides) = (order.map(|k| dy.dims[k]), order.map(|k| dy.strides[k]));
     let gradient = View::new(&dy.drawn.memory, dy.drawn.offset, &dims, &strides);
-    let run = || -> Result<Vec<Vec<f32>>, Error> {
-        device.attention(&a, y.view(), &lse)?;
+    let forward = || device.attention(&a, y.view(), &lse).unwrap();
+    let backward = || -> Result<(), Error> {
         let sums: Memory = device.attention_sums(&a, y.view(), View::new(&lse, 0, &[b * h * tq], &[1]), gradient)?;
         device.attention_dq(&a, gradient, &sums, dq.view())?;
-        device.attention_dkv(&a, gradient, &sums, [dk.view(), dv.view()])?;
+        device.attention_dkv(&a, gradient, &sums, [dk.view(), dv.view()])
+    };
+    let counted = |run: &dyn Fn()| {
+        let before = device.by_matrices();
+        run();
+        device.by_matrices() - before
+    };
+    let used = [counted(&forward), counted(&|| backward().unwrap())];
+    let expected = by_matrices.map(|it| if it && tq * tk > 0 { 1 } else { 0 });
+    assert_eq!(used, [expected[0], 2 * expected[1]], "kernels by matrices");
+    // To the nearest, and roundings of what is rounded.
+    let rounding = 1.01 * if asked.stored == Stored::F16 { 2.0f64.powi(-11) } else { 2.0f64.powi(-8) };
+    let rounding = used.map(|used| if used > 0 { rounding } else { 0.0 });
+    let exact = definition(asked, rounding, masked.then_some(&bytes[..]), [&q, &k, &v, &dy]);
+    let run = || -> Result<Vec<Vec<f32>>, Error> {
+        forward();
+        backward()?;
         let lse = words(&lse).into_iter().map(f32::from_bits).collect();
         Ok(vec![y.read(), lse, dq.read(), dk.read(), dv.read()])
     };
     let first = run().unwrap();
     let what = format!("attention of [{b}, {h}, {tq} of {tk}, {d}], {asked:?}, masked {masked}, strided {strided}");
     close(&format!("{what}: lse"), &first[1], &exact.lse, 2e-6);
+    // Weights are off by as much of themselves as scores are off.
+    let tolerance = 4e-6 * (f64::from(asked.scale) * (d as f64).sqrt()).max(1.0);
     let parts = [("y", 0, tq, exact.y), ("dq", 2, tq, exact.dq), ("dk", 3, tk, exact.dk), ("dv", 4, tk, exact.dv)];
     for (name, at, t, exact) in parts {
-        let ours: Vec<f32> = by_head(&first[at], [b, t, h, d]).into_iter().map(|x| x as f32).collect();
-        close(&format!("{what}: {name}"), &ours, &exact, 4e-6);
+        exact.check(&format!("{what}: {name}"), &by_head(&first[at], [b, t, h, d]), tolerance);
     }
     assert!(run().unwrap() == first, "{what}: other bits");
 }
@@ -170,13 +233,21 @@ fn asked(rng: &mut Rng, d: usize) -> Asked {
     Asked { scale: 1.0 / (d.max(1) as f32).sqrt(), causal: rng.chance(0.4), dropout, stored }
 }
 
+/// A device that has, or uses, no matrices for this.
+fn without(rng: &mut Rng, asked: Asked) -> &'static Device {
+    static WITHOUT: OnceLock<Device> = OnceLock::new();
+    let drawn = device(rng);
+    let plain = || WITHOUT.get_or_init(|| open(|o| o.matrices = Some(false)).unwrap());
+    if asked.stored == Stored::F32 { drawn } else { plain() }
+}
+
 #[test]
 fn attention_and_its_gradients_are_their_definition() {
     check(CASES / 5, |rng| {
         let [b, h, tq, tk] = [1 + rng.below(2), 1 + rng.below(3), size(rng), size(rng)];
         let d = [1, 3, 8, 16, 17, 20, 32, 33][rng.below(8)];
         let (asked, masked) = (asked(rng, d), rng.chance(0.4));
-        compare(device(rng), rng, [b, h, tq, tk, d], asked, masked);
+        compare(without(rng, asked), rng, [b, h, tq, tk, d], asked, masked, [false; 2]);
     });
 }
 
@@ -187,8 +258,9 @@ fn attention_over_many_tiles_is_its_definition() {
         let [tq, tk] = [[197, 197], [77, 77], [50, 50], [129, 1], [1, 130], [64, 100]][rng.below(6)];
         let (asked, masked) = (asked(rng, 64), rng.chance(0.3));
         // Reading ahead, as on a GPU, and not.
-        let large = open(|o| o.large_tiles = true).unwrap();
-        compare(if rng.chance(0.5) { &large } else { device(rng) }, rng, [1, 2, tq, tk, 64], asked, masked);
+        let large = open(|o| (o.large_tiles, o.matrices) = (true, Some(false))).unwrap();
+        let device = if rng.chance(0.5) { &large } else { without(rng, asked) };
+        compare(device, rng, [1, 2, tq, tk, 64], asked, masked, [false; 2]);
     });
 }
 
@@ -196,12 +268,36 @@ fn attention_over_many_tiles_is_its_definition() {
 fn wide_heads_and_little_shared_memory_have_small_tiles_or_a_limit() {
     check(1, |rng| {
         let plain = Asked { scale: 0.1, causal: false, dropout: None, stored: Stored::F32 };
-        compare(&devices()[0], rng, [1, 1, 40, 33, 128], plain, false);
+        compare(&devices()[0], rng, [1, 1, 40, 33, 128], plain, false, [false; 2]);
         let weak = open(|o| o.shared = Some(16384)).unwrap();
-        compare(&weak, rng, [1, 2, 40, 33, 64], plain, true);
+        compare(&weak, rng, [1, 2, 40, 33, 64], plain, true, [false; 2]);
         let (x, y) = (Heads::drawn(&weak, rng, [1, 1, 3, 999], false, Stored::F32), out(&weak, rng, &[1, 3, 1, 999]));
         let (q, lse) = (x.view(), weak.memory(12).unwrap());
         let a = Attention { q, k: q, v: q, scale: 1.0, causal: false, mask: None, dropout: None };
         assert!(matches!(weak.attention(&a, y.view(), &lse), Err(Error::Limit(_))));
     });
+}
+
+/// Blocks of both sizes; widths that are no multiple of a matrix's side; and where a head is too wide, without.
+#[test]
+fn attention_by_cooperative_matrices_is_its_definition() {
+    let changes: [fn(&mut Options); 2] =
+        [|o| (o.matrices, o.cores) = (Some(true), Some(1)), |o| (o.matrices, o.cores) = (Some(true), Some(1000))];
+    for change in changes {
+        check(1, |_| {
+            let Some((device, kinds)) = with_matrices(change) else { return };
+            for seed in 0..4 {
+                let rng = &mut Rng::new(seed, 0x6174_746e);
+                let (d, stored) = ([1, 8, 16, 17, 24, 33, 65, 100][rng.below(8)], kinds[seed as usize % kinds.len()]);
+                let sizes = [1 + rng.below(2), 1 + rng.below(2), size(rng), size(rng), d];
+                let (mut asked, masked) = (Asked { stored, ..asked(rng, d) }, rng.chance(0.3));
+                // Scores that are far apart, so that what was summed is multiplied.
+                asked.scale *= if rng.chance(0.5) { 12.0 } else { 1.0 };
+                compare(&device, rng, sizes, asked, masked, [d <= 96, d <= 64]);
+            }
+            // Rows of whole eights, over many blocks.
+            let plain = Asked { scale: 2.0, causal: true, dropout: None, stored: kinds[0] };
+            compare(&device, &mut Rng::new(9, 9), [1, 2, 70, 77, 32], plain, true, [true; 2]);
+        });
+    }
 }
