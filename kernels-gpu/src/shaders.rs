@@ -16,9 +16,12 @@ macro_rules! shaders {
 
             /// SPIR-V, little-endian.
             pub fn code(self) -> &'static [u8] {
-                match self { $(Self::$name => include_bytes!(concat!("../spv/", $file, ".spv"))),* }
+                CODES[self as usize]
             }
         }
+
+        /// Of each shader, in the order of their names: a static, as every part of a program has constants of its own.
+        static CODES: &[&[u8]] = &[$(include_bytes!(concat!("../spv/", $file, ".spv"))),*];
     };
 }
 
