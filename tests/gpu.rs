@@ -284,7 +284,7 @@ fn running_statistics_there_are_those_here() {
 }
 
 /// What is multiplied in bf16, with its value and gradients: the same numbers there as here, with sums of f32, and attention within what rounding its
-/// weights and their gradients changes, which stay in f32 there.
+/// weights and their gradients changes, which stay in f32 there where no matrices multiply them.
 #[test]
 fn what_is_rounded_to_bf16_is_multiplied_there_as_here() {
     type F = dyn Fn(&[Tensor]) -> Tensor;
