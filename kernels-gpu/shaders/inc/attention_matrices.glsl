@@ -1,6 +1,6 @@
 // Attention by the device's cooperative matrices, of NUMBER with sums of f32; operands of f32 are rounded to it as they are brought. A workgroup has a block of
 // rows, a subgroup LANES of them, a lane one. How a matrix lies over the threads is the device's own: what a subgroup's matrices make of its rows goes through
-// shared memory, where each lane finds its row whole; no other subgroup sees it.
+// shared memory, where each lane finds its row whole; no other subgroup sees it. Barriers are the workgroup's all the same: what looks for races knows no others.
 #include "inc/attention.glsl"
 // Threads of a subgroup.
 layout(constant_id = 10) const uint LANES = 32u;
@@ -101,12 +101,12 @@ uvec4 eight(vec4 x, vec4 y) { return uvec4(narrow(x.x, x.y), narrow(x.z, x.w), n
 #define WRITE(y_, item, first, all, sums, through, factor)                                                       \
     {                                                                                                           \
         [[unroll]] for (uint c0_ = 0u; c0_ < CN; c0_ += COLS / TN) {                                                 \
-            subgroupBarrier();                                                                                       \
+            barrier();                                                                                       \
             [[unroll]] for (uint c_ = c0_; c_ < min(c0_ + COLS / TN, CN); c_++) {                                    \
                 [[unroll]] for (uint i_ = 0u; i_ < RM; i_++)                                                         \
                     coopMatStore(sums[i_ * CN + c_], held, (through) + i_ * TM * LS + (c_ - c0_) * TN / 4u, LS, gl_CooperativeMatrixLayoutRowMajor); \
             }                                                                                                        \
-            subgroupBarrier();                                                                                       \
+            barrier();                                                                                       \
             for (uint e_ = gl_SubgroupInvocationID; e_ < LANES * (COLS / 4u); e_ += LANES) {                         \
                 const uint r_ = e_ / (COLS / 4u), at_c_ = c0_ * TN + e_ % (COLS / 4u) * 4u, row_ = (first) + r_;     \
                 if (row_ >= (all) || at_c_ >= WIDTH) continue;                                                       \

@@ -51,7 +51,7 @@ void main() {
             }
             if (next == 0u) continue;
             SCORES(own, l_[i_] = query[i_ * CK + c_], 0u)
-            subgroupBarrier();
+            barrier();
             vec4 p[COLS / 4u];
             float most = base;
             [[unroll]] for (uint g = 0u; g < COLS / 4u; g++) {
@@ -82,8 +82,8 @@ void main() {
             if (grown) {
                 [[unroll]] for (uint g = 0u; g < TN / 4u; g++) held[mine + COLS / 8u + g] = floatBitsToUint(vec4(factor));
             }
-            subgroupBarrier();
-            // Without a barrier, which not every subgroup would come to: a driver may have one of the workgroup for it.
+            barrier();
+            // Without a barrier, which not every subgroup would come to.
             if (grown) {
                 [[unroll]] for (uint i = 0u; i < RM; i++) {
                     SUMS factors;

@@ -52,7 +52,7 @@ void main() {
             }
             barrier();
             SCORES(own, coopMatLoad(l_[i_], held, left1 + i_ * TM * LD + c_ * TK / 8u, LD, gl_CooperativeMatrixLayoutRowMajor), 0u)
-            subgroupBarrier();
+            barrier();
             vec4 p[COLS / 4u];
             [[unroll]] for (uint g = 0u; g < COLS / 4u; g++) {
                 p[g] = uintBitsToFloat(held[mine + g]) * (push.scale * LOG2_E);
@@ -64,9 +64,9 @@ void main() {
                     p[g][k] = seen ? exp2(p[g][k] - (OF_KEYS ? of_col.x : of_row.x)) : 0.0;
                 }
             }
-            subgroupBarrier();
+            barrier();
             SCORES(own, coopMatLoad(l_[i_], held, left2 + i_ * TM * LD + c_ * TK / 8u, LD, gl_CooperativeMatrixLayoutRowMajor), AT_RIGHT)
-            subgroupBarrier();
+            barrier();
             uvec4 weights[OF_KEYS ? COLS / 8u : 1u];
             [[unroll]] for (uint g = 0u; g < COLS / 4u; g += 2u) {
                 vec4 slopes[2];
@@ -87,7 +87,7 @@ void main() {
             if (OF_KEYS) {
                 [[unroll]] for (uint g = 0u; g < COLS / 8u; g++) held[mine + COLS / 8u + g] = weights[g];
             }
-            subgroupBarrier();
+            barrier();
             MEANS(d1, own, 0u)
             if (OF_KEYS) MEANS(d2, own + COLS / 8u, AT_RIGHT)
         }
