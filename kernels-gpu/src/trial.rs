@@ -102,15 +102,12 @@ trait Trial {
 impl Device {
     /// How products with what is stored so are computed.
     pub(crate) fn way(&self, stored: Stored) -> Result<Way> {
-        let Some(shape) = self.0.matrices.shape(stored) else { return Ok(Way::Words) };
-        let of = products(stored);
-        let trusted = self.trusted(of, || {
-            // Beyond the edges of tiles of all sizes, by eights and one by one; where the depth is odd, rows do not begin with a word.
-            let small = [[208, 88, 168], [203, 78, 150], [131, 75, 260]].map(|sizes| Product::new(self, stored, sizes));
-            let tiles = self.first_tile()..MATRICES.len();
-            self.tried((of.1, shape, tiles), small, SIDES, |side| Product::new(self, stored, [side; 3]))
-        })?;
-        Ok(if trusted { Way::Matrices { shape, from: self.first_tile() } } else { Way::Words })
+        // Beyond the edges of tiles of all sizes, by eights and one by one; where the depth is odd, rows do not begin with a word.
+        let small = [[208, 88, 168], [203, 78, 150], [131, 75, 260]];
+        let tiles = self.first_tile()..MATRICES.len();
+        let trial = |sizes| Product::new(self, stored, sizes);
+        let by = self.by(products(stored), stored, tiles, (small, SIDES), trial, |side| [side; 3])?;
+        Ok(by.map_or(Way::Words, |(shape, from)| Way::Matrices { shape, from }))
     }
 
     /// The largest tile of matrices that is used.
@@ -120,39 +117,41 @@ impl Device {
 
     /// And convolutions, or gradients of them, with what is stored so.
     pub(crate) fn conv_way(&self, of: Of, stored: Stored) -> Result<Option<By>> {
-        let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
-        let (what, from) = (convolutions(of, stored), self.first_tile());
-        let trusted = self.trusted(what, || {
-            // Beyond the edges of tiles of all sizes, by eights and one by one.
-            let small = [[2, 11, 40, 150], [2, 11, 13, 75]].map(|sizes| Convolution::new(self, of, stored, sizes));
-            let timed = |n| Convolution::new(self, of, stored, [n, 28, 128, 128]);
-            self.tried((what.1, shape, from..CONV_MATRICES.len()), small, MAPS, timed)
-        })?;
-        Ok(trusted.then_some((shape, from)))
+        // Beyond the edges of tiles of all sizes, by eights and one by one.
+        let small = [[2, 11, 40, 150], [2, 11, 13, 75]];
+        let tiles = self.first_tile()..CONV_MATRICES.len();
+        let trial = |sizes| Convolution::new(self, of, stored, sizes);
+        self.by(convolutions(of, stored), stored, tiles, (small, MAPS), trial, |n| [n, 28, 128, 128])
     }
 
     /// And attention over what is stored so.
     pub(crate) fn attention_way(&self, stored: Stored) -> Result<Option<By>> {
-        let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
-        let of = attention(stored);
-        let trusted = self.trusted(of, || {
-            let small = ATTENDED.map(|sizes| Attended::new(self, stored, sizes));
-            let timed = |n| Attended::new(self, stored, [16, n, n, 64]);
-            self.tried((of.1, shape, 0..BLOCKS), small, TOKENS, timed)
-        })?;
-        Ok(trusted.then_some((shape, 0)))
+        let trial = |sizes| Attended::new(self, stored, sizes);
+        self.by(attention(stored), stored, 0..BLOCKS, (ATTENDED, TOKENS), trial, |n| [16, n, n, 64])
     }
 
     /// And its gradients.
     pub(crate) fn attention_backward_way(&self, stored: Stored) -> Result<Option<By>> {
+        let trial = |sizes| Gradients::new(self, stored, sizes);
+        self.by(attention_backward(stored), stored, 0..BLOCKS, (ATTENDED, TOKENS), trial, |n| [16, n, n, 64])
+    }
+
+    /// The matrices of what is stored so, in these tiles, where they are used: tried by what `trial` makes of sizes that are `small`, and of those that
+    /// `timed` makes of a number between two.
+    fn by<T: Trial, S, const N: usize>(
+        &self,
+        of: Use,
+        stored: Stored,
+        tiles: Range<usize>,
+        (small, numbers): ([S; N], [usize; 2]),
+        trial: impl Fn(S) -> Result<T>,
+        timed: impl Fn(usize) -> S,
+    ) -> Result<Option<By>> {
         let Some(shape) = self.0.matrices.shape(stored) else { return Ok(None) };
-        let of = attention_backward(stored);
-        let trusted = self.trusted(of, || {
-            let small = ATTENDED.map(|sizes| Gradients::new(self, stored, sizes));
-            let timed = |n| Gradients::new(self, stored, [16, n, n, 64]);
-            self.tried((of.1, shape, 0..BLOCKS), small, TOKENS, timed)
-        })?;
-        Ok(trusted.then_some((shape, 0)))
+        let from = tiles.start;
+        let trusted =
+            self.trusted(of, || self.tried((of.1, shape, tiles), small.map(&trial), numbers, |n| trial(timed(n))))?;
+        Ok(trusted.then_some((shape, from)))
     }
 
     /// Whether a shader's matrices are used, which `try_it` finds out where it is not known.
