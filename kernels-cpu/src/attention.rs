@@ -271,8 +271,8 @@ impl SimdOp for Weigh<'_, f32> {
             let shift = match self.factors {
                 Some(_) => {
                     let mut top = s.splat(f32::NEG_INFINITY);
-                    for (x, m) in body.chunks_exact(S::LANES).zip(mask.chunks_exact(S::LANES)) {
-                        top = s.max(s.fma(s.load(x), scale, s.load(m)), top);
+                    for j in (0..whole).step_by(S::LANES) {
+                        top = s.max(s.fma(s.load(&body[j..]), scale, s.load(&mask[j..])), top);
                     }
                     if !tail.is_empty() {
                         top = s.max(masked(s, tail, scale, mask_tail), top);
@@ -284,10 +284,10 @@ impl SimdOp for Weigh<'_, f32> {
             let mut sum = s.splat(0.0);
             // Nothing seen: every score is -infinity, and stays so with a shift of 0.
             let c = s.splat(if shift == f32::NEG_INFINITY { 0.0 } else { shift });
-            for (x, m) in body.chunks_exact_mut(S::LANES).zip(mask.chunks_exact(S::LANES)) {
-                let e = math::exp(s, s.sub(s.fma(s.load(x), scale, s.load(m)), c));
+            for j in (0..whole).step_by(S::LANES) {
+                let e = math::exp(s, s.sub(s.fma(s.load(&body[j..]), scale, s.load(&mask[j..])), c));
                 sum = s.add(sum, e);
-                s.store(e, x);
+                s.store(e, &mut body[j..]);
             }
             if !tail.is_empty() {
                 let e = math::exp(s, s.sub(masked(s, tail, scale, mask_tail), c));

@@ -303,8 +303,8 @@ impl SimdOp for MapOp<'_> {
     fn eval<S: Simd>(self, s: S) {
         let Self(op, x, y) = self;
         let whole = x.len() / S::LANES * S::LANES;
-        for (x, y) in x[..whole].chunks_exact(S::LANES).zip(y[..whole].chunks_exact_mut(S::LANES)) {
-            s.store(vector(s, op, s.load(x)), y);
+        for i in (0..whole).step_by(S::LANES) {
+            s.store(vector(s, op, s.load(&x[i..])), &mut y[i..]);
         }
         if whole < x.len() {
             s.store_partial(vector(s, op, s.load_partial(&x[whole..], 1.0)), &mut y[whole..]);
@@ -320,12 +320,8 @@ impl SimdOp for BackwardOp<'_> {
     fn eval<S: Simd>(self, s: S) {
         let Self(op, saved, dy, dx) = self;
         let whole = dy.len() / S::LANES * S::LANES;
-        for ((v, g), d) in saved[..whole]
-            .chunks_exact(S::LANES)
-            .zip(dy[..whole].chunks_exact(S::LANES))
-            .zip(dx[..whole].chunks_exact_mut(S::LANES))
-        {
-            s.store(s.mul(s.load(g), derivative(s, op, s.load(v))), d);
+        for i in (0..whole).step_by(S::LANES) {
+            s.store(s.mul(s.load(&dy[i..]), derivative(s, op, s.load(&saved[i..]))), &mut dx[i..]);
         }
         if whole < dy.len() {
             let d = derivative(s, op, s.load_partial(&saved[whole..], 1.0));

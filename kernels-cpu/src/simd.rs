@@ -10,6 +10,8 @@ mod avx512;
 mod portable;
 mod scalar;
 
+use core::mem::MaybeUninit;
+
 use crate::isa::Isa;
 
 /// `LANES` numbers at a time.
@@ -200,6 +202,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.store(a, &mut lanes);
         lanes[1..Self::LANES].iter().fold(lanes[0], |m, &x| if x > m { x } else { m })
     }
+}
+
+/// `[f(0), f(1), ...]`, as [`core::array::from_fn`], whose layers of functions may stay calls inside a kernel: vectors would pass through memory.
+#[inline(always)]
+pub(crate) fn array<T: Copy, const N: usize>(mut f: impl FnMut(usize) -> T) -> [T; N] {
+    let mut all = [const { MaybeUninit::uninit() }; N];
+    for (i, place) in all.iter_mut().enumerate() {
+        place.write(f(i));
+    }
+    // SAFETY: every place was written.
+    unsafe { all.as_ptr().cast::<[T; N]>().read() }
 }
 
 /// A kernel written over any [`Simd`].

@@ -12,7 +12,7 @@ use crate::gemm::scratch::{self, Use};
 use crate::gemm::{Finish, Mat, Packed, Right, multiply, numbers};
 use crate::map::{self, Unary};
 use crate::par::{self, Shared};
-use crate::simd::{Simd, SimdOp, dispatch};
+use crate::simd::{Simd, SimdOp, array, dispatch};
 
 /// Channels come in whole vectors of every tier.
 const VECTOR: usize = 16;
@@ -193,30 +193,47 @@ impl Tiles<'_> {
     }
 }
 
-/// G g for three vectors.
-#[inline(always)]
-fn kernel<S: Simd>(s: S, [a, b, c]: [S::F; 3]) -> [S::F; 4] {
-    let (half, ends) = (s.splat(0.5), s.add(a, c));
-    [a, s.mul(s.add(ends, b), half), s.mul(s.sub(ends, b), half), c]
+/// What is done to the vectors of a column, and then of a row.
+trait Along<const N: usize, const M: usize> {
+    fn along<S: Simd>(s: S, x: [S::F; N]) -> [S::F; M];
 }
 
-/// Bᵀ d for four vectors.
-#[inline(always)]
-fn input<S: Simd>(s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 4] {
-    [s.sub(a, c), s.add(b, c), s.sub(c, b), s.sub(b, d)]
+/// G g.
+struct OfKernel;
+
+impl Along<3, 4> for OfKernel {
+    #[inline(always)]
+    fn along<S: Simd>(s: S, [a, b, c]: [S::F; 3]) -> [S::F; 4] {
+        let (half, ends) = (s.splat(0.5), s.add(a, c));
+        [a, s.mul(s.add(ends, b), half), s.mul(s.sub(ends, b), half), c]
+    }
 }
 
-/// Aᵀ m for four vectors.
-#[inline(always)]
-fn output<S: Simd>(s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 2] {
-    [s.add(s.add(a, b), c), s.sub(s.sub(b, c), d)]
+/// Bᵀ d.
+struct OfInput;
+
+impl Along<4, 4> for OfInput {
+    #[inline(always)]
+    fn along<S: Simd>(s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 4] {
+        [s.sub(a, c), s.add(b, c), s.sub(c, b), s.sub(b, d)]
+    }
 }
 
-/// f along columns, then along rows.
+/// Aᵀ m.
+struct OfOutput;
+
+impl Along<4, 2> for OfOutput {
+    #[inline(always)]
+    fn along<S: Simd>(s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 2] {
+        [s.add(s.add(a, b), c), s.sub(s.sub(b, c), d)]
+    }
+}
+
+/// Along columns, then along rows.
 #[inline(always)]
-fn twice<F: Copy, const N: usize, const M: usize>(x: [[F; N]; N], f: impl Fn([F; N]) -> [F; M]) -> [[F; M]; M] {
-    let columns: [[F; M]; N] = core::array::from_fn(|j| f(core::array::from_fn(|i| x[i][j])));
-    core::array::from_fn(|i| f(core::array::from_fn(|j| columns[j][i])))
+fn twice<T: Along<N, M>, S: Simd, const N: usize, const M: usize>(s: S, x: [[S::F; N]; N]) -> [[S::F; M]; M] {
+    let columns: [[S::F; M]; N] = array(|j| T::along(s, array(|i| x[i][j])));
+    array(|i| T::along(s, array(|j| columns[j][i])))
 }
 
 /// `len` kernels side by side, taps of which are so far apart; element i of their transforms goes to `at + i * apart`.
@@ -234,9 +251,8 @@ impl SimdOp for Kernel<'_> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         for k in (0..self.len).step_by(S::LANES) {
-            let taps: [[S::F; 3]; 3] =
-                core::array::from_fn(|i| core::array::from_fn(|j| s.load(&self.g[(3 * i + j) * self.tap + k..])));
-            for (i, x) in twice(taps, |x| kernel(s, x)).into_iter().flatten().enumerate() {
+            let taps: [[S::F; 3]; 3] = array(|i| array(|j| s.load(&self.g[(3 * i + j) * self.tap + k..])));
+            for (i, x) in twice::<OfKernel, S, 3, 4>(s, taps).into_iter().flatten().enumerate() {
                 // SAFETY: places that nothing else writes.
                 s.store(x, unsafe {
                     self.out.slice(self.at + i * self.apart + k..self.at + i * self.apart + k + S::LANES)
@@ -283,14 +299,14 @@ impl SimdOp for Inputs<'_> {
             for k in (0..c).step_by(S::LANES) {
                 // SAFETY: a pixel has all channels, zeros are as many as in a vector; places of the output were checked above.
                 unsafe {
-                    let d: [[S::F; 4]; 4] = core::array::from_fn(|i| {
-                        core::array::from_fn(|j| {
+                    let d: [[S::F; 4]; 4] = array(|i| {
+                        array(|j| {
                             let (start, inside) = places[i][j];
                             s.load_ptr(start.add(k & inside))
                         })
                     });
                     let out = self.out.as_mut_ptr().add(t * self.row + k);
-                    for (i, x) in twice(d, |x| input(s, x)).into_iter().flatten().enumerate() {
+                    for (i, x) in twice::<OfInput, S, 4, 4>(s, d).into_iter().flatten().enumerate() {
                         s.store_ptr(x, out.add(i * self.apart));
                     }
                 }
@@ -327,15 +343,15 @@ impl SimdOp for Outputs<'_> {
             let (rows, cols) = (2.min(grid[0] - row), 2.min(grid[1] - col));
             let place = |i: usize, j: usize| ((map * grid[0] + row + i) * grid[1] + col + j) * o + self.first;
             for k in (0..outputs).step_by(S::LANES) {
-                let m: [[S::F; 4]; 4] = core::array::from_fn(|i| {
-                    core::array::from_fn(|j| {
+                let m: [[S::F; 4]; 4] = array(|i| {
+                    array(|j| {
                         let at = (4 * i + j) * self.apart + t * self.row + k;
                         // SAFETY: places of the products were checked above.
                         unsafe { s.load_ptr(self.products.as_ptr().add(at)) }
                     })
                 });
                 let bias = bias.map(|bias| s.load(&bias[k..]));
-                for (i, line) in twice(m, |x| output(s, x)).into_iter().enumerate().take(rows) {
+                for (i, line) in twice::<OfOutput, S, 4, 2>(s, m).into_iter().enumerate().take(rows) {
                     for (j, mut x) in line.into_iter().enumerate().take(cols) {
                         let at = place(i, j) + k;
                         if let Some(bias) = bias {

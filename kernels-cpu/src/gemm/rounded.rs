@@ -139,15 +139,15 @@ impl<T: Rounds> Round<'_, T> {
                         if along {
                             let from = (start + i as isize * x.row_stride) as usize;
                             let numbers = &x.data[from..from + S::LANES * per_word];
-                            for (place, pair) in place.iter_mut().zip(numbers.chunks_exact(per_word)) {
-                                *place = word::<T, PAIRS>(pair[0], pair[per_word - 1]);
+                            for k in 0..S::LANES {
+                                place[k] = word::<T, PAIRS>(numbers[k * per_word], numbers[(k + 1) * per_word - 1]);
                             }
                         } else {
                             let from = |k: usize| (start + (i * per_word + k) as isize * x.col_stride) as usize;
-                            let [first, second] =
-                                [from(0), from(per_word - 1)].map(|from| &x.data[from..from + S::LANES]);
-                            for ((place, &first), &second) in place.iter_mut().zip(first).zip(second) {
-                                *place = word::<T, PAIRS>(first, second);
+                            let (first, second) =
+                                (&x.data[from(0)..][..S::LANES], &x.data[from(per_word - 1)..][..S::LANES]);
+                            for k in 0..S::LANES {
+                                place[k] = word::<T, PAIRS>(first[k], second[k]);
                             }
                         }
                     }

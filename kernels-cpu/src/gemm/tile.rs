@@ -3,7 +3,7 @@
 use super::words::Dot;
 use crate::isa::Isa;
 use crate::map::{self, Unary};
-use crate::simd::Simd;
+use crate::simd::{Simd, array};
 
 /// Rows and columns of the largest tile of a tier.
 pub(super) const fn size(isa: Isa) -> (usize, usize) {
@@ -260,10 +260,10 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
         let steps = piece.min(depth - start).min(a.run(start));
         // SAFETY: the caller's promise.
         unsafe {
-            let starts: [*const f32; MR] = core::array::from_fn(|r| a.at(r.min(rows - 1), start));
+            let starts: [*const f32; MR] = array(|r| a.at(r.min(rows - 1), start));
             let mut packed = starts[0];
             for k in 0..steps {
-                let b_row: [S::F; NV] = core::array::from_fn(|v| s.load_ptr(row.add(v * S::LANES)));
+                let b_row: [S::F; NV] = array(|v| s.load_ptr(row.add(v * S::LANES)));
                 for r in 0..MR {
                     let x = s.splat(if A::PACKED { *packed.add(r) } else { *starts[r].add(k) });
                     for v in 0..NV {
@@ -310,12 +310,13 @@ unsafe fn store<S: Simd, D: Dot, const MR: usize, const NV: usize>(
             }
             if let Some(scale) = out.scale.filter(|_| D::LEVELS) {
                 each(&mut sums, |r, v, x| {
-                    let [cols, zero] = [scale.cols, scale.zero].map(|x| s.load_ptr(x.add(v * S::LANES)));
+                    let at = v * S::LANES;
+                    let (cols, zero) = (s.load_ptr(scale.cols.add(at)), s.load_ptr(scale.zero.add(at)));
                     scaled(s, x, zero, s.splat(*scale.rows.add(r)), cols)
                 });
             }
             if !out.bias.is_null() {
-                let bias: [S::F; NV] = core::array::from_fn(|v| s.load_ptr(out.bias.add(v * S::LANES)));
+                let bias: [S::F; NV] = array(|v| s.load_ptr(out.bias.add(v * S::LANES)));
                 each(&mut sums, |_, v, x| s.add(x, bias[v]));
             }
             if !out.residual.is_null() {
@@ -349,6 +350,18 @@ fn scaled<S: Simd>(s: S, sum: S::F, zero: S::F, row: S::F, col: S::F) -> S::F {
     s.mul(s.mul(s.to_f32(s.sub_i(s.bits(sum), s.bits(zero))), row), col)
 }
 
+/// The first `n` numbers of a vector, the others 0.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+unsafe fn read<S: Simd>(s: S, start: *const f32, n: usize) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if n == S::LANES { s.load_ptr(start) } else { s.load_partial(core::slice::from_raw_parts(start, n), 0.0) }
+    }
+}
+
 /// Writes a vector of sums, or as much as there is of it, from column `from` of row `r` on.
 ///
 /// # Safety
@@ -358,23 +371,20 @@ pub(super) unsafe fn finish<S: Simd, D: Dot>(s: S, sum: S::F, r: usize, from: us
     let n = S::LANES.min(cols - from);
     // SAFETY: the caller's promise.
     unsafe {
-        let read = |start: *const f32| {
-            let start = start.add(from);
-            if n == S::LANES { s.load_ptr(start) } else { s.load_partial(core::slice::from_raw_parts(start, n), 0.0) }
-        };
         let place = out.c.add(r * out.ldc);
         let mut x = sum;
         if out.accumulate {
-            x = D::add(s, read(place), x);
+            x = D::add(s, read(s, place.add(from), n), x);
         }
         if let Some(scale) = out.scale.filter(|_| D::LEVELS) {
-            x = scaled(s, x, read(scale.zero), s.splat(*scale.rows.add(r)), read(scale.cols));
+            let (cols, zero) = (read(s, scale.cols.add(from), n), read(s, scale.zero.add(from), n));
+            x = scaled(s, x, zero, s.splat(*scale.rows.add(r)), cols);
         }
         if !out.bias.is_null() {
-            x = s.add(x, read(out.bias));
+            x = s.add(x, read(s, out.bias.add(from), n));
         }
         if !out.residual.is_null() {
-            x = s.add(x, read(out.residual.add(r * out.ldc)));
+            x = s.add(x, read(s, out.residual.add(r * out.ldc + from), n));
         }
         if out.relu {
             x = map::vector(s, Unary::Relu, x);
