@@ -1,7 +1,6 @@
 //! What a run resumes from: parameters and buffers, moments, average, and where it stood, in one file.
 
 use std::collections::BTreeMap;
-use std::io::BufRead;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -121,24 +120,6 @@ pub fn load(
         }
     }
     Ok(state)
-}
-
-/// Cuts a log to its first `lines` lines: what a killed run wrote after its checkpoint is written again.
-pub fn cut_log(path: &Path, lines: u64) -> Result<()> {
-    let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(path)?;
-    let (mut reader, mut line) = (std::io::BufReader::new(&file), Vec::new());
-    let mut bytes = 0;
-    for number in 0..lines {
-        line.clear();
-        bytes += reader.read_until(b'\n', &mut line).at(path)? as u64;
-        if line.last() != Some(&b'\n') {
-            return Err(Error::new(format!(
-                "{number} whole lines, but the checkpoint stands after {lines}: the log was cut"
-            ))
-            .at(path));
-        }
-    }
-    file.set_len(bytes).at(path)
 }
 
 #[cfg(test)]

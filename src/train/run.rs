@@ -1,36 +1,32 @@
 //! The loop: epochs of steps, validation, checkpoints, and the way back into them.
 
+mod finish;
+
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
-
-use serde::{Deserialize, Serialize};
 
 use super::average::Average;
 use super::checkpoint::{self, Kept, State};
 use super::finite::{self, Trouble};
 use super::folder::Folder;
+use super::log::{Log, Record};
 use super::memory::{self, Peak};
 use super::setup::{Source, adopt, network, tokenizer};
 use super::step::{self, Examples, Parts};
 use super::tables::Tables;
 use super::validate::{Validation, Validator};
 use super::{Config, Objective};
-use crate::data::{Loader, LoaderOptions, Pairs, Row, Split};
+use crate::data::{Loader, LoaderOptions, Row};
 use crate::device::Gpu;
 use crate::error::{At, Error, Result};
-use crate::eval::compare;
-use crate::eval::scores::ScoreOptions;
 use crate::files;
 use crate::finite::watch;
-use crate::formats::{Weights, safetensors};
+use crate::formats::safetensors;
 use crate::memory::Estimate;
 use crate::nn::Module;
 use crate::optim::{Norm, Optimiser};
 use crate::pipeline::{Holding, Network, Origin, Pipeline};
-use crate::report::run::{self, Checkpoint, Judged, RunReport, curves_png};
-use crate::report::{Provenance, found};
 use crate::tape::Grads;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
@@ -43,34 +39,6 @@ pub trait Watch {
     fn step(&self, record: &Record, total: u64);
     /// Finish the step, save, and return.
     fn stop(&self) -> bool;
-}
-
-/// A line of log.jsonl.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// Optimiser steps taken, this one included.
-    pub step: u64,
-    /// From 1.
-    pub epoch: u64,
-    /// What is minimised.
-    pub loss: f64,
-    /// Symmetric InfoNCE; the label loss of a supervised run.
-    pub loss_clip: f64,
-    /// In nats.
-    pub patch_entropy: f64,
-    /// In nats.
-    pub token_entropy: f64,
-    /// Learning rate.
-    pub lr: f64,
-    /// Norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// exp(logit_scale).
-    pub logit_scale: f64,
-    /// Of the epoch that this step ended.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub validation: Option<Validation>,
-    /// Training pairs per second of this step, loading included.
-    pub items_per_s: f64,
 }
 
 /// How a run ended.
@@ -214,7 +182,7 @@ struct Run<'a> {
     /// Where the network lives, if not here.
     gpu: Option<Gpu>,
     watch: &'a dyn Watch,
-    log: std::fs::File,
+    log: Log,
     records: Vec<Record>,
 }
 
@@ -235,7 +203,7 @@ impl<'a> Run<'a> {
             });
         }
         let average = (config.train.ema > 0.0).then(|| Average::new(&mut pipeline.network));
-        let log = std::fs::OpenOptions::new().append(true).create(true).open(folder.log()).at(folder.log())?;
+        let log = Log::open(folder.log())?;
         let optimiser = Optimiser::new(config.optimiser.clone());
         let gpu = gpu.cloned();
         Ok(Self {
@@ -256,8 +224,7 @@ impl<'a> Run<'a> {
     fn go(mut self, mut state: State, workers: usize) -> Result<Outcome> {
         state.tables = self.tables.fingerprint;
         // One line a step.
-        checkpoint::cut_log(&self.folder.log(), state.step)?;
-        self.records = read_log(&self.folder.log())?;
+        self.records = self.log.cut(state.step)?;
         let notes = std::mem::take(&mut self.tables.notes);
         notes.iter().for_each(|note| self.watch.say(note));
         let (config, t) = (self.config.clone(), self.config.train.clone());
@@ -348,7 +315,7 @@ impl<'a> Run<'a> {
                     state.epoch += 1;
                     state.batch = 0;
                 }
-                self.write(&record)?;
+                self.log.write(&record)?;
                 self.watch.step(&record, total);
                 self.records.push(record);
                 let due = t.checkpoint_steps > 0 && state.step.is_multiple_of(t.checkpoint_steps);
@@ -495,89 +462,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Makes the model folder that of a kept epoch.
-    fn publish(&mut self, kept: &Kept) -> Result<()> {
-        let weights = Weights::open(self.folder.checkpoints().join(kept.file()), true)?;
-        weights.check()?;
-        let tensors: BTreeMap<String, Tensor> = weights.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect();
-        self.pipeline.save(&self.folder.model(), Some(&tensors))
-    }
-
-    /// The finished model on validation rows, as `tier eval` does it, where boxes are given.
-    fn judge(&self, workers: usize) -> Result<Option<Judged>> {
-        let Some(boxes) = &self.tables.boxes else { return Ok(None) };
-        let boxed = |row: &Row| boxes.of.get(&row.image).is_some_and(|found| !found.is_empty());
-        if !self.tables.val.iter().any(boxed) {
-            self.watch.say("no validation row has a box in data.boxes: heat maps are not judged");
-            return Ok(None);
-        }
-        let mut pipeline = Pipeline::open(&self.folder.model(), true)?;
-        if let Some(gpu) = &self.gpu {
-            pipeline.to_device(gpu)?;
-        }
-        let tables = compare::Tables {
-            pairs: Pairs::open(&self.config.data.pairs, self.config.seed)?,
-            split: Some(Split::Val),
-            val_split: Split::Val,
-            labels: self.tables.labels.clone(),
-            prompts: self.tables.prompts.clone(),
-            boxes: Some(boxes.clone()),
-        };
-        let scores = ScoreOptions { seed: self.config.seed, ..ScoreOptions::default() };
-        let how = compare::How { scores, softmax: false, tier: self.config.tier, workers };
-        let pipelines = [pipeline];
-        let all = compare::evaluate(&pipelines, &[], &tables, &how, &|_, _| ())?;
-        let (of, sparsity) = (&all.evaluation.localisation, all.evaluation.sparsity);
-        if let Some(l) = of {
-            let concentrated = sparsity.map_or_else(String::new, |s| {
-                format!("; sparsity {:.3} over patches, {:.3} over tokens", s.patches, s.tokens)
-            });
-            self.watch.say(&format!(
-                "on val, {} boxed findings: inside minus outside {:.3}; the best patch is in a box in {:.3} of cases \
-                 (any patch {:.3}, the middle one {:.3}){concentrated}",
-                l.n, l.inside_minus_outside, l.pointing_game, l.chance, l.centre_prior
-            ));
-        }
-        Ok(Some(Judged {
-            images: all.rows.len(),
-            notes: all.evaluation.notes.clone(),
-            model: found::sides(&all, "model", "").0,
-            examples: found::examples(&all, &pipelines[0], ["model", ""], 8)?,
-        }))
-    }
-
-    /// Writes curves.png and report.html.
-    fn report(&self, state: &State, notes: &[String], judged: Option<Judged>) -> Result<()> {
-        let name = self.folder.0.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let course = found::course("", &self.records);
-        files::write_atomic(self.folder.0.join("curves.png"), &curves_png(std::slice::from_ref(&course))?)?;
-        let by_auc = self.records.iter().any(|r| r.validation.as_ref().is_some_and(|v| v.val_auc.is_some()));
-        let steps = |epoch: u64| self.records.iter().filter(|r| r.epoch <= epoch).map(|r| r.step as usize).max();
-        let best = |k: &Kept| Checkpoint { name: k.file(), step: steps(k.epoch).unwrap_or(0), value: k.score };
-        let report = RunReport {
-            provenance: Provenance {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                command: "tier train".to_owned(),
-                seed: Some(self.config.seed),
-                more: Vec::new(),
-            },
-            name,
-            course,
-            best: state.kept.iter().map(best).collect(),
-            judged_by: if by_auc { "mean AUROC on val" } else { "minus validation loss" }.to_owned(),
-            config: self.config.to_toml()?,
-            notes: notes.to_vec(),
-            judged,
-        };
-        files::write_atomic(self.folder.0.join("report.html"), run::html(&report)?.as_bytes())
-    }
-
-    fn write(&mut self, record: &Record) -> Result<()> {
-        let mut line = serde_json::to_string(record).map_err(|e| Error::new(e.to_string()))?;
-        line.push('\n');
-        self.log.write_all(line.as_bytes()).at(self.folder.log())
-    }
-
     fn save(&mut self, state: &State) -> Result<()> {
         if self.config.train.check_finite {
             let broken = finite::parameters(&mut self.pipeline.network);
@@ -590,7 +474,7 @@ impl<'a> Run<'a> {
                 .at(&self.folder.0));
             }
         }
-        self.log.sync_data().at(self.folder.log())?;
+        self.log.sync()?;
         checkpoint::save(&self.folder.last(), &mut self.pipeline.network, &self.optimiser, self.average.as_ref(), state)
     }
 }
@@ -620,13 +504,4 @@ pub(super) fn pairs(
 ) -> Result<step::Pairs> {
     let tokens = tokenizer.encode(&rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>())?;
     Ok(step::Pairs { views, ids: tokens.ids, mask: tokens.mask, groups: tables.groups(rows, numbers) })
-}
-
-/// The records of a log.
-fn read_log(path: &Path) -> Result<Vec<Record>> {
-    let text = std::fs::read_to_string(path).at(path)?;
-    let line = |(i, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|e| Error::new(format!("line {}: {e}", i + 1)).at(path))
-    };
-    text.lines().enumerate().map(line).collect()
 }
