@@ -6,6 +6,7 @@
 
 #[cfg_attr(not(target_arch = "x86_64"), path = "gemm/amx/none.rs")]
 mod amx;
+mod job;
 mod narrow;
 mod nest;
 mod own;

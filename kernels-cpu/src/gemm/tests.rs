@@ -172,6 +172,33 @@ fn bits_depend_on_k_alone() {
     }
 }
 
+/// Rows that crowd each other out, or meet many panels, are packed once by each thread: not once more, and not kept for the next product.
+#[test]
+fn rows_that_each_thread_packs_are_those_of_the_product() {
+    let (m, k) = (20, 1024);
+    for (n, apart) in [(600, 1024), (1200, 1030)] {
+        let b = values(k * n, 1);
+        let products = |isa: Isa, threads: usize| -> Vec<Vec<f32>> {
+            let packed = Packed::on(isa, Mat::new(&b, k, n));
+            let product = |seed: u64| {
+                let a = values(m * apart, seed);
+                let a = Mat { row_stride: apart as isize, ..Mat::new(&a, m, k) };
+                let mut c = vec![f32::NAN; m * n];
+                multiply(a, Right::Packed(&packed), &mut c, n, Finish::default(), true);
+                c
+            };
+            par::Pool::on(isa, threads).install(|| (2..5).map(product).collect())
+        };
+        for isa in Isa::available() {
+            let alone = products(isa, 1);
+            assert!(alone[0] != alone[1]);
+            for threads in [2, 3, 8] {
+                assert!(products(isa, threads) == alone, "{isa}, {threads} threads, {n} columns");
+            }
+        }
+    }
+}
+
 /// A slab of B that is more than is packed at a time.
 #[test]
 fn a_wide_product_has_the_bits_of_its_columns() {
