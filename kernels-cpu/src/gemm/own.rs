@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::Mat;
-use super::nest::{NEAR, element};
+use super::job::element;
+use super::nest::NEAR;
 use super::pack::{self, Line};
 use super::scratch::{self, Use};
 use super::tile::Ahead;

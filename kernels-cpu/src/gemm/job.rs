@@ -1,0 +1,259 @@
+//! A job: a block of C, tile by tile.
+
+use alloc::vec;
+use core::ops::Range;
+
+use super::nest::NEAR;
+use super::own::OwnPanels;
+use super::pack::{self, Line};
+use super::tile::{self, Ahead, Columns, Target};
+use super::words::{Dot, Words, WordsOp};
+use super::{Finish, Left, Mat, Right, amx, scratch};
+use crate::map::{self, Unary};
+use crate::par::Shared;
+use crate::simd::{Simd, SimdOp, again};
+use scratch::{Name, Use};
+
+/// A block of C over a range of k.
+pub(super) struct Job<'a> {
+    pub a: Left<'a>,
+    pub b: Right<'a, f32>,
+    pub rows: Range<usize>,
+    pub panels: Range<usize>,
+    /// Panels of B that are packed; without them the job packs its own as it comes to them.
+    pub packed_b: Option<&'a [Line]>,
+    /// Panels of a loose B, from the first on, that are read where they lie.
+    pub direct_b: usize,
+    pub packed_a: PackedRows<'a>,
+    pub ks: Range<usize>,
+    /// Words of all slabs.
+    pub k: usize,
+    pub slab: usize,
+    pub c: Shared<f32>,
+    pub ldc: usize,
+    pub accumulate: bool,
+    pub finish: Finish<'a, f32>,
+}
+
+/// Who packs a job's rows of A.
+#[derive(Clone, Copy)]
+pub(super) enum PackedRows<'a> {
+    /// Nobody: they are read where they lie.
+    None,
+    /// The job.
+    Own,
+    /// The first of the jobs that a thread has of a product, which all have the same rows.
+    PerThread(Name),
+    /// They were packed for all jobs: all rows over all slabs.
+    Common(&'a [Line]),
+}
+
+/// Numbers that a packed tile of rows takes: whole lines, and one that the last vector may write to.
+pub(super) fn packed_tile(height: usize, depth: usize) -> usize {
+    (height * depth + 16).next_multiple_of(16)
+}
+
+#[inline(always)]
+pub(super) fn element(x: &Mat<'_, f32>, i: usize, j: usize) -> *const f32 {
+    x.data.as_ptr().wrapping_offset(x.offset as isize + i as isize * x.row_stride + j as isize * x.col_stride)
+}
+
+impl WordsOp for Job<'_> {
+    #[inline(always)]
+    fn eval<S: Simd, D: Dot>(self, s: S, d: D) {
+        let (mr, _) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
+        let tiles = self.rows.len().div_ceil(mr);
+        match (self.a, self.packed_a) {
+            (Left::Mat(a), PackedRows::None) | (Left::Words(a, _), _) => {
+                let rows_of = |start: usize, _: usize, t: usize| tile::Strided {
+                    start: element(&a, self.rows.start + t * mr, start),
+                    row_stride: a.row_stride,
+                };
+                self.tiles(s, d, |_| (), rows_of);
+            }
+            (Left::Mat(a), packed) => {
+                assert!(matches!(D::WORDS, Words::F32), "words lie as they should");
+                let (common, name) = match packed {
+                    PackedRows::Common(lines) => (Some(lines.as_ptr().cast::<f32>()), Name::NONE),
+                    PackedRows::PerThread(name) => (None, name),
+                    _ => (None, Name::NONE),
+                };
+                // Slabs that later jobs read have a place each.
+                let (apart, depth) = match name {
+                    Name::NONE => (0, self.slab.min(self.ks.len())),
+                    _ => (tiles * mr, self.ks.len()),
+                };
+                let room = if common.is_some() { 0 } else { tiles * mr * depth + 16 };
+                let (mut lines, packed) = scratch::take_named(Use::Rows, name, room);
+                let own = pack::numbers(&mut lines).as_mut_ptr();
+                let slab_at = |start: usize| own.wrapping_add((start - self.ks.start) * apart);
+                let pack = |columns: [usize; 2]| {
+                    if !packed && common.is_none() {
+                        let rows = [self.rows.start, self.rows.len()];
+                        // SAFETY: rows and columns of A, into a buffer of their size and a vector.
+                        unsafe { pack::panels(s, a, rows, mr, columns, slab_at(columns[0])) };
+                    }
+                };
+                let rows_of = |start: usize, depth: usize, t: usize| {
+                    let start = match common {
+                        Some(common) => {
+                            let slabs_before = (start - self.ks.start) / self.slab * a.rows.div_ceil(mr);
+                            let before = (self.rows.start / mr + t) * packed_tile(mr, depth);
+                            common.wrapping_add(slabs_before * packed_tile(mr, self.slab) + before)
+                        }
+                        None => slab_at(start).cast_const().wrapping_add(t * mr * depth),
+                    };
+                    tile::Packed { start, width: mr }
+                };
+                self.tiles(s, d, pack, rows_of);
+                scratch::give_named(Use::Rows, name, lines);
+            }
+            (Left::Windows(windows), _) => {
+                assert!(matches!(D::WORDS, Words::F32), "windows are of f32");
+                // [tile of rows][tap][row of the tile]
+                let taps = windows.taps;
+                let mut table = vec![core::ptr::null::<f32>(); tiles * mr * taps];
+                (windows.locate)(self.rows.clone(), mr, &mut table);
+                let table = table.as_ptr();
+                let rows_of = |start: usize, _: usize, t: usize| tile::Windowed {
+                    table: table.wrapping_add(t * mr * taps),
+                    width: mr,
+                    channels: windows.channels,
+                    first: start,
+                };
+                self.tiles(s, d, |_| (), rows_of);
+            }
+        }
+    }
+}
+
+impl Job<'_> {
+    /// The scales of levels from a row and a column on.
+    #[inline(always)]
+    fn scale(&self, row: usize, col: usize) -> Option<tile::Scale> {
+        let (Left::Words(_, rows), Right::Packed(b)) = (self.a, self.b) else { return None };
+        let (rows, cols, zero) = (rows.get(row..)?, b.scale.get(col..)?, b.zero.get(col..)?);
+        Some(tile::Scale { rows: rows.as_ptr(), cols: cols.as_ptr(), zero: zero.as_ptr().cast() })
+    }
+
+    /// Every tile, slab by slab, each after it was `prepare`d. `rows_of` gives a tile's rows over a slab that starts somewhere and is so deep.
+    #[inline(always)]
+    fn tiles<S: Simd, D: Dot, A: tile::Rows>(
+        &self,
+        s: S,
+        _: D,
+        prepare: impl Fn([usize; 2]),
+        rows_of: impl Fn(usize, usize, usize) -> A,
+    ) {
+        let (mr, nr) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
+        // SAFETY: what is in tiles is on the tier that has them.
+        let mut configured = D::TILES.then(|| unsafe { amx::Configured::new() });
+        let (m, n) = (self.rows.len(), self.b.cols());
+        let (tiles, panels) = (m.div_ceil(mr), self.panels.len());
+        let each = if self.packed_b.is_some() || self.panels.end <= self.direct_b { 0 } else { nr * self.slab };
+        let mut own = OwnPanels::new(panels, each);
+        for start in self.ks.clone().step_by(self.slab) {
+            let depth = self.slab.min(self.ks.end - start);
+            prepare([start, depth]);
+            // A slab of B that stays in the second-level cache is gone through for each tile of rows, which then is read once. Else a panel
+            // stays near for all tiles.
+            let rows_first = panels < tiles && panels * nr * depth <= NEAR;
+            for at in 0..tiles * panels {
+                let (t, p) = if rows_first { (at / panels, at % panels) } else { (at % tiles, at / tiles) };
+                let (i, p) = (t * mr, self.panels.start + p);
+                // What comes after this panel comes to the second-level cache by parts, one with each tile of rows; where panels are gone
+                // through for each tile, all at the first.
+                let part = |ahead: Ahead| match rows_first {
+                    true => ahead.part(0, if t == 0 { usize::MAX } else { 0 }),
+                    false => {
+                        let share = ahead.lines.div_ceil(tiles);
+                        ahead.part(t * share, share)
+                    }
+                };
+                let b = match (self.b, self.packed_b) {
+                    (Right::Loose(b), _) if p < self.direct_b => {
+                        Columns { start: element(&b, start, p * nr), step: b.row_stride, ahead: Ahead::NONE }
+                    }
+                    (Right::Loose(b), None) => {
+                        let all = if rows_first { self.panels.clone() } else { p..p + 1 };
+                        let first = all.start.max(self.direct_b);
+                        if t == 0 && p == first {
+                            // SAFETY: the panels are the job's, and B was checked.
+                            unsafe { own.pack(s, &b, first..all.end, self.panels.end, nr, [start, depth]) };
+                        }
+                        Columns { start: own.panel(p, nr * depth), step: nr as isize, ahead: part(own.next) }
+                    }
+                    _ => {
+                        let next = self.after(p, start, nr);
+                        Columns { start: self.panel(p, start, nr), step: nr as isize, ahead: part(next) }
+                    }
+                };
+                let (rows, cols, last) = (mr.min(m - i), nr.min(n - p * nr), start + depth == self.k);
+                let finish = if last { self.finish } else { Finish::default() };
+                // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
+                // data, and packed panels are whole.
+                unsafe {
+                    let at = (self.rows.start + i) * self.ldc + p * nr;
+                    let out = Target {
+                        c: self.c.at(at),
+                        ldc: self.ldc,
+                        accumulate: self.accumulate || start > 0,
+                        scale: self.scale(self.rows.start + i, p * nr).filter(|_| last),
+                        bias: finish.bias.map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr()),
+                        residual: finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr()),
+                        relu: finish.act == Some(Unary::Relu),
+                    };
+                    if let Some(configured) = &mut configured {
+                        amx::run::<S, A, D>(s, configured, rows_of(start, depth, t), b, depth, rows, cols, out);
+                    } else {
+                        tile::run::<S, A, D>(s, rows_of(start, depth, t), b, depth, rows, cols, out);
+                    }
+                    if let Some(act) = finish.act.filter(|_| !out.relu) {
+                        again(s, Activate { act, c: out.c, ldc: self.ldc, rows, cols });
+                    }
+                }
+            }
+        }
+        own.give();
+    }
+
+    /// Where a packed panel over the slab that begins with a row lies, in [slab][panel][depth][width].
+    #[inline(always)]
+    fn panel(&self, p: usize, start: usize, nr: usize) -> *const f32 {
+        let packed = self.packed_b.map_or(core::ptr::null(), |lines| lines.as_ptr().cast::<f32>());
+        let (panels, depth) = (self.b.cols().div_ceil(nr) - self.direct_b, self.slab.min(self.ks.end - start));
+        packed.wrapping_add(((start - self.ks.start) * panels + (p - self.direct_b) * depth) * nr)
+    }
+
+    /// What the job reads after a packed panel: its next one, or its first of the next slab; at its end, what the next job begins with.
+    #[inline(always)]
+    fn after(&self, p: usize, start: usize, nr: usize) -> Ahead {
+        let (p, start) = match p + 1 {
+            p if p < self.panels.end => (p, start),
+            _ if start + self.slab < self.ks.end => (self.panels.start.max(self.direct_b), start + self.slab),
+            p => (p, self.ks.start),
+        };
+        Ahead::new(self.panel(p, start, nr), 1, self.slab.min(self.ks.end - start) * nr / 16, 0)
+    }
+}
+
+/// The activation of a tile that was just written.
+struct Activate {
+    act: Unary,
+    c: *mut f32,
+    ldc: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl SimdOp for Activate {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        for r in 0..self.rows {
+            // SAFETY: the tile's row is a part of C that belongs to the job.
+            let row = unsafe { core::slice::from_raw_parts_mut(self.c.add(r * self.ldc), self.cols) };
+            map::activate(s, self.act, row);
+        }
+    }
+}
