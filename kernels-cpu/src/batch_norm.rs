@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::float::Float;
+use crate::map::Unary;
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
 
@@ -144,7 +145,7 @@ impl<F: Float> SimdOp for Affine<'_, F> {
                 y.iter_mut().zip(&residual[r * cols..][..cols]).for_each(|(y, &residual)| *y += residual);
             }
             if self.then.relu {
-                y.iter_mut().for_each(|y| *y = if *y > F::ZERO { *y } else { *y * F::ZERO });
+                y.iter_mut().for_each(|y| *y = Unary::Relu.f(*y));
             }
         }
     }
@@ -191,12 +192,6 @@ pub enum Gate<'a, F> {
     Output(&'a [F], &'a mut [F]),
 }
 
-/// The ReLU's derivative by what went in or came out.
-#[inline(always)]
-fn step<F: Float>(x: F) -> F {
-    if x > F::ZERO { F::ONE } else { F::ZERO }
-}
-
 struct Backward<'a, F> {
     x: &'a [F],
     dy: &'a [F],
@@ -221,7 +216,7 @@ impl<F: Float> SimdOp for Backward<'_, F> {
             if let Some([scale, bias]) = self.relu {
                 for i in 0..cols {
                     let centred = x[i] - mean[i];
-                    let dy = step(centred * scale[i] + bias[i]) * dy[i];
+                    let dy = Unary::Relu.df(centred * scale[i] + bias[i]) * dy[i];
                     dx[i] = a[i] * dy + b[i] * centred + c[i];
                 }
             } else {
@@ -279,7 +274,7 @@ pub fn batch_norm_backward<F: Float>(
         if let Some([scale, bias]) = relu {
             for i in 0..cols {
                 let from_mean = x[i] - mean[i];
-                let dy = step(from_mean * scale[i] + bias[i]) * dy[i];
+                let dy = Unary::Relu.df(from_mean * scale[i] + bias[i]) * dy[i];
                 plain[i] += dy;
                 centred[i] += dy * from_mean;
             }
@@ -287,7 +282,7 @@ pub fn batch_norm_backward<F: Float>(
             // SAFETY: rows, each handed out once.
             let (y, dz) = (&y[place.clone()], unsafe { dz.slice(place) });
             for i in 0..cols {
-                let dy = step(y[i]) * dy[i];
+                let dy = Unary::Relu.df(y[i]) * dy[i];
                 dz[i] = dy;
                 plain[i] += dy;
                 centred[i] += dy * (x[i] - mean[i]);
@@ -364,7 +359,7 @@ mod tests {
     #[cfg(feature = "rayon")]
     #[test]
     fn what_follows_in_the_same_pass_is_what_would_follow_by_itself() {
-        use crate::map::{self, Unary};
+        use crate::map;
         use crate::testing::{narrow, normals, on_every_tier};
         let mut rng = crate::rng::Rng::new(6, 0);
         for (rows, cols) in [(1, 1), (5, 3), (64, 17), (1100, 2), (70, 64)] {

@@ -289,9 +289,10 @@ impl Conv2d {
         (self.size.iter().all(|&size| size > 0) && winograd::serves(&turned)).then_some(turned)
     }
 
-    /// Bytes that [`Conv2d::backward_input`] takes in f32 beside its operands, as [`Conv2d::forward_bytes`], where it keeps a transformed weight.
-    pub fn backward_input_bytes(&self) -> usize {
-        self.turned().map_or(0, |turned| turned.forward_bytes())
+    /// Bytes that each of the gradients takes at most in f32 beside its operands, as [`Conv2d::forward_bytes`], where it goes by Winograd's transforms.
+    pub fn backward_bytes(&self) -> usize {
+        let of_weight = if winograd::gradient::serves(self) { winograd::gradient::bytes(self) } else { 0 };
+        self.turned().map_or(0, |turned| turned.forward_bytes()).max(of_weight)
     }
 
     /// Of a phase: the windows over dy, where their products go, and its taps.
@@ -315,6 +316,13 @@ impl Conv2d {
     /// If lengths do not fit the sizes.
     pub fn backward_weight<F: Float>(&self, x: &[F], dy: &[F], dweight: &mut [F]) {
         assert!(self.lengths() == [x.len(), dweight.len(), dy.len()], "conv2d: lengths for {self:?}");
+        if let (true, Some(x), Some(dy)) = (winograd::gradient::serves(self), as_f32(x), as_f32(dy)) {
+            return winograd::gradient::of_weight(self, x, dy, as_f32_mut(dweight).expect("same type as the maps"));
+        }
+        self.backward_weight_direct(x, dy, dweight);
+    }
+
+    fn backward_weight_direct<F: Float>(&self, x: &[F], dy: &[F], dweight: &mut [F]) {
         let total = if dweight.len() > MANY_WEIGHTS && !self.is_depthwise() {
             self.weight_by_rows(x, dy)
         } else {

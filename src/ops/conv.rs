@@ -144,7 +144,7 @@ impl Op for Conv2d {
             }
             return gradients;
         }
-        count_scratch(|| kernel.backward_input_bytes());
+        count_scratch(|| kernel.backward_bytes());
         for_float!("conv2d", dy.dtype(), F => {
             let mut gradients = vec![
                 saved.want(0, || Tensor::write(saved.dims(0), |dx: &mut [F]| {

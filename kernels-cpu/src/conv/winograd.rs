@@ -4,6 +4,8 @@
 //! A tile of 2 x 2 outputs is Aᵀ [(G g Gᵀ) ∘ (Bᵀ d B)] A for its 4 x 4 inputs d and a kernel g. Summed over channels, each of the 16 products
 //! of elements is a matrix product [tiles, channels] x [channels, outputs]. All factors are 0, 1 and 1/2, so little is lost to rounding.
 
+pub(super) mod gradient;
+
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -95,9 +97,8 @@ impl Weight {
 
     /// y = act(x * weight + bias + residual).
     pub(super) fn multiply(&self, conv: &Conv2d, x: &[f32], finish: Finish<'_, f32>, y: &mut [f32]) {
-        let grid = conv.grid();
-        let tiles = Tiles { conv, x, grid, rows: grid[0].div_ceil(2), cols: grid[1].div_ceil(2) };
-        let count = conv.n * tiles.rows * tiles.cols;
+        let tiles = Tiles::new(conv, x);
+        let count = tiles.count();
         if count == 0 {
             return;
         }
@@ -136,7 +137,17 @@ struct Tiles<'a> {
     cols: usize,
 }
 
-impl Tiles<'_> {
+impl<'a> Tiles<'a> {
+    fn new(conv: &'a Conv2d, x: &'a [f32]) -> Self {
+        let grid = conv.grid();
+        Self { conv, x, grid, rows: grid[0].div_ceil(2), cols: grid[1].div_ceil(2) }
+    }
+
+    /// Of all maps.
+    fn count(&self) -> usize {
+        self.conv.n * self.rows * self.cols
+    }
+
     /// Some tiles of some groups of outputs, of which `first_group` is the first.
     fn job(
         &self,
