@@ -205,46 +205,49 @@ impl<'a> Tiles<'a> {
 }
 
 /// What is done to the vectors of a column, and then of a row.
-trait Along<const N: usize, const M: usize> {
-    fn along<S: Simd>(s: S, x: [S::F; N]) -> [S::F; M];
+trait Along<const N: usize, const M: usize>: Copy {
+    fn along<S: Simd>(self, s: S, x: [S::F; N]) -> [S::F; M];
 }
 
 /// G g.
+#[derive(Clone, Copy)]
 struct OfKernel;
 
 impl Along<3, 4> for OfKernel {
     #[inline(always)]
-    fn along<S: Simd>(s: S, [a, b, c]: [S::F; 3]) -> [S::F; 4] {
+    fn along<S: Simd>(self, s: S, [a, b, c]: [S::F; 3]) -> [S::F; 4] {
         let (half, ends) = (s.splat(0.5), s.add(a, c));
         [a, s.mul(s.add(ends, b), half), s.mul(s.sub(ends, b), half), c]
     }
 }
 
 /// Bᵀ d.
+#[derive(Clone, Copy)]
 struct OfInput;
 
 impl Along<4, 4> for OfInput {
     #[inline(always)]
-    fn along<S: Simd>(s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 4] {
+    fn along<S: Simd>(self, s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 4] {
         [s.sub(a, c), s.add(b, c), s.sub(c, b), s.sub(b, d)]
     }
 }
 
 /// Aᵀ m.
+#[derive(Clone, Copy)]
 struct OfOutput;
 
 impl Along<4, 2> for OfOutput {
     #[inline(always)]
-    fn along<S: Simd>(s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 2] {
+    fn along<S: Simd>(self, s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 2] {
         [s.add(s.add(a, b), c), s.sub(s.sub(b, c), d)]
     }
 }
 
 /// Along columns, then along rows.
 #[inline(always)]
-fn twice<T: Along<N, M>, S: Simd, const N: usize, const M: usize>(s: S, x: [[S::F; N]; N]) -> [[S::F; M]; M] {
-    let columns: [[S::F; M]; N] = array(|j| T::along(s, array(|i| x[i][j])));
-    array(|i| T::along(s, array(|j| columns[j][i])))
+fn twice<S: Simd, const N: usize, const M: usize>(of: impl Along<N, M>, s: S, x: [[S::F; N]; N]) -> [[S::F; M]; M] {
+    let columns: [[S::F; M]; N] = array(|j| of.along(s, array(|i| x[i][j])));
+    array(|i| of.along(s, array(|j| columns[j][i])))
 }
 
 /// `len` kernels side by side, taps of which are so far apart; element i of their transforms goes to `at + i * apart`.
@@ -263,7 +266,7 @@ impl SimdOp for Kernel<'_> {
     fn eval<S: Simd>(self, s: S) {
         for k in (0..self.len).step_by(S::LANES) {
             let taps: [[S::F; 3]; 3] = array(|i| array(|j| s.load(&self.g[(3 * i + j) * self.tap + k..])));
-            for (i, x) in twice::<OfKernel, S, 3, 4>(s, taps).into_iter().flatten().enumerate() {
+            for (i, x) in twice(OfKernel, s, taps).into_iter().flatten().enumerate() {
                 // SAFETY: places that nothing else writes.
                 s.store(x, unsafe {
                     self.out.slice(self.at + i * self.apart + k..self.at + i * self.apart + k + S::LANES)
@@ -317,7 +320,7 @@ impl SimdOp for Inputs<'_> {
                         })
                     });
                     let out = self.out.as_mut_ptr().add(t * self.row + k);
-                    for (i, x) in twice::<OfInput, S, 4, 4>(s, d).into_iter().flatten().enumerate() {
+                    for (i, x) in twice(OfInput, s, d).into_iter().flatten().enumerate() {
                         s.store_ptr(x, out.add(i * self.apart));
                     }
                 }
@@ -362,7 +365,7 @@ impl SimdOp for Outputs<'_> {
                     })
                 });
                 let bias = bias.map(|bias| s.load(&bias[k..]));
-                for (i, line) in twice::<OfOutput, S, 4, 2>(s, m).into_iter().enumerate().take(rows) {
+                for (i, line) in twice(OfOutput, s, m).into_iter().enumerate().take(rows) {
                     for (j, mut x) in line.into_iter().enumerate().take(cols) {
                         let at = place(i, j) + k;
                         if let Some(bias) = bias {

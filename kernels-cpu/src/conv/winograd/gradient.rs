@@ -5,12 +5,12 @@
 use alloc::vec;
 use core::ops::Range;
 
-use super::{FEWEST, Tiles, VECTOR, input, twice};
+use super::{Along, FEWEST, OfInput, Tiles, VECTOR, twice};
 use crate::conv::Conv2d;
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{Mat, gemm_serial, numbers};
 use crate::par::{self, Shared};
-use crate::simd::{Simd, SimdOp, dispatch};
+use crate::simd::{Simd, SimdOp, array, dispatch};
 
 /// Most tiles of a block: a line of their elements and its sums stay near. Fixed, as the order of the sums follows from it.
 const BLOCK: usize = 128;
@@ -77,8 +77,22 @@ impl Job<'_> {
         for start in (0..count).step_by(self.block) {
             let (tiles, range) = (self.tiles, start..count.min(start + self.block));
             let (input, slope) = (INPUT[self.line], SLOPE[self.line]);
-            dispatch(Line::<4> { tiles, range: range.clone(), map: &x, terms: input, out: &mut inputs_of });
-            dispatch(Line::<2> { tiles, range: range.clone(), map: &dy, terms: slope, out: &mut slopes_of });
+            dispatch(Line {
+                tiles,
+                range: range.clone(),
+                map: &x,
+                terms: input,
+                out: &mut inputs_of,
+                transform: OfInput,
+            });
+            dispatch(Line {
+                tiles,
+                range: range.clone(),
+                map: &dy,
+                terms: slope,
+                out: &mut slopes_of,
+                transform: OfSlope,
+            });
             for element in 0..4 {
                 let (a, b) = (slopes_of.matrix(element, range.len(), width), inputs_of.matrix(element, range.len(), c));
                 let at = ((4 * self.line + element) * o + self.outputs.start) * c;
@@ -131,30 +145,41 @@ const INPUT: [[(usize, f32); 2]; 4] =
 const SLOPE: [[(usize, f32); 2]; 4] =
     [[(0, 1.0), (1, 0.0)], [(0, 1.0), (1, 1.0)], [(0, 1.0), (1, -1.0)], [(0, 0.0), (1, -1.0)]];
 
-/// A y for two vectors.
-#[inline(always)]
-fn slope<S: Simd>(s: S, [a, b]: [S::F; 2]) -> [S::F; 4] {
-    [a, s.add(a, b), s.sub(a, b), s.sub(s.splat(0.0), b)]
+/// A y.
+#[derive(Clone, Copy)]
+struct OfSlope;
+
+impl Along<2, 4> for OfSlope {
+    #[inline(always)]
+    fn along<S: Simd>(self, s: S, [a, b]: [S::F; 2]) -> [S::F; 4] {
+        [a, s.add(a, b), s.sub(a, b), s.sub(s.splat(0.0), b)]
+    }
 }
 
-/// Gᵀ u for four vectors.
-#[inline(always)]
-fn kernel<S: Simd>(s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 3] {
-    let half = s.splat(0.5);
-    let (sum, difference) = (s.mul(s.add(b, c), half), s.mul(s.sub(b, c), half));
-    [s.add(a, sum), difference, s.add(sum, d)]
+/// Gᵀ u.
+#[derive(Clone, Copy)]
+struct OfSum;
+
+impl Along<4, 3> for OfSum {
+    #[inline(always)]
+    fn along<S: Simd>(self, s: S, [a, b, c, d]: [S::F; 4]) -> [S::F; 3] {
+        let half = s.splat(0.5);
+        let (sum, difference) = (s.mul(s.add(b, c), half), s.mul(s.sub(b, c), half));
+        [s.add(a, sum), difference, s.add(sum, d)]
+    }
 }
 
 /// A line of the transform of tiles of N x N pixels.
-struct Line<'a, 'b, const N: usize> {
+struct Line<'a, 'b, T, const N: usize> {
     tiles: &'a Tiles<'a>,
     range: Range<usize>,
     map: &'a Map<'a>,
     terms: [(usize, f32); 2],
     out: &'a mut Elements<'b>,
+    transform: T,
 }
 
-impl<const N: usize> SimdOp for Line<'_, '_, N> {
+impl<T: Along<N, 4>, const N: usize> SimdOp for Line<'_, '_, T, N> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
@@ -184,7 +209,7 @@ impl<const N: usize> SimdOp for Line<'_, '_, N> {
                         let [first, second] = [first.0.add(k & first.1), second.0.add(k & second.1)];
                         *d = s.add(s.mul(s.load_ptr(first), factors[0]), s.mul(s.load_ptr(second), factors[1]));
                     }
-                    let line = if N == 4 { input(s, [d[0], d[1], d[2], d[3]]) } else { slope(s, [d[0], d[1]]) };
+                    let line = self.transform.along(s, d);
                     let place = out.numbers.as_mut_ptr().add(t * out.row + k);
                     for (i, x) in line.into_iter().enumerate() {
                         s.store_ptr(x, place.add(i * out.apart));
@@ -207,11 +232,9 @@ impl SimdOp for Kernels<'_> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         for (k, dweight) in self.dweight.chunks_exact_mut(9 * S::LANES).enumerate() {
-            let u: [[S::F; 4]; 4] = core::array::from_fn(|i| {
-                core::array::from_fn(|j| s.load(&self.sums[(4 * i + j) * self.apart + k * S::LANES..]))
-            });
+            let u: [[S::F; 4]; 4] = array(|i| array(|j| s.load(&self.sums[(4 * i + j) * self.apart + k * S::LANES..])));
             let mut taps = [[0.0; VECTOR]; 9];
-            for (x, tap) in twice(u, |x| kernel(s, x)).into_iter().flatten().zip(&mut taps) {
+            for (x, tap) in twice(OfSum, s, u).into_iter().flatten().zip(&mut taps) {
                 s.store(x, tap);
             }
             for (k, channel) in dweight.chunks_exact_mut(9).enumerate() {
