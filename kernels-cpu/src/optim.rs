@@ -2,7 +2,7 @@
 
 use crate::float::{Float, as_f32, as_f32_mut};
 use crate::par::{self, Shared};
-use crate::simd::{Simd, SimdOp, dispatch};
+use crate::simd::{Simd, SimdOp, array, dispatch};
 
 /// One Adam or AdamW step (Kingma and Ba 2015; Loshchilov and Hutter 2019).
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +77,7 @@ impl SimdOp for AdamOp<'_, f32> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         // No multiply-add is fused: every tier has the bits of the definition.
-        let [b1, c1, b2, c2, shrink, decay, rate, eps] = self.c.map(|c| s.splat(c));
+        let [b1, c1, b2, c2, shrink, decay, rate, eps] = array(|k| s.splat(self.c[k]));
         let (zero, smallest) = (s.splat(0.0), s.splat(SMALLEST as f32));
         let Self { p, g, m, v, .. } = self;
         let whole = g.len() / S::LANES * S::LANES;
@@ -92,7 +92,7 @@ impl SimdOp for AdamOp<'_, f32> {
         for i in (0..whole).step_by(S::LANES) {
             // SAFETY: whole vectors of slices of the same length.
             unsafe {
-                let [pp, mp, vp] = [&mut *p, &mut *m, &mut *v].map(|x| x.as_mut_ptr().add(i));
+                let (pp, mp, vp) = (p.as_mut_ptr().add(i), m.as_mut_ptr().add(i), v.as_mut_ptr().add(i));
                 let gp = g.as_ptr().add(i);
                 [pp.cast_const(), mp, vp, gp].iter().for_each(|x| s.prefetch(x.wrapping_add(AHEAD)));
                 let (pi, mi, vi) = step(s.load_ptr(pp), s.load_ptr(gp), s.load_ptr(mp), s.load_ptr(vp));
