@@ -92,9 +92,10 @@ mod tests {
         all.iter().for_each(|record| log.write(record).unwrap());
         log.file.write_all(b"{\"step\":4,").unwrap();
         assert!(log.cut(4).unwrap_err().to_string().contains("3 whole lines"));
-        assert_eq!(log.cut(2).unwrap(), all[..2]);
+        let steps = |records: Vec<Record>| records.iter().map(|record| record.step).collect::<Vec<_>>();
+        assert_eq!(steps(log.cut(2).unwrap()), [1, 2]);
         log.write(&all[2]).unwrap();
-        assert_eq!(log.cut(3).unwrap(), all);
+        assert_eq!(steps(log.cut(3).unwrap()), [1, 2, 3]);
         assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 3);
     }
 }
