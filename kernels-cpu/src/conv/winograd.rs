@@ -35,8 +35,11 @@ pub(super) struct Weight(Vec<Vec<Packed>>);
 pub(super) fn serves(conv: &Conv2d) -> bool {
     let plain = conv.groups == 1 && conv.window.kernel == [3, 3] && conv.window.stride == [1, 1];
     let wide = |channels: usize| channels >= FEWEST && channels.is_multiple_of(VECTOR);
-    let tiles = || conv.grid().iter().map(|side| side.div_ceil(2)).product::<usize>();
-    plain && conv.window.dilation == [1, 1] && wide(conv.input) && wide(conv.output) && tiles() >= ROWS
+    plain
+        && conv.window.dilation == [1, 1]
+        && wide(conv.input)
+        && wide(conv.output)
+        && Tiles::new(conv, &[]).of_a_map() >= ROWS
 }
 
 /// Tiles that a job has at most.
@@ -46,8 +49,8 @@ fn most_tiles(conv: &Conv2d) -> usize {
 
 /// Bytes of the inputs and products of a job, at most, which its thread keeps.
 pub(super) fn bytes_of_a_job(conv: &Conv2d) -> usize {
-    let tiles = conv.n * conv.grid().iter().map(|side| side.div_ceil(2)).product::<usize>();
-    size_of::<f32>() * 16 * most_tiles(conv).min(tiles) * (conv.input + GROUP)
+    let tiles = most_tiles(conv).min(Tiles::new(conv, &[]).count());
+    size_of::<f32>() * 16 * tiles * (conv.input + GROUP)
 }
 
 impl Weight {
@@ -143,9 +146,14 @@ impl<'a> Tiles<'a> {
         Self { conv, x, grid, rows: grid[0].div_ceil(2), cols: grid[1].div_ceil(2) }
     }
 
+    #[inline(always)]
+    fn of_a_map(&self) -> usize {
+        self.rows * self.cols
+    }
+
     /// Of all maps.
     fn count(&self) -> usize {
-        self.conv.n * self.rows * self.cols
+        self.conv.n * self.of_a_map()
     }
 
     /// Some tiles of some groups of outputs, of which `first_group` is the first.
@@ -199,7 +207,7 @@ impl<'a> Tiles<'a> {
     /// Map, row and column of a tile's first output.
     #[inline(always)]
     fn position(&self, tile: usize) -> [usize; 3] {
-        let [map, at] = [tile / (self.rows * self.cols), tile % (self.rows * self.cols)];
+        let [map, at] = [tile / self.of_a_map(), tile % self.of_a_map()];
         [map, 2 * (at / self.cols), 2 * (at % self.cols)]
     }
 }
