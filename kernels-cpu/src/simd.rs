@@ -165,6 +165,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
         if out.len() >= Self::LANES { self.store(a, out) } else { self.store_partial(a, out) }
     }
 
+    /// The upper halves of two vectors' words, two to a word: those of `a`, then those of `b`.
+    #[inline(always)]
+    fn upper_halves(self, a: Self::F, b: Self::F) -> Self::F {
+        let (mut words, mut halves) = ([0.0; 32], [0.0; 16]);
+        self.store(a, &mut words);
+        self.store(b, &mut words[Self::LANES..]);
+        for (to, pair) in halves.iter_mut().zip(words.chunks_exact(2)) {
+            *to = f32::from_bits(pair[0].to_bits() >> 16 | pair[1].to_bits() & 0xffff_0000);
+        }
+        self.load(&halves)
+    }
+
     /// Transposes `LANES` columns of `rows` (1 to `LANES`) rows that lie `stride` apart: number r of the vector written at
     /// `out + column * step` is from row r. Lanes beyond `rows` repeat the last row.
     ///
@@ -423,6 +435,26 @@ mod tests {
         fn eval<S: Simd>(self, s: S) -> Self::Output {
             let x = s.load(&self.0);
             (s.sum(x), s.max_lane(x), S::LANES)
+        }
+    }
+
+    #[test]
+    fn upper_halves_go_side_by_side() {
+        struct Halves;
+        impl SimdOp for Halves {
+            type Output = ();
+            fn eval<S: Simd>(self, s: S) {
+                let words: Vec<f32> = (0..2 * S::LANES as u32).map(|k| f32::from_bits(k << 16 | 0x7777)).collect();
+                let [a, b] = [&words[..S::LANES], &words[S::LANES..]].map(|x| s.load(x));
+                let mut halves = alloc::vec![0.0; S::LANES];
+                s.store(s.upper_halves(a, b), &mut halves);
+                for (k, word) in (0..).zip(&halves) {
+                    assert_eq!(word.to_bits(), 2 * k | (2 * k + 1) << 16);
+                }
+            }
+        }
+        for isa in Isa::available() {
+            eval_on(isa, Halves);
         }
     }
 

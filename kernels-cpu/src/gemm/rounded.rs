@@ -18,13 +18,24 @@ use crate::simd::{Simd, SimdOp, dispatch, eval_on};
 
 /// Rows that are rounded at a time: so many are read side by side where they are columns in memory.
 const ROWS: usize = 64;
+/// The upper half of a word.
+const UPPER: i32 = 0xffff_u32.cast_signed() << 16;
 /// Rows a multiple of so many words apart, 2 KiB, share two of the 64 sets of a first-level cache.
 const CROWDED: usize = 512;
 
 /// A number that a product takes as bf16.
 pub trait Rounds: Copy + Send + Sync {
+    /// 0.
+    const ZERO: Self;
     /// The bits of the nearest bf16, ties to even; NaN stays one.
     fn rounded(self) -> u16;
+    /// As [`Rounds::rounded`] of a vector's numbers, in the upper halves of words; the lower ones may hold anything.
+    fn upper<S: Simd>(s: S, x: &[Self]) -> S::F;
+    /// Two numbers to a word, of two vectors' numbers.
+    #[inline(always)]
+    fn pairs_of<S: Simd>(s: S, x: &[Self]) -> S::F {
+        s.upper_halves(Self::upper(s, &x[..S::LANES]), Self::upper(s, &x[S::LANES..]))
+    }
     /// A matrix of pairs that lie as words where a word holds two, in whole words.
     #[inline(always)]
     fn pairs(_x: Mat<'_, Self>) -> Option<Mat<'_, f32>> {
@@ -33,6 +44,16 @@ pub trait Rounds: Copy + Send + Sync {
 }
 
 impl Rounds for f32 {
+    const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn upper<S: Simd>(s: S, x: &[f32]) -> S::F {
+        let x = s.load(x);
+        let bits = s.bits(x);
+        let odd = s.and_i(s.shr_i::<16>(bits), s.splat_i(1));
+        let nearest = s.as_float(s.add_i(bits, s.add_i(odd, s.splat_i(0x7fff))));
+        // A sum with NaN is one that rounding does not lose.
+        s.select(s.eq(x, x), nearest, s.add(x, x))
+    }
     #[inline(always)]
     fn rounded(self) -> u16 {
         let bits = self.to_bits();
@@ -42,9 +63,22 @@ impl Rounds for f32 {
 }
 
 impl Rounds for bf16 {
+    const ZERO: Self = bf16::ZERO;
     #[inline(always)]
     fn rounded(self) -> u16 {
         self.to_bits()
+    }
+    #[inline(always)]
+    fn upper<S: Simd>(s: S, x: &[bf16]) -> S::F {
+        let mut upper = [0.0; 16];
+        upper.iter_mut().zip(&x[..S::LANES]).for_each(|(to, x)| *to = f32::from_bits(u32::from(x.to_bits()) << 16));
+        s.load(&upper)
+    }
+    #[inline(always)]
+    fn pairs_of<S: Simd>(s: S, x: &[bf16]) -> S::F {
+        assert!(x.len() >= 2 * S::LANES);
+        // SAFETY: as many numbers, each half of a word, of whose bits all are f32.
+        unsafe { s.load_ptr(x.as_ptr().cast()) }
     }
 
     fn pairs(x: Mat<'_, bf16>) -> Option<Mat<'_, f32>> {
@@ -84,9 +118,18 @@ impl SimdOp for RoundAll<'_> {
 
 /// The word of two numbers, or of the first alone where a word has but one.
 #[inline(always)]
-fn word<T: Rounds, const PAIRS: bool>(first: T, second: T) -> f32 {
-    let first = u32::from(first.rounded());
-    f32::from_bits(if PAIRS { first | u32::from(second.rounded()) << 16 } else { first << 16 })
+fn word<const PAIRS: bool>(first: u16, second: u16) -> f32 {
+    let first = u32::from(first);
+    f32::from_bits(if PAIRS { first | u32::from(second) << 16 } else { first << 16 })
+}
+
+/// A vector of words of numbers side by side.
+#[inline(always)]
+fn words<S: Simd, T: Rounds, const PAIRS: bool>(s: S, numbers: &[T]) -> S::F {
+    if PAIRS {
+        return T::pairs_of(s, numbers);
+    }
+    s.as_float(s.and_i(s.bits(T::upper(s, numbers)), s.splat_i(UPPER)))
 }
 
 /// Rows of a matrix as words: word w of row r at `out + r * row_step + w * word_step`, one of which steps is 1. Beyond the last number of a row
@@ -114,6 +157,9 @@ impl<T: Rounds> Round<'_, T> {
     #[inline(always)]
     fn run<S: Simd, const PAIRS: bool>(&self, s: S) {
         let (x, per_word) = (&self.x, 1 + usize::from(PAIRS));
+        if x.col_stride == 1 && self.word_step == 1 {
+            return self.rows_of_words::<S, PAIRS>(s);
+        }
         let mut block = Line::ZERO_BLOCK;
         let block = pack::numbers(&mut block);
         for w in self.of_row.clone().step_by(S::LANES) {
@@ -138,17 +184,15 @@ impl<T: Rounds> Round<'_, T> {
                         };
                         if along {
                             let from = (start + i as isize * x.row_stride) as usize;
-                            let numbers = &x.data[from..from + S::LANES * per_word];
-                            for k in 0..S::LANES {
-                                place[k] = word::<T, PAIRS>(numbers[k * per_word], numbers[(k + 1) * per_word - 1]);
-                            }
+                            s.store(words::<S, T, PAIRS>(s, &x.data[from..from + S::LANES * per_word]), place);
                         } else {
-                            let from = |k: usize| (start + (i * per_word + k) as isize * x.col_stride) as usize;
-                            let (first, second) =
-                                (&x.data[from(0)..][..S::LANES], &x.data[from(per_word - 1)..][..S::LANES]);
-                            for k in 0..S::LANES {
-                                place[k] = word::<T, PAIRS>(first[k], second[k]);
-                            }
+                            let numbers = |k: usize| {
+                                let from = (start + (i * per_word + k) as isize * x.col_stride) as usize;
+                                s.bits(T::upper(s, &x.data[from..from + S::LANES]))
+                            };
+                            let last = s.and_i(numbers(per_word - 1), s.splat_i(UPPER));
+                            let first = || s.and_i(s.shr_i::<16>(numbers(0)), s.splat_i(0xffff));
+                            s.store(s.as_float(if PAIRS { s.add_i(first(), last) } else { last }), place);
                         }
                     }
                     if turned {
@@ -160,11 +204,36 @@ impl<T: Rounds> Round<'_, T> {
                 }
                 for (i, j) in (0..rows).flat_map(|i| (0..deep).map(move |j| (i, j))) {
                     let number = |k: usize| if k < x.cols { x.at(r + i, k).rounded() } else { 0 };
-                    let first = bf16::from_bits(number((w + j) * per_word));
-                    let second = bf16::from_bits(number((w + j) * per_word + per_word - 1));
+                    let [first, second] = [0, per_word - 1].map(|k| number((w + j) * per_word + k));
                     // SAFETY: as above.
-                    unsafe { *out.add(i * self.row_step + j * self.word_step) = word::<bf16, PAIRS>(first, second) };
+                    unsafe { *out.add(i * self.row_step + j * self.word_step) = word::<PAIRS>(first, second) };
                 }
+            }
+        }
+    }
+
+    /// Rows that lie along memory, as words that do.
+    #[inline(always)]
+    fn rows_of_words<S: Simd, const PAIRS: bool>(&self, s: S) {
+        let (x, per_word) = (&self.x, 1 + usize::from(PAIRS));
+        let numbers = [self.of_row.start, self.of_row.end].map(|w| (w * per_word).min(x.cols));
+        for (i, r) in self.rows.clone().enumerate() {
+            let start = (x.offset as isize + r as isize * x.row_stride) as usize;
+            let row = &x.data[start + numbers[0]..start + numbers[1]];
+            // SAFETY: words of the rows and the range that were asked for, for which the caller has room.
+            let mut out =
+                unsafe { core::slice::from_raw_parts_mut(self.out.add(i * self.row_step), self.of_row.len()) };
+            let whole = row.chunks_exact(S::LANES * per_word);
+            let mut rest = [T::ZERO; 2 * 16];
+            rest[..whole.remainder().len()].copy_from_slice(whole.remainder());
+            for numbers in whole {
+                let (to, after) = out.split_at_mut(S::LANES);
+                s.store(words::<S, T, PAIRS>(s, numbers), to);
+                out = after;
+            }
+            for w in (0..out.len()).step_by(S::LANES) {
+                let words = if w == 0 { words::<S, T, PAIRS>(s, &rest) } else { s.splat(0.0) };
+                s.store_at(words, out, w);
             }
         }
     }

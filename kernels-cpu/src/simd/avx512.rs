@@ -9,6 +9,17 @@ use crate::isa::Isa;
 #[derive(Clone, Copy)]
 pub struct Avx512(());
 
+/// The odd ones of 64 halves of words.
+static ODD: [u16; 32] = {
+    let mut odd = [0; 32];
+    let mut k = 0;
+    while k < 32 {
+        odd[k] = 2 * k as u16 + 1;
+        k += 1;
+    }
+    odd
+};
+
 /// Runs a kernel compiled for the tier.
 ///
 /// # Safety
@@ -204,6 +215,14 @@ impl Simd for Avx512 {
         assert!(out.len() < 16);
         // SAFETY: the token; the mask leaves what is beyond the slice untouched.
         unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), (1 << out.len()) - 1, x) }
+    }
+    #[inline(always)]
+    fn upper_halves(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the machine has the tier.
+        unsafe {
+            let odd = _mm512_loadu_si512(ODD.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutex2var_epi16(_mm512_castps_si512(a), odd, _mm512_castps_si512(b)))
+        }
     }
     #[inline(always)]
     unsafe fn transpose(self, x: *const f32, stride: isize, rows: usize, out: *mut f32, step: usize) {
