@@ -103,9 +103,9 @@ impl Layer {
     fn forward(&self, x: &Tensor, mask: &Tensor) -> Tensor {
         let [n, t, d] = [x.dims()[0], x.dims()[1], x.dims()[2]];
         // [n, T, d] as [n, heads, T, d / heads]: a view.
-        let split = |y: Tensor| y.operand().reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
+        let split = |y: Tensor| y.reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
         let y = x.operand();
-        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| split(linear.forward(&y, None)));
+        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| split(linear.operand(&y)));
         let seen = attention(&q, &k, &v, Some(mask), Attention { causal: false, dropout: None });
         let x = self.attention_norm.forward(&(x + &self.attention_output.forward(&seen.reshape([n, t, d]), None)));
         let y = self.output.forward(&self.intermediate.forward(&x, Some(self.activation)), None);

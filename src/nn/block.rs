@@ -47,8 +47,8 @@ impl Block {
         let [n, t, d] = [x.dims()[0], x.dims()[1], x.dims()[2]];
         let y = self.layer_norm1.forward(x).operand();
         // [n, t, d] as [n, heads, t, d / heads]: a view.
-        let split = |y: Tensor| y.operand().reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
-        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|proj| split(proj.forward(&y, None)));
+        let split = |y: Tensor| y.reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
+        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|proj| split(proj.operand(&y)));
         let seen = attention(&q, &k, &v, key_mask, Attention { causal, dropout: None });
         let x = x + &self.out_proj.forward(&seen.reshape([n, t, d]), None);
         let y = self.fc1.forward(&self.layer_norm2.forward(&x), Some(self.act));

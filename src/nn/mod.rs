@@ -16,6 +16,7 @@ pub(crate) use params::join;
 pub use params::{Init, Module, Params, SCALE, Source};
 pub use projection::{Projection, ProjectionHead, ProjectionKind, ProjectionMlp};
 
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -44,6 +45,15 @@ impl Linear {
         match &self.scale {
             Some(scale) => x.linear_int8(&self.weight, scale, self.bias.as_ref(), act),
             None => x.operand().linear(&self.weight, self.bias.as_ref(), act),
+        }
+    }
+
+    /// What [`Self::forward`] says as attention multiplies it: rounded to bf16 where the layer is of fewer bits than f32, or products are.
+    pub fn operand(&self, x: &Tensor) -> Tensor {
+        let y = self.forward(x, None);
+        match self.weight.dtype() {
+            DType::BF16 | DType::I8 => y.to_dtype(DType::BF16),
+            _ => y.operand(),
         }
     }
 }
