@@ -227,8 +227,13 @@ fn a_gradient_is_clipped_there_as_here() {
         });
         let grads = backward_with(outputs);
         let config = OptimiserConfig { rule, clip_norm, weight_decay: 0.1, ..OptimiserConfig::default() };
-        let norm = Norm::of(&grads);
+        let loss = |value: f64| Tensor::full([], value, DType::F32).placed(gpu);
+        let norm = Norm::beside(&grads, Some(&loss(3.0)));
         assert_eq!(norm.is_there(), gpu.is_some());
+        for odd in [f64::NAN, f64::INFINITY] {
+            let norm = Norm::beside(&grads, Some(&loss(odd)));
+            assert!(gpu.is_none() || !norm.value().is_finite(), "a loss that is {odd}");
+        }
         // A number for the norm does as well.
         let given = if together { norm.clone() } else { Norm::Here(norm.value()) };
         Optimiser::new(config).step_of_norm(&mut model, grads, &given, 0.1).unwrap();

@@ -303,8 +303,8 @@ pub(crate) struct Staging {
     busy: [u64; 2],
 }
 
-/// Bytes of a half.
-pub(crate) const HALF: u64 = 8 << 20;
+/// Bytes of a half: a batch of pictures as a whole, so that it comes behind what is under way and none of that is waited for.
+pub(crate) const HALF: u64 = 32 << 20;
 
 impl Staging {
     pub fn new(raw: &ash::Device, kind: u32) -> Result<Self> {

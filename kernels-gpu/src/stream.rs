@@ -17,10 +17,11 @@ use crate::timer::Timer;
 use crate::view::Binding;
 
 /// Most submissions under way at once.
-const SLOTS: u64 = 3;
+const SLOTS: u64 = 4;
 /// Most commands of a submission: of the first after the device had nothing to do, which soon gets something so, and of later ones. Each may
-/// have twice as many as the one before.
-const COMMANDS: [usize; 2] = [12, 96];
+/// have twice as many as the one before. Between two a device rests for some microseconds, and all that are under way are what it has to do while
+/// the CPU takes longer to ask for kernels than they take, as an optimiser's do.
+const COMMANDS: [usize; 2] = [4, 256];
 /// How long a submission should take: below what any driver's watchdog allows by far.
 const PACE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
 /// Operations of a submission, at first and at least and most: doubled and halved by the pace.

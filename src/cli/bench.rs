@@ -22,7 +22,7 @@ use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
 use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind, TextTowerConfig};
 use crate::nn::{Activation, Module, ProjectionKind};
-use crate::optim::{Optimiser, OptimiserConfig, Rule};
+use crate::optim::{Norm, Optimiser, OptimiserConfig, Rule};
 use crate::pipeline::{Asked, Batches, NetworkConfig, Pipeline, Unused};
 use crate::process;
 use crate::products::Products;
@@ -432,10 +432,12 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let mut step = || {
         let compute = || step::step(&mut model, &pairs, &options, 0);
         let one = recomputing(args.recompute, || products.within(compute));
-        losses.push(one.parts.total);
         let start = Instant::now();
-        optimiser.step(&mut model, one.grads, 1e-4)?;
-        gpu.iter().for_each(Gpu::wait);
+        let norm = Norm::beside(&one.grads, one.values.total());
+        optimiser.step_of_norm(&mut model, one.grads, &norm, 1e-4)?;
+        // A device is waited for once, as in training.
+        norm.value_beside(&one.values.asked().collect::<Vec<_>>());
+        losses.push(one.values.parts().total);
         Ok(start.elapsed())
     };
     let (first, times, device) = times(args, gpu.as_ref(), || step().map(|_: Duration| ()))?;

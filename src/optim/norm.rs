@@ -27,6 +27,14 @@ impl Norm {
         Self::Here(grads.values().map(squares).sum::<f64>().sqrt())
     }
 
+    /// As [`Self::of`]; where it lives on a device, and so does the loss, not finite where the loss is not.
+    pub fn beside(grads: &Grads, loss: Option<&Tensor>) -> Self {
+        match (Self::of(grads), loss.filter(|loss| loss.device().is_some())) {
+            (Self::There(squares), Some(loss)) => Self::There(squares + loss.detach().affine(0.0, 0.0)),
+            (norm, _) => norm,
+        }
+    }
+
     /// Whether asking for the value waits for a device.
     pub fn is_there(&self) -> bool {
         matches!(self, Self::There(_))

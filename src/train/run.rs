@@ -13,11 +13,11 @@ use super::folder::Folder;
 use super::log::{Log, Record};
 use super::memory::{self, Peak};
 use super::setup::{Source, adopt, network, tokenizer};
-use super::step::{self, Examples, Parts};
+use super::step::{self, Examples, Values};
 use super::tables::Tables;
 use super::validate::{Validation, Validator};
 use super::{Config, Objective};
-use crate::data::{Loader, LoaderOptions, Row};
+use crate::data::{Batch, Epoch, Loader, LoaderOptions, Row};
 use crate::device::Gpu;
 use crate::error::{At, Error, Result};
 use crate::files;
@@ -258,39 +258,45 @@ impl<'a> Run<'a> {
         ));
         while state.epoch < t.epochs {
             let mut began = Instant::now();
-            let mut sum: Option<(Grads, Parts, usize)> = None;
-            for batch in loader.epoch(state.epoch, state.batch) {
-                let batch = batch?;
-                let items = batch.rows.len();
-                let examples = self.examples(&batch.rows, batch.views, state.step)?;
+            let mut sum: Option<(Grads, Vec<Values>)> = None;
+            let (mut coming, mut ahead) = (loader.epoch(state.epoch, state.batch), None);
+            while let Some(batch) = ahead.take().or_else(|| self.batch(&mut coming, state.step)) {
+                let (rows, examples) = batch?;
+                let items = rows.len();
                 let one = self.gradients(&examples)?;
-                let check = |run: &mut Self, norm: f64, step: u64| {
-                    run.check(&batch.rows, &examples, [one.parts.total, norm], step)
-                };
+                let check = |run: &mut Self, values: [f64; 2], step: u64| run.check(&rows, &examples, values, step);
                 state.batch += 1;
                 let alone = sum.is_none() && (t.accumulate == 1 || state.batch >= batches);
-                // A device is asked for a step that nothing is added to before its norm is looked at: where that is not finite, it changes nothing.
-                let norm = (alone || t.check_finite).then(|| Norm::of(&one.grads));
-                let late = alone && one.parts.total.is_finite() && norm.as_ref().is_some_and(Norm::is_there);
+                // A device is asked for a step that nothing is added to before its loss and norm are looked at: where one of them is not finite, it
+                // changes nothing.
+                let norm = (alone || t.check_finite).then(|| Norm::beside(&one.grads, one.values.total()));
+                let late = alone && one.values.may_be_finite() && norm.as_ref().is_some_and(Norm::is_there);
                 if let Some(norm) = norm.as_ref().filter(|_| !late) {
-                    check(&mut self, norm.value(), state.step)?;
+                    check(&mut self, [one.values.parts().total, norm.value()], state.step)?;
                 }
-                let (grads, parts, count) = match sum.take() {
-                    None => (one.grads, one.parts, 1),
-                    Some((mut grads, parts, count)) => {
+                let (grads, values) = match sum.take() {
+                    None => (one.grads, vec![one.values]),
+                    Some((mut grads, mut values)) => {
                         grads.merge(one.grads);
-                        (grads, parts.plus(&one.parts), count + 1)
+                        values.push(one.values);
+                        (grads, values)
                     }
                 };
+                let count = values.len();
                 if count < t.accumulate && state.batch < batches {
-                    sum = Some((grads, parts, count));
+                    sum = Some((grads, values));
                     continue;
                 }
                 let lr = config.schedule.at(state.step, total);
                 let norm = self.apply(grads, count, norm.filter(|_| alone), lr)?;
-                let [grad_norm, logit_scale] = self.values(&norm);
                 if late {
-                    check(&mut self, grad_norm, state.step)?;
+                    // The device has something to do until its values are there.
+                    ahead = self.batch(&mut coming, state.step + 1);
+                }
+                let [grad_norm, logit_scale] = self.values(&norm, &values);
+                let parts = values.iter().map(Values::parts).reduce(|sum, one| sum.plus(&one)).unwrap_or_default();
+                if late {
+                    check(&mut self, [parts.total, grad_norm], state.step)?;
                 }
                 state.step += 1;
                 let parts = parts.times(1.0 / count as f64);
@@ -346,6 +352,15 @@ impl<'a> Run<'a> {
         let text = serde_json::to_string(&memory).map_err(|e| Error::new(e.to_string()))?;
         files::write_atomic(self.folder.0.join("memory.json"), format!("{text}\n").as_bytes())?;
         Ok(Outcome { finished, records: self.records, kept: state.kept, memory })
+    }
+
+    /// The next batch: which rows, and as the network learns from them in the step after `step`.
+    fn batch(&self, batches: &mut Epoch, step: u64) -> Option<Result<(Vec<usize>, Examples)>> {
+        let batch = batches.next()?;
+        Some(batch.and_then(|Batch { rows, views, .. }| {
+            let examples = self.examples(&rows, views, step)?;
+            Ok((rows, examples))
+        }))
     }
 
     /// A batch as the network learns from it, in the step after `step`.
@@ -409,12 +424,11 @@ impl<'a> Run<'a> {
         Ok(norm)
     }
 
-    /// A norm and exp(logit_scale), waited for together.
-    fn values(&self, norm: &Norm) -> [f64; 2] {
-        match &self.pipeline.network {
-            Network::Dual(model) => [norm.value_beside(&[&model.logit_scale]), model.logit_scale.item().exp()],
-            _ => [norm.value(), 1.0],
-        }
+    /// A norm and exp(logit_scale), waited for together, and with the values of the objective.
+    fn values(&self, norm: &Norm, values: &[Values]) -> [f64; 2] {
+        let scale = if let Network::Dual(model) = &self.pipeline.network { Some(&model.logit_scale) } else { None };
+        let asked: Vec<&Tensor> = values.iter().flat_map(Values::asked).chain(scale).collect();
+        [norm.value_beside(&asked), scale.map_or(1.0, |scale| scale.item().exp())]
     }
 
     /// Runs `f` on the model as it would be saved: the averaged parameters where there are some, and no graph.

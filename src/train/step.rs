@@ -14,9 +14,48 @@ use crate::tensor::Tensor;
 /// What one batch gives.
 pub struct Step {
     /// The parts of the objective.
-    pub parts: Parts,
+    pub values: Values,
     /// The gradient of the total.
     pub grads: Grads,
+}
+
+/// Values of the objective, as they are known.
+pub enum Values {
+    /// As numbers.
+    Here(Parts),
+    /// As what may be asked of a device, and is not waited for.
+    There(loss::Loss),
+}
+
+impl Values {
+    /// Whether what is minimised is finite, or not known yet.
+    pub fn may_be_finite(&self) -> bool {
+        if let Self::Here(parts) = self { parts.total.is_finite() } else { true }
+    }
+
+    /// What is minimised, where it may have to be waited for.
+    pub fn total(&self) -> Option<&Tensor> {
+        if let Self::There(loss) = self { Some(&loss.total) } else { None }
+    }
+
+    /// What [`Self::parts`] waits for.
+    pub fn asked(&self) -> impl Iterator<Item = &Tensor> {
+        let loss = if let Self::There(loss) = self { Some(loss) } else { None };
+        loss.into_iter().flat_map(|loss| [&loss.total, &loss.clip, &loss.patch_entropy, &loss.token_entropy])
+    }
+
+    /// As numbers, which are waited for.
+    pub fn parts(&self) -> Parts {
+        match self {
+            Self::Here(parts) => *parts,
+            Self::There(loss) => {
+                device::bring(&self.asked().collect::<Vec<_>>());
+                let [total, clip, patch_entropy, token_entropy] =
+                    [&loss.total, &loss.clip, &loss.patch_entropy, &loss.token_entropy].map(Tensor::item);
+                Parts { total, clip, patch_entropy, token_entropy }
+            }
+        }
+    }
 }
 
 /// Values of the objective.
@@ -123,17 +162,8 @@ impl Pairs {
 pub fn value(model: &DualEncoder, pairs: &Pairs, options: &TierOptions) -> Parts {
     let views: Vec<Embeddings> = pairs.views.iter().map(|v| model.encode_image(v)).collect();
     let texts = model.encode_text(&pairs.ids, &pairs.mask);
-    parts(&loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options))
-}
-
-fn parts(loss: &loss::Loss) -> Parts {
-    device::bring(&[&loss.total, &loss.clip, &loss.patch_entropy, &loss.token_entropy]);
-    Parts {
-        total: loss.total.item(),
-        clip: loss.clip.item(),
-        patch_entropy: loss.patch_entropy.item(),
-        token_entropy: loss.token_entropy.item(),
-    }
+    let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options);
+    Values::There(loss.detach()).parts()
 }
 
 /// Loss and gradients of a supervised batch: pixels [n, c, h, w], targets [n, labels] and which of them are known, u8 [n, labels]. Moves the
@@ -142,11 +172,10 @@ pub fn supervised(model: &mut Classifier, pixels: &Tensor, targets: &Tensor, kno
     let (logits, noted) = model.forward_train(pixels);
     noted.apply(model);
     let loss = apply(BceWithLogits, &[&logits, targets, known]);
-    let value = loss.detach();
-    // A device is waited for once it has all of the work.
-    let grads = loss.backward();
-    let value = value.item();
-    Step { parts: Parts { total: value, clip: value, ..Parts::default() }, grads }
+    let [total, clip] = [loss.detach(), loss.detach()];
+    let [patch_entropy, token_entropy] = [0.0, 0.0].map(Tensor::scalar::<f32>);
+    let values = Values::There(loss::Loss { total, clip, patch_entropy, token_entropy });
+    Step { values, grads: loss.backward() }
 }
 
 /// Loss and gradients of a batch, `micro_batch` pairs at a time (0: all at once). Moves the running statistics of batch norms, once for each
@@ -162,9 +191,7 @@ pub fn step(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
         drop((views, texts));
         let values = loss.detach();
         drop((loss.clip, loss.patch_entropy, loss.token_entropy));
-        // A device is waited for once it has all of the work.
-        let grads = loss.total.backward();
-        return Step { parts: parts(&values), grads };
+        return Step { values: Values::There(values), grads: loss.total.backward() };
     }
     in_parts(model, pairs, options, micro_batch)
 }
@@ -219,7 +246,7 @@ fn in_parts(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro
         out.token_entropy += shares[1] * values[1].item();
     }
     out.total = out.clip + over_patches * out.patch_entropy + over_tokens * out.token_entropy;
-    Step { parts: out, grads }
+    Step { values: Values::Here(out), grads }
 }
 
 #[cfg(test)]
@@ -255,11 +282,12 @@ mod tests {
             let whole = step(&mut model, &pairs, &options, 0);
             for micro_batch in [1, 3, 6] {
                 let split = step(&mut model, &pairs, &options, micro_batch);
+                let [a, b] = [&whole, &split].map(|step| step.values.parts());
                 for (a, b) in [
-                    (whole.parts.total, split.parts.total),
-                    (whole.parts.clip, split.parts.clip),
-                    (whole.parts.patch_entropy, split.parts.patch_entropy),
-                    (whole.parts.token_entropy, split.parts.token_entropy),
+                    (a.total, b.total),
+                    (a.clip, b.clip),
+                    (a.patch_entropy, b.patch_entropy),
+                    (a.token_entropy, b.token_entropy),
                 ] {
                     assert!((a - b).abs() < 1e-12, "{a} at once, {b} in parts");
                 }
@@ -316,7 +344,7 @@ mod tests {
                 encoded.iter().map(|all| Embeddings { whole: joined(all, 0), parts: joined(all, 1) }).collect();
             let texts = plain.encode_text(&pairs.ids, &pairs.mask);
             let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &plain.logit_scale, &options);
-            assert!((step.parts.total - loss.total.item()).abs() < 1e-12);
+            assert!((step.values.parts().total - loss.total.item()).abs() < 1e-12);
             let grads = loss.total.backward();
             let tensors = |model: &mut DualEncoder, grads: &Grads| {
                 let mut all = Vec::new();

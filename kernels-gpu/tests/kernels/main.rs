@@ -384,7 +384,7 @@ fn bytes_come_back_as_they_went() {
     check(20, |rng| {
         let d = device(rng);
         // Beyond a half of the staging ring now and then.
-        let len = if rng.chance(0.1) { (20 << 20) + rng.below(99) } else { rng.below(5000) };
+        let len = if rng.chance(0.1) { (34 << 20) + rng.below(99) } else { rng.below(5000) };
         let bytes: Vec<u8> =
             (0..len).map(|i| (i as u64).wrapping_mul(0x9e37_79b9_97f4_a7c5).to_le_bytes()[3]).collect();
         let memory = d.upload(&bytes).unwrap();

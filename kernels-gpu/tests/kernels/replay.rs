@@ -83,8 +83,8 @@ fn sequences_end_at_the_same_kernels_wherever_they_begin() {
                 d.map(Function::Affine(0.5, i as f32), from, to).unwrap();
             }
         };
-        (0..20).for_each(|_| pass());
-        let (_, [submitted, replayed]) = counted(&d, || (0..20).for_each(|_| pass()));
+        (0..40).for_each(|_| pass());
+        let (_, [submitted, replayed]) = counted(&d, || (0..40).for_each(|_| pass()));
         assert!(submitted > 50 && 10 * replayed > 9 * submitted, "{replayed} of {submitted}");
         d.wait().unwrap();
     });
