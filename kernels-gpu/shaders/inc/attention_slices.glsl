@@ -2,7 +2,8 @@
 // slices, of which two are there: one is multiplied while the next is on its way, with one barrier for both. So a block needs little shared memory, and a
 // workgroup may have as many threads as hide each other's waiting.
 #include "attention_tile.glsl"
-// Vectors of a row in a slice; a divisor of COLS / 4. A slice of whole rows has four times as many rows.
+// Vectors of a row in a slice; a divisor of COLS / 4. A slice of whole rows has four times as many rows. With one, for who compiles slowly, there is no second
+// form of products for a last block with fewer columns.
 layout(constant_id = 14) const uint DEPTH = 1u;
 
 // Slices of a row.
@@ -77,7 +78,7 @@ uint half_ = 0u;
             barrier();                                                                                               \
             if (s_ + 1u < STEPS) BRING_SLICE(s_ + 1u, left, LEFT_STORED, right, RIGHT_STORED, rows, cols)            \
             else then                                                                                                \
-            if ((wide) == TN) { SCORE(to, TN) } else { SCORE(to, wide) }                                             \
+            if (DEPTH == 1u || (wide) == TN) { SCORE(to, TN) } else { SCORE(to, wide) }                                           \
             half_ ^= 1u;                                                                                             \
         }                                                                                                            \
     }

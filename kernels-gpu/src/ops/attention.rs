@@ -106,6 +106,15 @@ impl Tile {
         [self.across, self.down, self.rows, self.cols, self.depth]
     }
 
+    fn plan(&self, of: Of) -> Plan {
+        let (shader, last) = match of {
+            Of::Means => (Shader::Attention, None),
+            _ => (Shader::AttentionBackward, Some(u32::from(of == Of::Keys))),
+        };
+        let spec = self.spec().into_iter().chain(last).collect();
+        Plan { shader, threads: self.threads(), rows: self.sides()[0], spec, unit: 4 }
+    }
+
     fn fits(&self, of: Of, width: u32, shared: u32) -> bool {
         let ([scores, sums], [rows, cols]) = (of.products(), self.sides());
         let slice = ((rows + cols) * (self.depth | 1)).max(4 * self.depth * self.across * self.vectors(width));
@@ -116,14 +125,18 @@ impl Tile {
     }
 
     /// What a grid of rows and columns takes, in time, roughly: instructions of a thread, of as many workgroups one after the other as fall to a core.
-    /// An H100's driver gives each core one workgroup at a time, whose instructions come some 2.4 clocks after each other with up to 128 threads, in
-    /// which it has not much more of as many again to do.
+    /// That an H100 has one workgroup to a core at a time, which takes some 2.4 clocks for an instruction of each of up to 128 threads, not much more
+    /// for twice as many and no less for half of them, explains what it took for tiles of the kernels before these to a quarter of it.
     fn cost(&self, of: Of, width: u32, [items, rows, cols]: [u64; 3], cores: u32) -> u64 {
         let ([scores, sums], [height, breadth]) = (of.products().map(u64::from), self.sides().map(u64::from));
         let [m, n, d, c] = [self.rows, self.cols, self.depth, self.vectors(width)].map(u64::from);
-        let (blocks, wide) = (cols.div_ceil(breadth), cols.div_ceil(u64::from(self.across)));
+        let blocks = cols.div_ceil(breadth);
+        // Columns of a thread, of all blocks.
+        let wide = if self.depth == 1 { blocks * n } else { cols.div_ceil(u64::from(self.across)) };
         let (steps, fours) = (u64::from(width.div_ceil(4 * self.depth)), cols.div_ceil(4 * d) * d);
-        let products = scores * steps * d * (4 * m * wide + m * blocks + wide) + sums * fours * (16 * m * c + m + 4 * c);
+        // Reading a vector of shared memory takes a core as long as three products.
+        let scored = steps * d * (4 * m * wide + 3 * (m * blocks + wide));
+        let products = scores * scored + sums * fours * (16 * m * c + 3 * (m + 4 * c));
         // Bringing a slice and waiting for each other; weights.
         let slices = 50 * (scores * steps * blocks + sums * fours / d);
         let weights = 25 * m * n * blocks;
@@ -217,7 +230,7 @@ impl Device {
             let groups = (b * h * tq).div_ceil(tile.down as usize) as u64;
             let (y, dy) = (by_head(&y), by_head(&dy));
             let from = [Some(y.view()), Some(dy.view()), None, None];
-            let (shader, spec) = (Shader::AttentionSums, tile.spec().to_vec());
+            let (shader, spec) = (Shader::AttentionSums, tile.spec()[..4].to_vec());
             let plan = Plan { shader, threads: tile.threads(), rows: tile.down, spec, unit: 4 };
             self.record(a, Pass { plan, groups, from, more, to: &[] })?;
         }
@@ -290,13 +303,8 @@ impl Device {
     /// The kernel of f32 in the tile that is likely to be quickest; `None` where there is no room for any.
     fn tiled(&self, of: Of, width: u32, grid: [u64; 3]) -> Option<Plan> {
         let limits = self.limits();
-        let tile = Tile::all(of, width, &limits).min_by_key(|tile| tile.cost(of, width, grid, limits.cores))?;
-        let (shader, last) = match of {
-            Of::Means => (Shader::Attention, None),
-            _ => (Shader::AttentionBackward, Some(u32::from(of == Of::Keys))),
-        };
-        let spec = tile.spec().into_iter().chain(last).collect();
-        Some(Plan { shader, threads: tile.threads(), rows: tile.sides()[0], spec, unit: 4 })
+        let tile = Tile::all(of, width, limits).min_by_key(|tile| tile.cost(of, width, grid, limits.cores));
+        tile.map(|tile| tile.plan(of))
     }
 
     fn record(&self, a: &Attention<'_>, pass: Pass<'_>) -> Result<()> {
