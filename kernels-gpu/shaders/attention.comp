@@ -3,38 +3,34 @@
 #extension GL_EXT_control_flow_attributes : require
 // y1 = softmax(scale a1 b1^T) b2, block by block (Dao 2023): weights are in shared memory alone. Rows are queries, columns keys. Weights are powers of
 // 2 less the largest score so far; what was summed by another is multiplied by their distance.
-#include "inc/attention_tile.glsl"
+#include "inc/attention_slices.glsl"
 layout(std430, binding = 4) writeonly buffer Lse { float lse[]; };
 #include "inc/functions.glsl"
 
-shared vec4 queries[ROWS * LD];
-// Keys, and when they are read the weights.
-shared vec4 keys[COLS * LD > ROWS * LP / 4u ? COLS * LD : ROWS * LP / 4u];
-shared vec4 values[COLS * LD + GX];
-// A number of each thread of a row.
-shared vec4 each[ROWS * GX / 4u];
+// Tells a number of this thread to the others of its row, by memory that has no weights at the time.
+#define TELL(i, number) weights[(y + GY * (i)) * LW + x / 4u][x % 4u] = number;
 
 void main() {
-    const uint x = gl_LocalInvocationID.x % GX, y = gl_LocalInvocationID.x / GX;
+    const uint x = thread_x(), y = thread_y();
     const uint tiles = (push.queries + ROWS - 1u) / ROWS;
     for (uint block = gl_WorkGroupID.x; block < push.items * tiles; block += gl_NumWorkGroups.x) {
         const uint item = block / tiles, row0 = block % tiles * ROWS;
-        FILL(queries, a1, A1_STORED, item, row0, ROWS, push.queries, push.scale * LOG2_E)
+        const int a1_begin = begin(push.a1, item), b1_begin = begin(push.b1, item), b2_begin = begin(push.b2, item);
         float most[TM], sum[TM];
         vec4 mean[TM * TD];
-        for (uint i = 0u; i < TM; i++) {
+        [[unroll]] for (uint i = 0u; i < TM; i++) {
             most[i] = NEG_INFINITY;
             sum[i] = 0.0;
         }
-        for (uint i = 0u; i < TM * TD; i++) mean[i] = vec4(0.0);
+        [[unroll]] for (uint i = 0u; i < TM * TD; i++) mean[i] = vec4(0.0);
+        uint col0 = 0u;
         const uint end = CAUSAL ? uint(clamp(int(row0 + ROWS) + LATEST, 0, int(push.keys))) : push.keys;
-        for (uint col0 = 0u; col0 < end; col0 += COLS) {
-            FILL(keys, b1, B1_STORED, item, col0, COLS, push.keys, 1.0)
-            FILL(values, b2, B2_STORED, item, col0, COLS, push.keys, 1.0)
-            barrier();
+        BRING_SLICE(0u, a1, A1_STORED, b1, B1_STORED, push.queries, push.keys)
+        while (col0 < end) {
+            const uint n = min(COLS, end - col0), wide = (n + GX - 1u) / GX;
             float s[TM * TN];
-            for (uint i = 0u; i < TM * TN; i++) s[i] = 0.0;
-            PRODUCTS(s, queries, keys)
+            SCORES(s, wide, a1, A1_STORED, b1, B1_STORED, push.queries, push.keys, BRING_ROWS(0u, b2, B2_STORED, push.keys))
+            [[unroll]] for (uint e = 0u; e < TM * TN; e++) s[e] *= push.scale * LOG2_E;
             if (MASKED || col0 + COLS > push.keys || CAUSAL && int(col0 + COLS) > int(row0) + LATEST) {
                 [[unroll]] for (uint j = 0u; j < TN; j++) {
                     const uint key = col0 + x + GX * j;
@@ -48,13 +44,13 @@ void main() {
             [[unroll]] for (uint i = 0u; i < TM; i++) {
                 float m = NEG_INFINITY;
                 [[unroll]] for (uint j = 0u; j < TN; j++) m = m < s[i * TN + j] ? s[i * TN + j] : m;
-                each[(y + GY * i) * (GX / 4u) + x / 4u][x % 4u] = m;
+                TELL(i, m)
             }
             barrier();
             [[unroll]] for (uint i = 0u; i < TM; i++) {
                 float m = most[i];
                 [[unroll]] for (uint g = 0u; g < GX / 4u; g++) {
-                    const vec4 w = each[(y + GY * i) * (GX / 4u) + g];
+                    const vec4 w = weights[(y + GY * i) * LW + g];
                     [[unroll]] for (uint k = 0u; k < 4u; k++) m = m < w[k] ? w[k] : m;
                 }
                 // Nothing seen so far: any other base will do.
@@ -67,20 +63,21 @@ void main() {
                     float p = s[i * TN + j] == NEG_INFINITY ? 0.0 : exp2(s[i * TN + j] - base);
                     sum[i] += p;
                     if (DROPOUT) p *= dropped(item, row0 + y + GY * i, col0 + x + GX * j);
-                    keys[(y + GY * i) * (LP / 4u) + x / 4u + GX / 4u * j][x % 4u] = p;
+                    s[i * TN + j] = p;
                 }
             }
             barrier();
-            MEANS(mean, keys, values, min(COLS, end - col0))
-            barrier();
+            PUT_WEIGHTS(s)
+            MEANS(mean, n, b2, B2_STORED, push.keys, { col0 += COLS; BRING_SLICE(0u, a1, A1_STORED, b1, B1_STORED, push.queries, push.keys) })
         }
-        [[unroll]] for (uint i = 0u; i < TM; i++) each[(y + GY * i) * (GX / 4u) + x / 4u][x % 4u] = sum[i];
+        barrier();
+        [[unroll]] for (uint i = 0u; i < TM; i++) TELL(i, sum[i])
         barrier();
         [[unroll]] for (uint i = 0u; i < TM; i++) {
             const uint row = row0 + y + GY * i;
             float all = 0.0;
             [[unroll]] for (uint g = 0u; g < GX / 4u; g++) {
-                const vec4 w = each[(y + GY * i) * (GX / 4u) + g];
+                const vec4 w = weights[(y + GY * i) * LW + g];
                 [[unroll]] for (uint k = 0u; k < 4u; k++) all += w[k];
             }
             if (row < push.queries) {
@@ -88,6 +85,5 @@ void main() {
                 if (x == 0u) lse[item * push.queries + row] = all == 0.0 ? NEG_INFINITY : most[i] / LOG2_E + log_(all);
             }
         }
-        barrier();
     }
 }

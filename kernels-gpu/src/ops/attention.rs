@@ -6,7 +6,7 @@ mod matrices;
 pub(crate) use matrices::BLOCKS;
 
 use super::gemm::{aligned, strides};
-use crate::device::{Device, Kernel};
+use crate::device::{Device, Kernel, Limits};
 use crate::error::{Error, Result};
 use crate::matrices::By;
 use crate::memory::Memory;
@@ -52,68 +52,96 @@ impl Of {
     }
 }
 
-/// Threads across and down a workgroup's block, and rows and columns of each.
+/// Threads across and down a workgroup's block, rows and columns of each, and vectors of a row in a slice of operands.
 #[derive(Clone, Copy, Debug)]
 struct Tile {
     across: u32,
     down: u32,
     rows: u32,
     cols: u32,
+    depth: u32,
 }
 
-/// Threads of a workgroup: few, each with many elements, since reading shared memory is what takes longest. Forward twice as many, where a
-/// workgroup may have them: the blocks of keys that each brings serve more queries (0.15 instead of 0.23 ms for [16, 12, 197, 64] on an H100).
-/// For gradients they would not fit the shared memory of any device.
-const THREADS: u32 = 64;
+/// Threads of a workgroup.
+const THREADS: [u32; 3] = [64, 128, 256];
 /// Rows and columns of a thread that there are kernels for.
 const SIDES: [[u32; 6]; 2] = [[1, 2, 4, 5, 7, 8], [1, 2, 3, 4, 5, 7]];
+/// Vectors of a row in a slice.
+const DEPTHS: [u32; 3] = [1, 2, 4];
 /// Elements that a thread may hold in registers.
 const HELD: u32 = 120;
-/// Vectors that a thread asks for before it waits: what a tile needs otherwise comes one after the other, each as late as memory is.
-const AHEAD: u32 = 10;
-/// Workgroups that keep a large device busy.
-const ENOUGH: u64 = 256;
 
 impl Tile {
-    fn all(threads: u32, width: u32) -> impl Iterator<Item = Self> {
+    /// Those that there is room for; where `small`, those that are compiled soon.
+    fn all(of: Of, width: u32, limits: &Limits) -> impl Iterator<Item = Self> {
+        let (most, shared, large) = (limits.threads, limits.shared, limits.large_tiles);
+        let sides = move |side: usize| SIDES[side].into_iter().filter(move |&n| large || n <= 4);
         // What a row of threads holds of a row of `width` is a multiple of four numbers for each.
-        let across = if width <= 16 { 4 } else { 8 };
-        SIDES[0].into_iter().flat_map(move |rows| {
-            SIDES[1].into_iter().map(move |cols| Self { across, down: threads / across, rows, cols })
-        })
+        let across = [4, 8, 16].into_iter().filter(move |across| 2 * across <= width.max(8));
+        let threads = THREADS.into_iter().filter(move |&n| n == THREADS[0] || large && n <= most);
+        let depths = DEPTHS.into_iter().filter(move |&n| n == 1 || large && n < width.div_ceil(2));
+        let blocks = across.flat_map(move |across| threads.clone().map(move |n| (across, n / across)));
+        let blocks = blocks.flat_map(move |block| depths.clone().map(move |depth| (block, depth)));
+        let tiles = blocks.flat_map(move |((across, down), depth)| {
+            sides(0).flat_map(move |rows| sides(1).map(move |cols| Self { across, down, rows, cols, depth }))
+        });
+        tiles.filter(move |tile| width > 0 && tile.fits(of, width, shared))
     }
 
-    /// Numbers of a row of results that a thread has.
-    fn each(&self, width: u32) -> u32 {
-        4 * width.div_ceil(4 * self.across)
+    fn threads(&self) -> u32 {
+        self.across * self.down
     }
 
-    /// As constants, with the vectors that a thread asks for before it waits.
-    fn spec(&self, ahead: u32) -> [u32; 5] {
-        [self.across, self.down, self.rows, self.cols, ahead]
+    /// Rows and columns of a workgroup.
+    fn sides(&self) -> [u32; 2] {
+        [self.down * self.rows, self.across * self.cols]
+    }
+
+    /// Vectors of a row of results that a thread has.
+    fn vectors(&self, width: u32) -> u32 {
+        width.div_ceil(4 * self.across)
+    }
+
+    fn spec(&self) -> [u32; 5] {
+        [self.across, self.down, self.rows, self.cols, self.depth]
+    }
+
+    fn plan(&self, of: Of) -> Plan {
+        let (shader, last) = match of {
+            Of::Means => (Shader::Attention, None),
+            _ => (Shader::AttentionBackward, Some(u32::from(of == Of::Keys))),
+        };
+        let spec = self.spec().into_iter().chain(last).collect();
+        Plan { shader, threads: self.threads(), rows: self.sides()[0], spec, unit: 4 }
     }
 
     fn fits(&self, of: Of, width: u32, shared: u32) -> bool {
-        let ([scores, sums], row) = (of.products(), width.div_ceil(4) | 1);
-        let (rows, cols) = (self.down * self.rows, self.across * self.cols);
-        let weights = rows * self.across * (self.cols | 1) / 4;
-        let vectors = match of {
-            Of::Means => (rows + cols) * row + (cols * row).max(weights) + self.across + rows * self.across / 4,
-            _ => 2 * (rows + cols) * row + 2 * self.across + sums * weights,
-        };
-        self.rows * (scores * self.cols + sums * self.each(width)) <= HELD && 16 * vectors + 16 <= shared
+        let ([scores, sums], [rows, cols]) = (of.products(), self.sides());
+        let slice = ((rows + cols) * (self.depth | 1)).max(4 * self.depth * self.across * self.vectors(width));
+        let weights = rows * ((cols / 4 + 1) / 4 * 4 + 2);
+        (cols / 4).is_multiple_of(self.depth)
+            && self.rows * (scores * self.cols + sums * 4 * self.vectors(width)) <= HELD
+            && 16 * (2 * slice + weights) <= shared
     }
 
-    /// What a grid of rows and columns takes, in time, roughly: each product of numbers is an operation, and reading each number of
-    /// shared memory four.
-    fn cost(&self, of: Of, width: u32, [items, rows, cols]: [u64; 3]) -> u64 {
-        let [scores, sums] = of.products().map(f64::from);
-        let [m, n, d] = [self.rows, self.cols, self.each(width)].map(|n| 4.0 / f64::from(n));
-        let each = scores * (1.0 + m + n) + sums * (1.0 + m + d);
-        let (height, breadth) = (u64::from(self.down * self.rows), u64::from(self.across * self.cols));
-        let area = height * cols.next_multiple_of(breadth);
-        let groups = items * rows.div_ceil(height);
-        (area as f64 * each) as u64 * groups.max(ENOUGH)
+    /// What a grid of rows and columns takes, in time, roughly: instructions of a thread, of as many workgroups one after the other as fall to a core.
+    /// That an H100 has one workgroup to a core at a time, which takes some 2.4 clocks for an instruction of each of up to 128 threads, not much more
+    /// for twice as many and no less for half of them, explains what it took for tiles of the kernels before these to a quarter of it.
+    fn cost(&self, of: Of, width: u32, [items, rows, cols]: [u64; 3], cores: u32) -> u64 {
+        let ([scores, sums], [height, breadth]) = (of.products().map(u64::from), self.sides().map(u64::from));
+        let [m, n, d, c] = [self.rows, self.cols, self.depth, self.vectors(width)].map(u64::from);
+        let blocks = cols.div_ceil(breadth);
+        // Columns of a thread, of all blocks.
+        let wide = if self.depth == 1 { blocks * n } else { cols.div_ceil(u64::from(self.across)) };
+        let (steps, fours) = (u64::from(width.div_ceil(4 * self.depth)), cols.div_ceil(4 * d) * d);
+        // Reading a vector of shared memory takes a core as long as three products.
+        let scored = steps * d * (4 * m * wide + 3 * (m * blocks + wide));
+        let products = scores * scored + sums * fours * (16 * m * c + 3 * (m + 4 * c));
+        // Bringing a slice and waiting for each other; weights.
+        let slices = 50 * (scores * steps * blocks + sums * fours / d);
+        let weights = 25 * m * n * blocks;
+        let clocks = 24.max(13 * u64::from(self.threads()) / 128);
+        (items * rows.div_ceil(height)).div_ceil(u64::from(cores)) * (products + slices + weights) * clocks
     }
 }
 
@@ -195,15 +223,15 @@ impl Device {
         assert!(y.dims == [b, tq, h, d] && dy.dims == y.dims && lse.numel() == b * h * tq, "attention: {:?}", dy.dims);
         let sums = self.memory(8 * b * h * tq)?;
         if y.numel() > 0 {
-            let tile = Tile { across: 8, down: THREADS / 8, rows: 1, cols: 1 };
+            let tile = Tile { across: 8, down: 8, rows: 1, cols: 1, depth: 1 };
             let (lse, at) = lse.bind(4)?;
             assert_eq!(at, 0, "attention: where the log-sum-exp begins");
             let more = vec![lse, Binding::words(6, &sums, 0, 2 * b * h * tq)?.0.writing()];
             let groups = (b * h * tq).div_ceil(tile.down as usize) as u64;
             let (y, dy) = (by_head(&y), by_head(&dy));
             let from = [Some(y.view()), Some(dy.view()), None, None];
-            let spec = tile.spec(1).to_vec();
-            let plan = Plan { shader: Shader::AttentionSums, threads: THREADS, rows: tile.down, spec, unit: 4 };
+            let (shader, spec) = (Shader::AttentionSums, tile.spec()[..4].to_vec());
+            let plan = Plan { shader, threads: tile.threads(), rows: tile.down, spec, unit: 4 };
             self.record(a, Pass { plan, groups, from, more, to: &[] })?;
         }
         Ok(sums)
@@ -274,23 +302,9 @@ impl Device {
 
     /// The kernel of f32 in the tile that is likely to be quickest; `None` where there is no room for any.
     fn tiled(&self, of: Of, width: u32, grid: [u64; 3]) -> Option<Plan> {
-        let (shared, most) = (self.limits().shared, self.limits().threads);
-        let tiles = [1, 2].into_iter().filter(|times| *times == 1 || of == Of::Means && most >= 2 * THREADS);
-        let tiles = tiles.flat_map(|times| Tile::all(times * THREADS, width));
-        let tiles = tiles.filter(|tile| width > 0 && tile.fits(of, width, shared));
-        // As seen, in tenths.
-        let share = |tile: &Tile| if tile.across * tile.down > THREADS { 7 } else { 10 };
-        let tile = tiles.min_by_key(|tile| share(tile) * tile.cost(of, width, grid))?;
-        let (shader, last) = match of {
-            Of::Means => (Shader::Attention, None),
-            _ => (Shader::AttentionBackward, Some(u32::from(of == Of::Keys))),
-        };
-        // A driver that compiles for the CPU takes long for each of them.
-        let vectors = (tile.down * tile.rows).max(tile.across * tile.cols) * width.div_ceil(4);
-        let threads = tile.across * tile.down;
-        let ahead = if self.limits().large_tiles { vectors.div_ceil(threads).clamp(1, AHEAD) } else { 1 };
-        let spec = tile.spec(ahead).into_iter().chain(last).collect();
-        Some(Plan { shader, threads, rows: tile.down * tile.rows, spec, unit: 4 })
+        let limits = self.limits();
+        let tile = Tile::all(of, width, limits).min_by_key(|tile| tile.cost(of, width, grid, limits.cores));
+        tile.map(|tile| tile.plan(of))
     }
 
     fn record(&self, a: &Attention<'_>, pass: Pass<'_>) -> Result<()> {

@@ -257,7 +257,7 @@ fn attention_over_many_tiles_is_its_definition() {
     check(6, |rng| {
         let [tq, tk] = [[197, 197], [77, 77], [50, 50], [129, 1], [1, 130], [64, 100]][rng.below(6)];
         let (asked, masked) = (asked(rng, 64), rng.chance(0.3));
-        // Reading ahead, as on a GPU, and not.
+        // In tiles as on a GPU, and in small ones.
         let large = open(|o| (o.large_tiles, o.matrices) = (true, Some(false))).unwrap();
         let device = if rng.chance(0.5) { &large } else { without(rng, asked) };
         compare(device, rng, [1, 2, tq, tk, 64], asked, masked, [false; 2]);
