@@ -11,7 +11,7 @@ use tiergrad::models::clip_text::TextConfig;
 use tiergrad::models::dual_encoder::Embeddings;
 use tiergrad::models::resnet::ResnetConfig;
 use tiergrad::models::vit::VitConfig;
-use tiergrad::models::{DualEncoder, DualEncoderConfig, Network, Planned};
+use tiergrad::models::{Classifier, ClassifierConfig, DualEncoder, DualEncoderConfig, Network, Planned};
 use tiergrad::nn::Module;
 use tiergrad::ops::attention::{Attention, attention};
 use tiergrad::ops::conv::Conv2d;
@@ -286,6 +286,29 @@ fn running_statistics_there_are_those_here() {
         let off = deviation(there, here);
         assert!(there.device().is_some() && off < 1e-5, "{name}: {off:e} apart");
     }
+}
+
+/// A residual network whose convolutions are stored in half, as its CPU computes it: sums alone are in another order, and what is folded is rounded once.
+#[test]
+fn convolutions_in_half_infer_there_as_here() {
+    let Some(gpu) = gpu() else { return };
+    let vision = ResnetConfig { image_size: 32, channels: 3, depths: vec![1, 2], base: 16, ..ResnetConfig::default() };
+    let config = ClassifierConfig { vision: vision.into(), hidden: 8, labels: vec!["a".into(), "b".into()] };
+    let pixels = Tensor::randn([2, 3, 32, 32], DType::F32, &mut Rng::new(3, 0));
+    for dtype in [DType::BF16, DType::F16] {
+        let logits = |gpu: Option<&Gpu>| {
+            let mut model = Classifier::init(&config, 5, DType::F32).unwrap();
+            model
+                .visit_all("", &mut |_, p| *p = if p.rank() == 4 { p.to_dtype(dtype) } else { p.detach() }.placed(gpu));
+            model.forward(&pixels.placed(gpu))
+        };
+        let off = deviation(&logits(Some(&gpu)), &logits(None));
+        println!("{dtype}: {off:e}");
+        // Maps are rounded to the type of the weight here or there, or not at all.
+        let most = if dtype == DType::BF16 { 2e-2 } else { 2e-3 };
+        assert!(off < most, "{dtype}: {off:e} apart");
+    }
+    assert_eq!(gpu.fallbacks(), []);
 }
 
 /// What is multiplied in bf16, with its value and gradients: the same numbers there as here, with sums of f32, and attention within what rounding its

@@ -79,13 +79,15 @@ pub struct Conv2d {
     pub window: Window,
 }
 
-/// A weight packed by [`Conv2d::pack`].
+/// A weight packed by [`Conv2d::pack`] or [`Conv2d::pack_bf16`].
 pub struct PackedWeight(Order);
 
 enum Order {
     /// An operand for each group.
     Windows(Vec<Packed>),
     Winograd(winograd::Weight),
+    /// Of bf16, for maps that are rounded to it.
+    Rounded(Packed),
 }
 
 /// The definition, for tests: y [n, oh, ow, output].
@@ -221,7 +223,8 @@ impl Conv2d {
             }
     }
 
-    /// y = act(x * weight + bias + residual) for a packed weight: the bits are those of [`Conv2d::forward`] and what follows.
+    /// y = act(x * weight + bias + residual) for a packed weight: of f32, the bits are those of [`Conv2d::forward`] and what follows; beside one
+    /// of bf16 the numbers of x are rounded to it.
     ///
     /// # Panics
     /// If lengths do not fit the sizes.
@@ -235,6 +238,10 @@ impl Conv2d {
         );
         match &weight.0 {
             Order::Winograd(weight) => weight.multiply(self, x, finish, y),
+            Order::Rounded(weight) => {
+                let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
+                rounded::multiply(&self.windows(x), weight, finish, y, target);
+            }
             Order::Windows(weight) => {
                 assert_eq!(weight.len(), self.groups, "conv2d: groups of the weight for {self:?}");
                 let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
@@ -248,9 +255,14 @@ impl Conv2d {
         self.window.kernel.map(|k| (0..k).collect())
     }
 
+    /// Numbers of a group's window.
+    fn depth(&self) -> usize {
+        self.window.kernel[0] * self.window.kernel[1] * (self.input / self.groups)
+    }
+
     /// Of a weight [output][tap][channel], a group's matrix [taps * channels, outputs].
-    fn matrix<'a, F: Float>(&self, ordered: &'a [F], group: usize) -> Mat<'a, F> {
-        let depth = self.window.kernel[0] * self.window.kernel[1] * (self.input / self.groups);
+    fn matrix<'a, T>(&self, ordered: &'a [T], group: usize) -> Mat<'a, T> {
+        let depth = self.depth();
         let width = self.output / self.groups;
         Mat::new(&ordered[group * width * depth..][..width * depth], width, depth).t()
     }
@@ -436,9 +448,9 @@ impl Conv2d {
     }
 
     /// The weight as [output][tap][channel].
-    fn reordered<F: Float>(&self, weight: &[F]) -> Vec<F> {
+    fn reordered<T: Copy + Default + Send + Sync>(&self, weight: &[T]) -> Vec<T> {
         let (c, taps) = (self.input / self.groups, self.window.kernel[0] * self.window.kernel[1]);
-        let mut packed = vec![F::ZERO; weight.len()];
+        let mut packed = vec![T::default(); weight.len()];
         par::chunks_mut(&mut packed, (c * taps).max(1), c * taps, |out, packed| {
             let block = &weight[out * c * taps..][..c * taps];
             for (tap, packed) in packed.chunks_exact_mut(c).enumerate() {

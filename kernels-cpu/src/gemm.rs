@@ -27,6 +27,7 @@ pub(crate) use nest::MOST_PACKED_BYTES;
 pub(crate) use pack::numbers;
 pub use packed::{Kept, Packed};
 pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, multiply_bf16, multiply_halves, round};
+pub(crate) use rounded::{halves, has_quick_bf16};
 use words::Words;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.

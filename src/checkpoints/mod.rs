@@ -19,9 +19,7 @@ use crate::error::{At, Error, Result};
 use crate::formats::Weights;
 use crate::memory;
 use crate::models::single::{ImageOutput, TextOutput};
-use crate::models::{
-    DualEncoderConfig, GlobalText, ImageModelConfig, ImageTowerConfig, Network, NetworkConfig, TextModelConfig,
-};
+use crate::models::{DualEncoderConfig, GlobalText, ImageModelConfig, Network, NetworkConfig, TextModelConfig};
 use crate::nn::{SCALE, Source};
 use crate::op::Meta;
 use crate::spelling::nearest;
@@ -193,10 +191,18 @@ impl Checkpoint {
         ];
         let metas = || self.parts.iter().flat_map(|part| &part.read.metas);
         let numbers = |dtype: DType| -> usize {
-            let of_type = metas().filter(|(name, meta)| meta.dtype == dtype && precision::is_matrix(name, **meta));
+            // Convolutions are kept in f32 beside other types as well, and say nothing then.
+            let in_half = matches!(dtype, DType::BF16 | DType::F16);
+            let counts =
+                |name: &str, meta| precision::is_matrix(name, meta) || in_half && precision::is_convolution(name, meta);
+            let of_type = metas().filter(|(name, meta)| meta.dtype == dtype && counts(name, **meta));
             of_type.map(|(_, meta)| meta.dims.numel()).sum()
         };
-        kept.into_iter().max_by_key(|(_, dtype)| numbers(*dtype)).map_or(Precision::F32, |(precision, _)| precision)
+        // Where there are none it is f32, the last.
+        kept.into_iter()
+            .rev()
+            .max_by_key(|(_, dtype)| numbers(*dtype))
+            .map_or(Precision::F32, |(precision, _)| precision)
     }
 
     fn recognised(path: &Path, weights: Weights) -> Result<Self> {
@@ -455,15 +461,10 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::network`]; also if int8 is wanted of what is not finite.
     pub fn network_in(&self, precision: Option<Precision>) -> Result<Network> {
-        // Patches that are cut from the image are projected by a matrix product.
-        let patches = match self.config.vision() {
-            Some(ImageTowerConfig::Vit(vit)) if vit.stem.is_empty() => "vision_model.embeddings.patch_embedding.weight",
-            _ => "",
-        };
         let integers = [DType::I64, DType::I32, DType::U8];
         let tensors = self.tensors_in(&|name, meta| match meta.dtype {
             dtype if integers.contains(&dtype) => dtype,
-            dtype => precision.unwrap_or(Precision::of_type(dtype)).of_parameter(name, meta, patches),
+            dtype => precision.unwrap_or(Precision::of_type(dtype)).of_parameter(name, meta),
         })?;
         // What was read to become something else would stay beside it.
         crate::buffer::release();

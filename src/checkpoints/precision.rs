@@ -1,6 +1,6 @@
 //! How many bits of its weights a file keeps: f32, half, or 8-bit integers with a scale per output channel.
 //!
-//! Matrices alone are kept in fewer bits: weights of linear layers and tables of embeddings. In int8 a matrix W [out, in] is the
+//! Weights of linear layers and tables of embeddings, which are matrices, are kept in fewer bits, and in half those of convolutions. In int8 a matrix W [out, in] is the
 //! tensor `NAME` of i8 [out, in] and the tensor `NAME.scale` of f32 `[out]`: W[i, j] = scale[i] q[i, j], where scale[i] is the largest
 //! |W[i, j]| of the row over 127 and q is rounded to the nearest, -127 to 127.
 
@@ -14,7 +14,7 @@ use crate::nn::SCALE;
 use crate::op::Meta;
 use crate::tensor::Tensor;
 
-/// The type in which a file keeps matrices; all else is f32.
+/// The type in which a file keeps matrices, and weights of convolutions if it is half; all else is f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Precision {
@@ -41,17 +41,23 @@ pub(super) fn is_matrix(name: &str, meta: Meta) -> bool {
         && !name.contains("token_type_embeddings")
 }
 
+/// Whether it is the weight of a convolution, or of patches, which half types are read of as they are too.
+pub(super) fn is_convolution(name: &str, meta: Meta) -> bool {
+    meta.dims.len() == 4 && name.ends_with(".weight")
+}
+
 /// Whether it is a table of embeddings, of which rows are read.
 pub(super) fn is_table(name: &str) -> bool {
     name.contains("embedding")
 }
 
 impl Precision {
-    /// The type in which a network of this precision has a parameter; `patches` is a matrix by another name.
-    pub(super) fn of_parameter(self, name: &str, meta: Meta, patches: &str) -> DType {
+    /// The type in which a network of this precision has a parameter.
+    pub(super) fn of_parameter(self, name: &str, meta: Meta) -> DType {
+        let in_half = is_matrix(name, meta) || is_convolution(name, meta);
         match self {
-            Self::Bf16 if is_matrix(name, meta) || name == patches => DType::BF16,
-            Self::F16 if is_matrix(name, meta) || name == patches => DType::F16,
+            Self::Bf16 if in_half => DType::BF16,
+            Self::F16 if in_half => DType::F16,
             Self::Int8 if is_matrix(name, meta) && !is_table(name) => DType::I8,
             _ => DType::F32,
         }
@@ -85,10 +91,11 @@ impl Precision {
         let mut out = Vec::with_capacity(parameters.len());
         for (name, tensor) in without_levels(parameters) {
             let matrix = is_matrix(&name, tensor.meta());
+            let in_half = matrix || is_convolution(&name, tensor.meta());
             let wide = tensor.to_dtype(DType::F32).packed();
             match self {
-                Self::Bf16 if matrix => out.push((name, wide.to_dtype(DType::BF16))),
-                Self::F16 if matrix => {
+                Self::Bf16 if in_half => out.push((name, wide.to_dtype(DType::BF16))),
+                Self::F16 if in_half => {
                     if wide.as_slice::<f32>().iter().any(|x| x.is_finite() && x.abs() >= BEYOND_F16) {
                         return Err(Error::new(format!("{name} has values that f16 cannot hold; take bf16")));
                     }
@@ -224,6 +231,7 @@ mod tests {
         let parameters = |value: f32| {
             vec![
                 ("a.weight".to_owned(), Tensor::full([2, 2], f64::from(value), DType::F32)),
+                ("c.weight".to_owned(), Tensor::full([2, 2, 1, 1], 3.0, DType::F32)),
                 ("a.bias".to_owned(), Tensor::zeros([2], DType::F32)),
                 ("x.position_embedding.weight".to_owned(), Tensor::zeros([2, 2], DType::F32)),
             ]
@@ -233,8 +241,11 @@ mod tests {
             stored.into_iter().map(|(name, t)| format!("{name} {}", t.dtype())).collect::<Vec<_>>()
         };
         let rest = ["a.bias f32", "x.position_embedding.weight f32"];
-        assert_eq!(types(Precision::F16), [&["a.weight f16"], &rest[..]].concat());
-        assert_eq!(types(Precision::Int8), [&["a.weight.scale f32", "a.weight i8"], &rest[..]].concat());
+        assert_eq!(types(Precision::F16), [&["a.weight f16", "c.weight f16"], &rest[..]].concat());
+        assert_eq!(
+            types(Precision::Int8),
+            [&["a.weight.scale f32", "a.weight i8", "c.weight f32"], &rest[..]].concat()
+        );
         assert!(Precision::F16.stored(parameters(65519.0)).is_ok());
         let error = Precision::F16.stored(parameters(65520.0)).unwrap_err().to_string();
         assert!(error.contains("a.weight") && error.contains("bf16"), "{error}");

@@ -177,7 +177,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Inference in f32 and with matrices in bf16, and training steps with AdamW in f32 and mixed precision, of a classifier of 14 labels.
+    /// Inference in f32 and with matrices and convolutions in bf16, and training steps with AdamW in f32 and mixed precision, of a classifier of 14 labels.
     fn model(&mut self, name: &str, vision: ImageTowerConfig, batch: usize) -> Result<()> {
         let (channels, side) = (vision.channels(), vision.image_size());
         let config = ClassifierConfig { vision, hidden: 512, labels: (0..14).map(|i| i.to_string()).collect() };
@@ -187,7 +187,7 @@ impl Bench<'_> {
         let made = |dtype: DType| -> Result<Classifier> {
             let mut model = Classifier::init(&config, 0, DType::F32)?;
             model.visit_all("", &mut |name, p| {
-                let matrix = p.rank() == 2 && name.ends_with(".weight") && !name.contains("position");
+                let matrix = matches!(p.rank(), 2 | 4) && name.ends_with(".weight") && !name.contains("position");
                 *p = if matrix { p.to_dtype(dtype) } else { p.detach() }.placed(gpu.as_ref());
             });
             Ok(model)

@@ -3,6 +3,7 @@
 use super::{BatchNorm, Init, Module, Params, Statistics, join};
 use crate::error::Result;
 use crate::ops::conv::Conv2d as Options;
+use crate::ops::matmul::is_half;
 use crate::tensor::Tensor;
 
 /// Convolution.
@@ -81,7 +82,7 @@ impl ConvNorm {
     }
 
     /// x [n, h, w, in] to [n, oh, ow, out]. By running statistics the norm is folded: conv(x, w s) + b - mean s with
-    /// s = weight / sqrt(var + eps).
+    /// s = weight / sqrt(var + eps). A weight that is stored in half is folded in f32 and rounded to its type again.
     pub fn forward(&self, x: &Tensor, statistics: &mut Statistics) -> Tensor {
         if self.norm.goes_by_batch(statistics) {
             return self.norm.forward(&self.conv.forward(x), statistics);
@@ -89,7 +90,18 @@ impl ConvNorm {
         statistics.note(None);
         let [scale, shift] = self.norm.scale_and_shift(x.dtype());
         let scale = scale.reshape([scale.numel(), 1, 1, 1]);
-        x.conv2d(&self.conv.weight.to_dtype(x.dtype()).mul(&scale), Some(&shift), self.conv.options)
+        x.conv2d(&self.folded(&scale), Some(&shift), self.conv.options)
+    }
+
+    /// The weight times `scale` [out, 1, 1, 1]. On a device in the order in which its kernels read it, so that a plan has no more to do.
+    fn folded(&self, scale: &Tensor) -> Tensor {
+        let weight = &self.conv.weight;
+        let rounded = if is_half(weight.dtype()) { weight.dtype() } else { scale.dtype() };
+        let wide = weight.to_dtype(scale.dtype());
+        match weight.device() {
+            Some(_) => wide.permute(&[0, 2, 3, 1]).mul(scale).to_dtype(rounded).permute(&[0, 3, 1, 2]),
+            None => wide.mul(scale).to_dtype(rounded),
+        }
     }
 
     /// relu([`ConvNorm::forward`] + residual).

@@ -13,12 +13,14 @@ use crate::op::{Meta, Op, Output, Saved, Saves, apply};
 use crate::plan::{Packs, Prepared};
 use crate::tensor::Tensor;
 
-use super::matmul::sums;
+use super::matmul::{check_trains, is_half, sums, weight_fits, widened};
 use super::product::Product;
 
 /// y = x * weight + bias for x [n, h, w, in], a weight [out, in / groups, kh, kw] and a bias `[out]`: y [n, oh, ow, out].
-/// Pairs are (along rows, along columns). With x in bf16, beside a weight in f32 and in one group, products are of bf16, so the weight and dy are rounded;
-/// y and all gradients are f32.
+/// Pairs are (along rows, along columns). Beside an x of f32 the weight and bias may be stored in half; they are then not trained. With the weight in
+/// bf16, in one group, the numbers of x are rounded to bf16 for the product, whose sums are f32, where the tier has products of bf16 that are quicker
+/// ([`conv::Conv2d::rounds`]); else it is widened, as one in f16 is. With x in bf16, beside a weight in f32 and in one group, products are of bf16, so
+/// the weight and dy are rounded; y and all gradients are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2d {
     /// From a window to the next.
@@ -68,7 +70,7 @@ impl Op for Conv2d {
             && match x[0].dtype {
                 // Rounded: beside a weight in f32, in one group.
                 DType::BF16 => x[1..].iter().all(|m| m.dtype == DType::F32) && self.groups == 1,
-                dtype => x.iter().all(|m| m.dtype == dtype),
+                dtype => x[1..].iter().all(|m| weight_fits(m.dtype, dtype)),
             };
         assert!(fits, "conv2d: {x:?} with {self:?}");
         let kernel = self.kernel(x[0], x[1]);
@@ -78,7 +80,16 @@ impl Op for Conv2d {
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let kernel = self.kernel(x[0].meta(), x[1].meta());
-        let (map, weight, bias) = (x[0].packed(), x[1].packed(), x.get(2).map(|b| b.packed()));
+        let (map, bias) = (x[0].packed(), x.get(2).map(|b| widened(b).packed()));
+        if is_rounded(&kernel, x[1].dtype(), map.dtype()) {
+            count_scratch(|| kernel.bf16_bytes());
+            let finish = || Finish { bias: bias.as_ref().map(|b| b.as_slice()), ..Finish::default() };
+            return Tensor::write(out.dims, |y| {
+                kernel.forward_packed(map.as_slice(), &kernel.pack_bf16(x[1].packed().as_slice()), finish(), y)
+            })
+            .into();
+        }
+        let weight = widened(x[1]).packed();
         if map.dtype() == DType::BF16 {
             count_scratch(|| kernel.bf16_bytes());
             let bias = bias.as_ref().map(|b| b.as_slice());
@@ -97,17 +108,21 @@ impl Op for Conv2d {
         let map = on.stored(&x[0].to_device(on).packed())?;
         let weight = by_tap(on, x[1], x[0].dtype() == DType::BF16)?;
         let bias = match x.get(2) {
-            Some(bias) => Some(on.packed(bias)?),
+            Some(bias) => Some(on.packed(&widened(bias))?),
             None => None,
         };
         on.output(out, |y| on.kernels().conv2d(&kernel, map.view(), weight.view(), bias.as_ref().map(Operand::view), y))
     }
 
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], _: &mut Packs) -> Option<Box<dyn Prepared>> {
-        let bytes = self.kernel(x[0], x[1]).packed_bytes();
+        let kernel = self.kernel(x[0], x[1]);
+        let rounded = is_rounded(&kernel, x[1].dtype, x[0].dtype);
+        let bytes = if rounded { kernel.packed_bf16_bytes() } else { kernel.packed_bytes() };
         Product::prepare(x, constants, None, Tensor::packed, bytes, |weight| {
-            let kernel = self.kernel(x[0], x[1]);
-            let weight = kernel.pack(weight.packed().as_slice())?;
+            let weight = match rounded {
+                true => kernel.pack_bf16(weight.packed().as_slice()),
+                false => kernel.pack(widened(weight).packed().as_slice())?,
+            };
             Some(Box::new(move |map: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| {
                 kernel.forward_packed(map.as_slice(), &weight, finish, y);
             }))
@@ -123,6 +138,7 @@ impl Op for Conv2d {
     }
 
     fn vjp(&self, saved: &Saved, dy: &Tensor) -> Vec<Option<Tensor>> {
+        (1..saved.count()).filter(|&i| saved.needs(i)).for_each(|i| check_trains("conv2d", saved.meta(i).dtype));
         let (kernel, dy) = (self.kernel(saved.meta(0), saved.meta(1)), dy.packed());
         if saved.meta(0).dtype == DType::BF16 {
             count_scratch(|| kernel.bf16_bytes());
@@ -148,7 +164,7 @@ impl Op for Conv2d {
         for_float!("conv2d", dy.dtype(), F => {
             let mut gradients = vec![
                 saved.want(0, || Tensor::write(saved.dims(0), |dx: &mut [F]| {
-                    kernel.backward_input(dy.as_slice(), saved.input(1).packed().as_slice(), dx)
+                    kernel.backward_input(dy.as_slice(), widened(saved.input(1)).packed().as_slice(), dx)
                 })),
                 saved.want(1, || Tensor::write(saved.dims(1), |dw: &mut [F]| {
                     kernel.backward_weight(saved.input(0).packed().as_slice(), dy.as_slice(), dw)
@@ -163,6 +179,7 @@ impl Op for Conv2d {
 
     #[cfg(feature = "vulkan")]
     fn gpu_vjp(&self, on: &Gpu, saved: &Saved, dy: &Tensor) -> Option<Vec<Option<Tensor>>> {
+        (1..saved.count()).filter(|&i| saved.needs(i)).for_each(|i| check_trains("conv2d", saved.meta(i).dtype));
         let (kernel, rounded) = (self.kernel(saved.meta(0), saved.meta(1)), saved.meta(0).dtype == DType::BF16);
         let from = on.stored(&if rounded { dy.converted(DType::BF16) } else { dy.packed() })?;
         let input = || {
@@ -218,11 +235,20 @@ impl Op for Conv2d {
     }
 }
 
+/// Whether the numbers of a map are rounded to those of its weight.
+fn is_rounded(kernel: &conv::Conv2d, weight: DType, map: DType) -> bool {
+    weight == DType::BF16 && map == DType::F32 && kernel.rounds()
+}
+
 /// A weight [out, in, kh, kw] as [out, kh, kw, in], which is the order of its device's kernels; rounded to bf16 beside a map that is.
 #[cfg(feature = "vulkan")]
 fn by_tap(on: &Gpu, weight: &Tensor, rounded: bool) -> Option<Operand> {
-    let ordered = weight.to_device(on).permute(&[0, 2, 3, 1]);
-    on.stored(&if rounded { ordered.converted(DType::BF16) } else { ordered.packed() })
+    let (weight, stored) = (weight.to_device(on), if rounded { DType::BF16 } else { weight.dtype() });
+    let order = |weight: &Tensor| weight.permute(&[0, 2, 3, 1]);
+    // A device turns numbers of f32 alone, so half goes there and back.
+    let turned = is_half(weight.dtype()) && !order(&weight).layout().is_contiguous();
+    let ordered = order(&if turned { weight.converted(DType::F32) } else { weight });
+    on.stored(&ordered.converted(stored).packed())
 }
 
 /// Pixels under each element of the kernel, times its matrix.
@@ -297,5 +323,52 @@ mod tests {
                 assert!(off <= 2e-6 * most, "{input} to {output}, {kernel} by {kernel}: {off} of {most}");
             }
         }
+    }
+
+    /// Stored in f16, the bits of its values in f32; in bf16, beside an x that is rounded to it too, those but for the order of sums. A plan has the
+    /// eager bits.
+    #[test]
+    fn a_weight_stored_in_half_computes_as_its_f32_values() {
+        use crate::plan::Plan;
+        let mut g = Gen::new(12, 9);
+        for (input, output, kernel, stride, groups) in [
+            (3, 8, 7, 2, 1),
+            (32, 40, 1, 1, 1),
+            (32, 40, 1, 2, 1),
+            (66, 32, 3, 1, 2),
+            (6, 6, 3, 1, 6),
+            (33, 17, 3, 2, 1),
+        ] {
+            for dtype in [DType::BF16, DType::F16] {
+                let op = Conv2d { groups, ..Conv2d::new(stride, kernel / 2) };
+                let x = g.tensor([2, 9, 11, input]).to_dtype(dtype).to_dtype(DType::F32).trainable();
+                let w = g.tensor([output, input / groups, kernel, kernel]).to_dtype(dtype);
+                let bias = g.tensor([output]).to_dtype(dtype);
+                let run = |w: &Tensor, bias: &Tensor| {
+                    let y = x.conv2d(w, Some(bias), op);
+                    let value = y.to_vec::<f32>();
+                    (value, y.sum_all().backward().get(&x).unwrap().to_vec::<f32>())
+                };
+                let (ours, wide) = (run(&w, &bias), run(&w.to_dtype(DType::F32), &bias.to_dtype(DType::F32)));
+                let most = wide.0.iter().fold(1.0f32, |most, x| most.max(x.abs()));
+                let bound = if dtype == DType::F16 { 0.0 } else { 2e-6 * most };
+                let off = ours.0.iter().zip(&wide.0).fold(0.0f32, |off, (a, b)| off.max((a - b).abs()));
+                assert!(off <= bound, "{dtype}, {input} to {output}: {off} of {most}");
+                assert_eq!(ours.1, wide.1);
+                // Numbers that are not of that type before.
+                let (x, residual) = (g.tensor([2, 9, 11, input]).to_dtype(DType::F32), x.conv2d(&w, None, op).detach());
+                let f = |x: &[Tensor]| vec![x[0].conv2d(&w, Some(&bias), op).add(&residual).relu()];
+                let (plan, _) = Plan::new(std::slice::from_ref(&x), f);
+                let [planned, eager] = [plan.run(std::slice::from_ref(&x)), f(std::slice::from_ref(&x))];
+                assert_eq!(planned[0].to_vec::<f32>(), eager[0].to_vec::<f32>(), "{dtype}, {input} to {output}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "conv2d: a weight stored as bf16 has no gradient")]
+    fn a_weight_stored_in_half_refuses_its_gradient() {
+        let weight = Tensor::full([2, 3, 1, 1], 1.0, DType::BF16).trainable();
+        Tensor::zeros([1, 4, 4, 3], DType::F32).conv2d(&weight, None, Conv2d::default()).sum_all().backward();
     }
 }

@@ -189,7 +189,8 @@ fn rounded_on(on: &Gpu, a: &Tensor, b: &Tensor) -> Option<Tensor> {
     })
 }
 
-fn is_half(dtype: DType) -> bool {
+/// Whether numbers are stored in 16 bits.
+pub(crate) fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::BF16 | DType::F16)
 }
 

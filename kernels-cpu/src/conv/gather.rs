@@ -13,7 +13,7 @@ use crate::simd::{Simd, SimdOp, dispatch};
 const RUN: usize = 16;
 
 /// Windows that a thread copies at a time.
-const PACKED_ROWS: usize = 64;
+pub(super) const PACKED_ROWS: usize = 64;
 
 /// Windows over a map, without copies: position [i, j] of the grid and tap [a, b] read source row
 /// `i * step + offsets[a]` and column `j * step + offsets[b]`, or zero outside.
@@ -48,13 +48,13 @@ impl<T: Copy + Default + Send + Sync> Gather<'_, T> {
 
     /// Map, row and column of a position.
     #[inline(always)]
-    fn position(&self, item: usize) -> [usize; 3] {
+    pub(super) fn position(&self, item: usize) -> [usize; 3] {
         let [rows, cols] = self.grid;
         [item / (rows * cols), item / cols % rows, item % cols]
     }
 
     #[inline(always)]
-    fn next(&self, [n, i, j]: [usize; 3]) -> [usize; 3] {
+    pub(super) fn next(&self, [n, i, j]: [usize; 3]) -> [usize; 3] {
         let [rows, cols] = self.grid;
         match (i + 1 == rows, j + 1 == cols) {
             (_, false) => [n, i, j + 1],
@@ -64,7 +64,7 @@ impl<T: Copy + Default + Send + Sync> Gather<'_, T> {
     }
 
     /// Whether windows are the pixels themselves: then there is no step, or but one pixel.
-    fn is_plain(&self) -> bool {
+    pub(super) fn is_plain(&self) -> bool {
         self.grid == self.size && self.offsets.iter().all(|o| o[..] == [0])
     }
 
@@ -109,54 +109,65 @@ impl<T: Copy + Default + Send + Sync> Gather<'_, T> {
     }
 
     fn pack(&self, rows: Range<usize>, channels: Range<usize>, depth: usize, out: &mut [T]) {
-        let ([h, w], [rows_of, cols_of], all) = (self.size, &self.offsets, self.channels);
-        let (width, first) = (channels.len(), cols_of[0]);
-        // Taps side by side and all channels: a window's row is one run of the source.
-        let is_run = width == all && cols_of.iter().zip(first..).all(|(&o, run)| o == run);
         let mut at = self.position(rows.start);
         for line in out.chunks_exact_mut(depth).take(rows.len()) {
-            let [n, i, j] = at;
-            let left = (j * self.step[1]) as isize + first;
-            let is_inside = left >= 0 && left + cols_of.len() as isize <= w as isize;
-            for (&offset, line) in rows_of.iter().zip(line.chunks_exact_mut(cols_of.len() * width)) {
-                let y = (i * self.step[0]) as isize + offset;
-                if y < 0 || y >= h as isize {
-                    line.fill(T::default());
-                    continue;
-                }
-                let row = &self.source[(n * h + y as usize) * w * all..][..w * all];
-                if is_run && is_inside {
-                    copy(&row[left as usize * all..][..line.len()], line);
-                    continue;
-                }
-                for (&offset, cell) in cols_of.iter().zip(line.chunks_exact_mut(width)) {
-                    let x = (j * self.step[1]) as isize + offset;
-                    if x < 0 || x >= w as isize {
-                        cell.fill(T::default());
-                    } else {
-                        copy(&row[x as usize * all + channels.start..][..width], cell);
-                    }
-                }
-            }
+            self.each_run(at, &channels, |run, from| match from {
+                Some(from) => copy(&self.source[from..][..run.len()], &mut line[run]),
+                None => line[run].fill(T::default()),
+            });
             at = self.next(at);
         }
     }
 
-    /// Calls `multiply` with blocks of positions, the room for their results, rows of `outputs` numbers, and whether it is the only block, whose product the
-    /// threads share; then results go to their places. `depth` is the length of a window, and `work` what a position costs.
+    /// Calls `f` with the parts of a window that lie side by side, in order, and where each starts in the source. `None`: outside of the map.
+    #[inline(always)]
+    pub(super) fn each_run(
+        &self,
+        [n, i, j]: [usize; 3],
+        channels: &Range<usize>,
+        mut f: impl FnMut(Range<usize>, Option<usize>),
+    ) {
+        let ([h, w], [rows_of, cols_of], all) = (self.size, &self.offsets, self.channels);
+        let (width, first) = (channels.len(), cols_of.first().copied().unwrap_or(0));
+        // Taps side by side and all channels: a window's row is one run of the source.
+        let is_run = width == all && cols_of.iter().zip(first..).all(|(&o, run)| o == run);
+        let left = (j * self.step[1]) as isize + first;
+        let is_inside = left >= 0 && left + cols_of.len() as isize <= w as isize;
+        let mut place = 0;
+        for &offset in rows_of {
+            let y = (i * self.step[0]) as isize + offset;
+            let is_row = y >= 0 && y < h as isize;
+            let whole = !is_row || is_run && is_inside;
+            let (parts, len) = if whole { (1, cols_of.len() * width) } else { (cols_of.len(), width) };
+            for &offset in cols_of.iter().take(parts) {
+                let x = (j * self.step[1]) as isize + offset;
+                let from = (is_row && (whole || x >= 0 && x < w as isize))
+                    .then(|| ((n * h + y as usize) * w + x as usize) * all + channels.start);
+                f(place..place + len, from);
+                place += len;
+            }
+        }
+    }
+
+    /// Positions of a block where windows are copied but if they are the pixels: those need no blocks, where results need no other place.
+    pub(super) fn block_of_copies(&self, depth: usize, target: Target) -> usize {
+        if target.is_whole(self.grid) && self.is_plain() { self.items() } else { self.block(depth) }
+    }
+
+    /// Calls `multiply` with `block` positions at a time, the room for their results, rows of `outputs` numbers, and whether it is the only block, whose product the
+    /// threads share; then results go to their places. `work` is what a position costs.
     pub(super) fn blocks<S: Float>(
         &self,
-        depth: usize,
+        block: usize,
         work: usize,
         outputs: usize,
         y: &mut [S],
         target: Target,
         multiply: impl Fn(Range<usize>, &mut Vec<T>, &mut [S], bool) + Sync,
     ) {
-        let in_place = target.step == [1, 1] && target.size == self.grid;
-        // Windows that are the pixels need no copy, so no blocks. Threads take blocks, or share the only one.
+        let in_place = target.is_whole(self.grid);
+        // Threads take blocks, or share the only one.
         let items = self.items();
-        let block = if in_place && self.is_plain() { items } else { self.block(depth) };
         let y = Shared::new(y);
         par::for_each(items.div_ceil(block.max(1)), block * work, |blocks| {
             let (mut scratch, mut results) = (Vec::new(), Vec::new());
@@ -217,7 +228,7 @@ impl<F: Float> Gather<'_, F> {
             return;
         }
         let (c, o, depth) = (self.channels / groups, outputs / groups, matrix(0).rows());
-        let in_place = target.step == [1, 1] && target.size == self.grid;
+        let in_place = target.is_whole(self.grid);
         assert!(in_place || finish.residual.is_none(), "conv2d: something added to scattered results");
         let part = |row: usize, group: usize| finish.part(row, outputs, group * o..(group + 1) * o);
         if let (true, true, Some(source)) = (in_place && !self.is_plain(), c >= RUN, as_f32(self.source)) {
@@ -231,7 +242,7 @@ impl<F: Float> Gather<'_, F> {
             return;
         }
         let work = depth * o * groups / 8 + depth * groups;
-        self.blocks(depth, work, outputs, y, target, |rows, scratch, into, shared| {
+        self.blocks(self.block_of_copies(depth, target), work, outputs, y, target, |rows, scratch, into, shared| {
             for group in 0..groups {
                 let a = self.matrix(rows.clone(), group * c..(group + 1) * c, scratch, false);
                 multiply(a, matrix(group), &mut into[group * o..], outputs, part(rows.start, group), shared);
@@ -290,6 +301,11 @@ fn copy<F: Copy>(from: &[F], to: &mut [F]) {
 }
 
 impl Target {
+    /// Whether positions of a grid are the pixels.
+    pub fn is_whole(&self, grid: [usize; 2]) -> bool {
+        self.step == [1, 1] && self.size == grid
+    }
+
     /// Index of the pixel of a position.
     #[inline(always)]
     fn row(&self, [n, i, j]: [usize; 3]) -> usize {

@@ -1,14 +1,42 @@
-//! Convolution of maps in bf16 with weights rounded to it, in one group: products of bf16 over gathered windows, whose sums are f32.
+//! Convolution of maps in bf16, or rounded to it, with weights of bf16, in one group: products of bf16 over gathered windows, whose sums are f32.
 
 use alloc::vec::Vec;
 
 use half::bf16;
 
-use super::gather::{Gather, Target};
-use super::{Conv2d, MANY_WEIGHTS, phases};
-use crate::gemm::{Finish, Mat, Packed, accumulate_bf16, multiply_bf16, multiply_halves};
+use super::gather::{Gather, PACKED_ROWS, Target};
+use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, phases};
+use crate::gemm::scratch::{self, Use};
+use crate::gemm::{
+    Finish, Mat, Numbers, Packed, Rounds, accumulate_bf16, halves, has_quick_bf16, multiply_bf16, multiply_halves,
+};
+use crate::par;
+use crate::simd::{Simd, SimdOp, dispatch};
+
+/// Numbers that are rounded at a time.
+const VECTOR: usize = 16;
 
 impl Conv2d {
+    /// Whether maps of f32 are rounded to bf16 beside a weight that is: in one group, where the tier's products of bf16 are quicker than those of f32.
+    /// Elsewhere such a weight is widened.
+    pub fn rounds(&self) -> bool {
+        self.groups == 1 && has_quick_bf16()
+    }
+
+    /// A weight of bf16 for [`Conv2d::forward_packed`], which rounds the numbers of its map to bf16: where [`Conv2d::rounds`].
+    ///
+    /// # Panics
+    /// If its length does not fit the sizes, or there are several groups.
+    pub fn pack_bf16(&self, weight: &[bf16]) -> PackedWeight {
+        assert!(self.lengths()[1] == weight.len() && self.groups == 1, "conv2d: length of the weight for {self:?}");
+        PackedWeight(Order::Rounded(Packed::bf16(self.matrix(&self.reordered(weight), 0))))
+    }
+
+    /// Bytes that [`Conv2d::pack_bf16`] makes of the weight.
+    pub fn packed_bf16_bytes(&self) -> usize {
+        Numbers::Bf16.packed_bytes([self.depth(), self.output])
+    }
+
     /// Bytes that the products in bf16 take beside their operands, about: the weight in the kernels' order and packed.
     pub fn bf16_bytes(&self) -> usize {
         8 * self.lengths()[1]
@@ -68,13 +96,65 @@ impl Conv2d {
 }
 
 /// Windows times a matrix [taps * channels, outputs], finished.
-fn multiply(windows: &Gather<'_, bf16>, matrix: &Packed, finish: Finish<'_, f32>, y: &mut [f32], target: Target) {
+pub(super) fn multiply<T: Rounds + Default>(
+    windows: &Gather<'_, T>,
+    matrix: &Packed,
+    finish: Finish<'_, f32>,
+    y: &mut [f32],
+    target: Target,
+) {
     let [depth, outputs] = matrix.size();
     if outputs == 0 || windows.items() == 0 {
         return;
     }
-    windows.blocks(depth, depth * outputs / 32 + depth, outputs, y, target, |rows, scratch, into, shared| {
-        let a = windows.matrix(rows, 0..windows.channels, scratch, false);
+    let (block, work) = (windows.block(depth), depth * outputs / 32 + depth);
+    windows.blocks(block, work, outputs, y, target, |rows, _, into, shared| {
+        let finish = finish.part(rows.start, outputs, 0..outputs);
+        let (whole, apart) = matrix.whole_words();
+        let mut lines = scratch::take(Use::Operand, (rows.len() * apart).div_ceil(2));
+        let data = &mut halves(&mut lines)[..rows.len() * apart];
+        let round = |i: usize, out: &mut [bf16]| {
+            let first = rows.start + i * PACKED_ROWS;
+            dispatch(RoundWindows { windows, first, depth, whole, apart, out });
+        };
+        if shared {
+            par::chunks_mut(data, PACKED_ROWS * apart, PACKED_ROWS * depth / 4, round);
+        } else {
+            data.chunks_mut(PACKED_ROWS * apart).enumerate().for_each(|(i, out)| round(i, out));
+        }
+        let a = Mat { row_stride: apart as isize, rows: rows.len(), cols: whole, ..Mat::new(data, 0, 0) };
         multiply_halves(a, matrix, into, outputs, finish, shared);
+        scratch::give(Use::Operand, lines);
     });
+}
+
+/// Windows from a position on, rounded to bf16, each with zeros to `whole` numbers, as rows `apart`.
+struct RoundWindows<'a, T> {
+    windows: &'a Gather<'a, T>,
+    first: usize,
+    depth: usize,
+    whole: usize,
+    apart: usize,
+    out: &'a mut [bf16],
+}
+
+impl<T: Rounds + Default> SimdOp for RoundWindows<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        let (windows, mut at) = (self.windows, self.windows.position(self.first));
+        for line in self.out.chunks_exact_mut(self.apart) {
+            windows.each_run(at, &(0..windows.channels), |run, from| {
+                let Some(from) = from else { return line[run].fill(bf16::ZERO) };
+                // Whole vectors where there is room: what comes after writes over what is too much.
+                let vectors = run.len().next_multiple_of(VECTOR);
+                let fits = from + vectors <= windows.source.len() && run.start + vectors <= line.len();
+                let len = if fits { vectors } else { run.len() };
+                let (x, y) = (&windows.source[from..from + len], &mut line[run.start..run.start + len]);
+                y.iter_mut().zip(x).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
+            });
+            line[self.depth..self.whole].fill(bf16::ZERO);
+            at = windows.next(at);
+        }
+    }
 }

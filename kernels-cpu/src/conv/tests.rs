@@ -145,6 +145,77 @@ fn every_tier_gives_the_definition_and_its_adjoints() {
     }
 }
 
+/// Maps beside a weight of bf16, on a tier and on one to four threads: within the bound of a sum in f32 in any order, k 2^-24 of the sum of the
+/// sizes of its k terms, the same bits for any threads, and finished as one step after the other.
+#[cfg(feature = "rayon")]
+fn check_rounded(conv: &Conv2d, isa: crate::isa::Isa, seed: u64) -> Result<(), TestCaseError> {
+    use half::bf16;
+    let [nx, nw, ny] = conv.lengths();
+    let (x, w, b, residual) = (values(nx, seed), values(nw, seed ^ 1), values(conv.output, 7), values(ny, seed ^ 2));
+    let w: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
+    let near = |x: f32| f64::from(bf16::from_f32(x));
+    let (x64, w64): (Vec<f64>, Vec<f64>) =
+        (x.iter().map(|&x| near(x)).collect(), w.iter().map(|&w| w.into()).collect());
+    let expected = conv2d_def(conv, &x64, &w64, None);
+    let [x64, w64] = [x64, w64].map(|x| x.iter().map(|x| x.abs()).collect::<Vec<f64>>());
+    let sizes = conv2d_def(conv, &x64, &w64, None);
+    let run = |threads: usize, finish: Finish<'_, f32>| {
+        par::Pool::on(isa, threads).install(|| {
+            let mut y = vec![f32::NAN; ny];
+            conv.forward_packed(&x, &conv.pack_bf16(&w), finish, &mut y);
+            y
+        })
+    };
+    let sums = run(1, Finish::default());
+    for ((y, e), size) in sums.iter().zip(&expected).zip(&sizes) {
+        let bound = conv.depth() as f64 * size / f64::from(1 << 24);
+        prop_assert!((f64::from(*y) - e).abs() <= bound, "{isa}, {conv:?}: {y} instead of {e}");
+    }
+    let (mut unfinished, mut parts) = (sums.clone(), vec![0.0; ny]);
+    unfinished.chunks_mut(conv.output.max(1)).zip(residual.chunks(conv.output.max(1))).for_each(|(y, r)| {
+        y.iter_mut().zip(&b).for_each(|(y, b)| *y += b);
+        y.iter_mut().zip(r).for_each(|(y, r)| *y += r);
+    });
+    par::Pool::on(isa, 1).install(|| crate::map::map(Unary::Gelu, &unfinished, &mut parts));
+    let finish = Finish { bias: Some(&b[..]), residual: Some(&residual), act: Some(Unary::Gelu) };
+    for threads in 1..=4 {
+        prop_assert!(run(threads, finish) == parts, "{isa} on {threads} threads, {conv:?}");
+    }
+    Ok(())
+}
+
+#[cfg(feature = "rayon")]
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn beside_a_weight_of_bf16_maps_are_rounded(conv in conv(), seed in any::<u64>()) {
+        let conv = Conv2d { input: conv.input / conv.groups, output: conv.output / conv.groups, groups: 1, ..conv };
+        for isa in crate::isa::Isa::available() {
+            check_rounded(&conv, isa, seed)?;
+        }
+    }
+}
+
+/// Several blocks, one of which is not full, one that threads share, and a depth of several slabs.
+#[cfg(feature = "rayon")]
+#[test]
+fn blocks_of_rounded_windows_have_the_same_bits_for_any_threads() {
+    for (n, side, input, output, window) in [
+        (1, 47, 3, 64, Window::square(7, 2, 3)),
+        (2, 15, 70, 33, Window::square(3, 1, 1)),
+        (1, 7, 260, 65, Window::square(3, 1, 1)),
+        (3, 28, 64, 40, Window::square(1, 1, 0)),
+        (1, 14, 33, 32, Window::square(1, 2, 0)),
+        (1, 19, 32, 32, Window { dilation: [2, 3], ..Window::square(3, 1, 2) }),
+    ] {
+        let conv = Conv2d { n, size: [side, side + 2], input, output, groups: 1, window };
+        for isa in crate::isa::Isa::available() {
+            check_rounded(&conv, isa, 5).unwrap();
+        }
+    }
+}
+
 #[test]
 fn groups_must_divide_both_kinds_of_channels() {
     for (input, output, groups, fits) in

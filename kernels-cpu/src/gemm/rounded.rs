@@ -244,6 +244,18 @@ pub(super) fn apart(k: usize) -> usize {
     k.next_multiple_of(16) | 16
 }
 
+/// Whether products of bf16 are quicker than those of f32 on the tier in use.
+pub(crate) fn has_quick_bf16() -> bool {
+    Words::bf16(Isa::current()).numbers() > 1
+}
+
+/// Lines as numbers of bf16.
+pub(crate) fn halves(lines: &mut [Line]) -> &mut [bf16] {
+    let numbers = pack::numbers(lines);
+    // SAFETY: an f32 has the bytes of two bf16, of which all are numbers, and is aligned as such.
+    unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 2 * numbers.len()) }
+}
+
 /// Calls `f` with the rows of `a` in such words.
 pub(super) fn left<T: Rounds>(isa: Isa, words: Words, a: Mat<'_, T>, threads: bool, f: impl FnOnce(Left<'_>)) {
     let k = words.count(a.cols);
@@ -300,6 +312,12 @@ impl Packed {
     pub fn rounded(b: Mat<'_, f32>) -> Self {
         let isa = Isa::current();
         Self::rounded_for(isa, Words::bf16(isa), b)
+    }
+
+    /// Numbers of a row of a left operand of bf16 that are whole words, and how far apart its rows may lie: such rows are multiplied where they lie.
+    pub(crate) fn whole_words(&self) -> (usize, usize) {
+        let (k, numbers) = (self.words.count(self.size()[0]), self.words.numbers());
+        (k * numbers, apart(k) * numbers)
     }
 
     pub(super) fn rounded_for<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>) -> Self {
@@ -363,7 +381,8 @@ fn run<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, out: Out<'_>, threads
     }
 }
 
-/// As [`super::multiply`], with a right operand packed from bf16 ([`Packed::bf16`], [`Packed::rounded`]) and a left one that is bf16.
+/// As [`super::multiply`], with a right operand packed from bf16 ([`Packed::bf16`], [`Packed::rounded`]) and a left one that is bf16, whose rows may
+/// be filled up with zeros to whole words.
 ///
 /// # Panics
 /// As [`super::gemm()`]; also if B was packed from something else.
@@ -377,7 +396,9 @@ pub fn multiply_halves(
 ) {
     a.check();
     assert!(b.words != Words::F32 && !b.words.are_levels(), "gemm: an operand that is not packed from bf16");
-    if has_terms([a.rows, a.cols], b.size(), false, c, ldc, &finish) {
+    let [k, _] = b.size();
+    let terms = if a.cols == b.whole_words().0 { k } else { a.cols };
+    if has_terms([a.rows, terms], b.size(), false, c, ldc, &finish) {
         let out = Out { c, ldc, accumulate: false, finish };
         left(b.isa(), b.words, a, threads, |a| nest::product(b.isa(), a, Right::Packed(b), out, threads));
     }
