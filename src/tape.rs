@@ -1,7 +1,7 @@
 //! The graph that ops record, and backward through it.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,6 +33,8 @@ enum Kind {
         run: Recompute,
         edges: Edges,
         inputs: Vec<Tensor>,
+        /// The leaves beyond the inputs that it reaches.
+        captured: Vec<u64>,
     },
 }
 
@@ -48,6 +50,18 @@ impl Node {
 
     pub(crate) fn op(op: Box<dyn Op>, inputs: Edges, saved: Saved) -> Arc<Self> {
         Self::new(Kind::Op { op, inputs, saved: Box::new(saved) })
+    }
+
+    fn is_leaf(&self) -> bool {
+        matches!(self.kind, Kind::Leaf)
+    }
+
+    fn edges(&self) -> &[Option<Arc<Node>>] {
+        match &self.kind {
+            Kind::Leaf => &[],
+            Kind::Op { inputs, .. } => inputs,
+            Kind::Checkpoint { edges, .. } => edges,
+        }
     }
 
     fn take_edges(&mut self) -> Edges {
@@ -139,10 +153,23 @@ impl Tensor {
     /// If the tensor is not a single element, or no trainable tensor reaches it.
     #[track_caller]
     pub fn backward(self) -> Grads {
+        let mut grads = Grads::default();
+        self.backward_into(&mut |leaf, gradient| drop(grads.0.insert(leaf, gradient)));
+        grads
+    }
+
+    /// As [`Tensor::backward`], which gives the gradient of each leaf, by its id, to `take` as soon as it is whole.
+    #[track_caller]
+    pub(crate) fn backward_into(self, take: &mut dyn FnMut(u64, Tensor)) {
         assert_eq!(self.numel(), 1, "backward() needs a scalar, got dims {:?}: use backward_with", self.dims());
         assert!(self.is_tracked(), "backward(): no trainable tensor reaches this one");
         let one = Tensor::full(*self.dims(), 1.0, self.dtype());
-        backward_with(vec![(self, one)])
+        backward_into(vec![(self, one)], take);
+    }
+
+    /// The id of a trainable leaf.
+    pub(crate) fn leaf(&self) -> Option<u64> {
+        self.node().filter(|node| node.is_leaf()).map(|node| node.id)
     }
 }
 
@@ -153,23 +180,32 @@ impl Tensor {
 /// If a gradient's dims differ from its output's.
 #[track_caller]
 pub fn backward_with(outputs: Vec<(Tensor, Tensor)>) -> Grads {
-    let mut sums = BTreeMap::new();
-    let mut heap = BinaryHeap::new();
     let mut grads = Grads::default();
+    backward_into(outputs, &mut |leaf, gradient| drop(grads.0.insert(leaf, gradient)));
+    grads
+}
+
+/// As [`backward_with`], which gives the gradient of each leaf, by its id, to `take` as soon as it is whole: no part of the graph that adds to it is held
+/// any more then.
+#[track_caller]
+fn backward_into(outputs: Vec<(Tensor, Tensor)>, take: &mut dyn FnMut(u64, Tensor)) {
+    let uses = uses(outputs.iter().filter_map(|(output, _)| output.node()));
+    let mut pass = Pass { heap: BinaryHeap::new(), sums: BTreeMap::new(), uses, whole: Vec::new() };
     for (output, gradient) in outputs {
         assert_eq!(output.dims(), gradient.dims(), "backward_with: dims of an output and of its gradient");
         if let Some(node) = output.node() {
-            push(&mut heap, &mut sums, node.clone(), gradient.placed(output.device()));
+            pass.add(node, Some(gradient.placed(output.device())));
         }
     }
+    pass.give(take);
     // Descending ids: when a node is reached, everything that uses it has been.
-    while let Some(ById(node)) = heap.pop() {
-        while heap.peek().is_some_and(|next| next.0.id == node.id) {
-            heap.pop();
+    while let Some(ById(node)) = pass.heap.pop() {
+        while pass.heap.peek().is_some_and(|next| next.0.id == node.id) {
+            pass.heap.pop();
         }
-        let dy = sums.remove(&node.id).expect("a node on the heap has a gradient");
+        let dy = pass.sums.remove(&node.id).expect("a node on the heap has a gradient");
         match &node.kind {
-            Kind::Leaf => accumulate(&mut grads.0, node.id, dy),
+            Kind::Leaf => unreachable!("leaves are not put on the heap"),
             Kind::Op { op, inputs, saved } => {
                 let gradients = profile::timed(
                     || crate::device::vjp(op.as_ref(), saved, &dy),
@@ -183,31 +219,89 @@ pub fn backward_with(outputs: Vec<(Tensor, Tensor)>) -> Grads {
                 drop(dy);
                 assert_eq!(gradients.len(), inputs.len(), "{}: vjp gives one entry per input", op.name());
                 for (i, (edge, gradient)) in inputs.iter().zip(gradients).enumerate() {
-                    if let (Some(input), Some(gradient)) = (edge, gradient) {
-                        push(&mut heap, &mut sums, input.clone(), sum_to(gradient, saved.dims(i)));
+                    if let Some(input) = edge {
+                        pass.add(input, gradient.map(|gradient| sum_to(gradient, saved.dims(i))));
                     }
                 }
             }
-            Kind::Checkpoint { run, edges, inputs } => {
+            Kind::Checkpoint { run, edges, inputs, captured } => {
                 // The inputs become leaves of a graph of their own; what it finds beyond them are captured parameters.
                 let leaves: Vec<Tensor> =
                     inputs.iter().zip(edges).map(|(x, e)| if e.is_some() { x.as_leaf() } else { x.clone() }).collect();
                 let mut inner = backward_with(vec![(run(&leaves), dy)]);
                 for (leaf, edge) in leaves.iter().zip(edges) {
-                    if let (Some(gradient), Some(input)) = (inner.take(leaf), edge) {
-                        push(&mut heap, &mut sums, input.clone(), gradient);
+                    if let Some(input) = edge {
+                        pass.add(input, inner.take(leaf));
                     }
                 }
-                grads.merge(inner);
+                captured.iter().for_each(|&leaf| pass.add_to_leaf(leaf, inner.0.remove(&leaf)));
+            }
+        }
+        drop(node);
+        pass.give(take);
+    }
+    // Of leaves that are used by parts of the graph which no gradient reached, too.
+    let Pass { sums, .. } = pass;
+    sums.into_iter().for_each(|(leaf, gradient)| take(leaf, gradient));
+}
+
+/// A backward pass under way.
+struct Pass {
+    /// Steps whose gradient is begun.
+    heap: BinaryHeap<ById>,
+    /// Gradients so far.
+    sums: BTreeMap<u64, Tensor>,
+    /// How often something is still to be added to a leaf's.
+    uses: BTreeMap<u64, usize>,
+    /// Leaves to whose nothing is.
+    whole: Vec<u64>,
+}
+
+impl Pass {
+    fn add(&mut self, node: &Arc<Node>, gradient: Option<Tensor>) {
+        if node.is_leaf() {
+            self.add_to_leaf(node.id, gradient);
+        } else if let Some(gradient) = gradient {
+            accumulate(&mut self.sums, node.id, gradient);
+            self.heap.push(ById(node.clone()));
+        }
+    }
+
+    fn add_to_leaf(&mut self, leaf: u64, gradient: Option<Tensor>) {
+        if let Some(gradient) = gradient {
+            accumulate(&mut self.sums, leaf, gradient);
+        }
+        let uses = self.uses.get_mut(&leaf).expect("every use of a leaf was counted");
+        *uses -= 1;
+        if *uses == 0 {
+            self.whole.push(leaf);
+        }
+    }
+
+    /// Lets go of what is whole.
+    fn give(&mut self, take: &mut dyn FnMut(u64, Tensor)) {
+        for leaf in self.whole.drain(..) {
+            if let Some(gradient) = self.sums.remove(&leaf) {
+                take(leaf, gradient);
             }
         }
     }
-    grads
 }
 
-fn push(heap: &mut BinaryHeap<ById>, sums: &mut BTreeMap<u64, Tensor>, node: Arc<Node>, gradient: Tensor) {
-    accumulate(sums, node.id, gradient);
-    heap.push(ById(node));
+/// How often each leaf is used by these and the graph below them.
+fn uses<'a>(outputs: impl Iterator<Item = &'a Arc<Node>>) -> BTreeMap<u64, usize> {
+    let (mut uses, mut seen, mut stack) = (BTreeMap::new(), HashSet::new(), outputs.collect::<Vec<_>>());
+    while let Some(node) = stack.pop() {
+        if node.is_leaf() {
+            *uses.entry(node.id).or_default() += 1;
+        } else if seen.insert(node.id) {
+            if let Kind::Checkpoint { captured, .. } = &node.kind {
+                captured.iter().for_each(|&leaf| *uses.entry(leaf).or_default() += 1);
+            }
+            stack.extend(node.edges().iter().flatten());
+        }
+    }
+    uses
 }
 
 /// The one place where broadcasting is undone: sums a gradient over the dimensions that its input was stretched along.
@@ -266,13 +360,14 @@ pub fn checkpoint(x: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + Send + Sync +
     let f = move |x: &[Tensor]| products.within(|| f(x));
     // Whether a captured parameter reaches the output shows on the result; its graph is freed here.
     let output = f(&inputs);
+    let captured = uses(output.node().into_iter()).into_keys().collect();
     let tracked = output.is_tracked() || x.iter().any(|t| t.is_tracked());
     let output = output.detach();
     if !tracked {
         return output;
     }
     let edges = x.iter().map(|t| t.node().cloned()).collect();
-    output.with_node(Some(Node::new(Kind::Checkpoint { run: Box::new(f), edges, inputs })))
+    output.with_node(Some(Node::new(Kind::Checkpoint { run: Box::new(f), edges, inputs, captured })))
 }
 
 #[cfg(test)]
@@ -318,6 +413,31 @@ mod tests {
         for leaf in [&x, &w] {
             assert_eq!(plain.get(leaf).unwrap().to_vec::<f64>(), again.get(leaf).unwrap().to_vec::<f64>());
         }
+    }
+
+    #[test]
+    fn a_leaf_is_given_when_nothing_holds_it_and_only_then() {
+        let mut first = Some(Tensor::from_slice(&[2.0, 3.0], [2]).trainable());
+        let second = Tensor::from_slice(&[5.0, 7.0], [2]).trainable();
+        let [a, b] = [first.as_ref().unwrap().leaf().unwrap(), second.leaf().unwrap()];
+        // The first is used by the last op and by the first one, the second in between.
+        let x = first.take().unwrap();
+        let y = x.square().mul(&second).mul(&x).sum_all();
+        let (x, mut second) = (std::cell::RefCell::new(x), Some(second));
+        let mut given = Vec::new();
+        y.backward_into(&mut |leaf, gradient| {
+            if leaf == a {
+                assert!(x.borrow_mut().as_mut_slice::<f64>().is_some(), "the graph holds it still");
+            } else {
+                // The square, which is to come, holds the other.
+                assert!(
+                    second.as_mut().unwrap().as_mut_slice::<f64>().is_some()
+                        && x.borrow_mut().as_mut_slice::<f64>().is_none()
+                );
+            }
+            given.push((leaf, gradient.to_vec::<f64>()));
+        });
+        assert_eq!(given, [(b, vec![8.0, 27.0]), (a, vec![60.0, 189.0])]);
     }
 
     #[test]

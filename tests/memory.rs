@@ -36,6 +36,7 @@ fn the_peak_is_predicted_and_written_down() {
 fn the_peak_in_bf16_and_of_blocks_computed_again_is_predicted() {
     predicted(&["train.precision=bf16"]);
     predicted(&["train.recompute=true"]);
+    predicted(&["train.recompute=true", "train.step_in_backward=true", "optimiser.clip_norm=0"]);
 }
 
 fn predicted(more: &[&'static str]) {

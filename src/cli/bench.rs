@@ -20,7 +20,7 @@ use crate::models::bert::BertConfig;
 use crate::models::clip_text::TextConfig;
 use crate::models::resnet::ResnetConfig;
 use crate::models::vit::VitConfig;
-use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind, TextTowerConfig};
+use crate::models::{DualEncoder, DualEncoderConfig, GlobalText, ImageProjectionKind, Network, TextTowerConfig};
 use crate::nn::{Activation, Module, ProjectionKind};
 use crate::optim::{Norm, Optimiser, OptimiserConfig, Rule};
 use crate::pipeline::{Asked, Batches, NetworkConfig, Pipeline, Unused};
@@ -31,7 +31,7 @@ use crate::rng::Rng;
 use crate::tape::recomputing;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
-use crate::train::step;
+use crate::train::step::{self, Examples};
 use crate::{DType, Dims};
 
 /// Times inference of a model, or training steps of a configuration; one JSON line with --json.
@@ -57,6 +57,9 @@ pub struct Args {
     /// A training step that computes blocks again for the gradient, for less memory.
     #[arg(long)]
     recompute: bool,
+    /// A training step whose optimiser moves each parameter during backward, for less memory
+    #[arg(long)]
+    step_in_backward: bool,
     /// One run only: `cold_ms` is the time from the program's start to its end.
     #[arg(long)]
     once: bool,
@@ -193,8 +196,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         return super::bench_ops::run(sizes, args.seconds, args.batch, global);
     }
     let train = args.what == Some(What::Train) || args.what.is_none() && args.config.is_some();
-    if args.recompute && !train {
-        return Err(Error::usage("--recompute is for a training step: give --config or --what train"));
+    for (flag, _) in [("recompute", args.recompute), ("step-in-backward", args.step_in_backward)].iter().filter(|f| f.1)
+    {
+        if !train {
+            return Err(Error::usage(format!("--{flag} is for a training step: give --config or --what train")));
+        }
     }
     let line = if train { self::train(args, global)? } else { infer(args, global)? };
     if global.json {
@@ -419,22 +425,29 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let side = config.vision.image_size();
     let view = Tensor::randn([n, config.vision.channels(), side, side], DType::F32, &mut rng);
     let ids: Vec<i64> = (0..n * t).map(|_| 1 + rng.below(config.text.vocabulary() - 1) as i64).collect();
-    let pairs = step::Pairs {
+    let mut network = Network::Dual(model);
+    let examples = Examples::Paired(step::Pairs {
         views: vec![view.placed(gpu.as_ref())],
         ids: Tensor::from_slice(&ids, [n, t]),
         mask: Tensor::full([n, t], 1.0, DType::U8),
         groups: Tensor::from_slice(&(0..n as i64).collect::<Vec<_>>(), [n]),
-    };
+    });
     let rule = OptimiserConfig { rule: Rule::Adam, weight_decay: 0.0, clip_norm: 0.0, ..OptimiserConfig::default() };
     let mut optimiser = Optimiser::new(rule);
     let options = TierOptions { lambda_p: 0.1, lambda_t: 0.1, ..TierOptions::default() };
     let mut losses = Vec::new();
     let mut step = || {
-        let compute = || step::step(&mut model, &pairs, &options, 0);
-        let one = recomputing(args.recompute, || products.within(compute));
+        if args.step_in_backward {
+            let compute = || examples.step_in_backward(&mut network, &options, &mut optimiser, 1e-4);
+            let (parts, _) = recomputing(args.recompute, || products.within(compute))?;
+            losses.push(parts.total);
+            return Ok(Duration::ZERO);
+        }
+        let compute = || examples.step(&mut network, &options, 0);
+        let one = recomputing(args.recompute, || products.within(compute))?;
         let start = Instant::now();
         let norm = Norm::beside(&one.grads, one.values.total());
-        optimiser.step_of_norm(&mut model, one.grads, &norm, 1e-4)?;
+        optimiser.step_of_norm(&mut network, one.grads, &norm, 1e-4)?;
         // A device is waited for once, as in training.
         norm.value_beside(&one.values.asked().collect::<Vec<_>>());
         losses.push(one.values.parts().total);
@@ -452,7 +465,7 @@ fn train(args: &Args, global: &Global) -> Result<serde_json::Value> {
     };
     let profile = args.profile.then(|| profile(global, costs)).transpose()?;
     Ok(
-        serde_json::json!({ "bench": "train", "profile": profile, "config": sizes.name(), "dtype": products.name(), "recompute": args.recompute, "batch": n, "threads": global.thread_count(),
+        serde_json::json!({ "bench": "train", "profile": profile, "config": sizes.name(), "dtype": products.name(), "recompute": args.recompute, "step_in_backward": args.step_in_backward, "batch": n, "threads": global.thread_count(),
         "s_per_step": round(times[times.len() / 2]), "best": round(times[0]), "steps": times.len(), "first_step_s": round(first),
         "rss_mib": peak_mib(), "device": device, "loss_first": losses.first(), "loss_last": losses.last(),
         "trainable_m": round(trainable as f64 / 1e6) }),

@@ -1,5 +1,6 @@
 //! Optimisers and learning-rate schedules.
 
+mod in_backward;
 mod norm;
 mod schedule;
 #[cfg(feature = "vulkan")]
@@ -108,46 +109,47 @@ impl Optimiser {
     /// # Errors
     /// As [`Optimiser::step`].
     pub fn step_of_norm(&mut self, model: &mut dyn Module, mut grads: Grads, norm: &Norm, lr: f64) -> Result<()> {
-        let (mut missing, mut shared) = (Vec::new(), Vec::new());
+        let (mut without, mut held) = (Vec::new(), Vec::new());
         model.visit("", &mut |name, p| {
             if p.is_tracked() {
                 if grads.get(p).is_none() {
-                    missing.push(name.to_owned());
+                    without.push(name.to_owned());
                 }
                 if !p.buffer().is_unshared() {
-                    shared.push(name.to_owned());
+                    held.push(name.to_owned());
                 }
             }
         });
-        if !missing.is_empty() {
-            return Err(Error::new(format!("no gradient reached {}: freeze them or use them", missing.join(", "))));
-        }
-        if !shared.is_empty() {
-            return Err(Error::new(format!(
-                "{} cannot be changed in place: another tensor (a kept output, a clone) shares the bytes",
-                shared.join(", ")
-            )));
-        }
+        missing(&without)?;
+        shared(&held)?;
         self.steps += 1;
-        let step = Step {
-            config: &self.config,
-            number: self.steps,
-            lr,
-            norm,
-            #[cfg(feature = "vulkan")]
-            there: Default::default(),
-        };
+        let (step, state) = (Step::new(&self.config, self.steps, lr, norm), &mut self.state);
         model.visit("", &mut |name, p| {
             if let Some(gradient) = grads.take(p) {
-                let state = self
-                    .state
-                    .entry(name.to_owned())
-                    .or_insert_with(|| [(); 2].map(|()| p.zeros_like().placed(p.device())));
-                step.update(self.config.exempts(name, p), p, gradient, state);
+                step.change(state, name, p, gradient);
             }
         });
         Ok(())
     }
+}
+
+/// Refuses parameters without a gradient.
+fn missing(names: &[String]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(format!("no gradient reached {}: freeze them or use them", names.join(", "))))
+}
+
+/// Refuses parameters whose bytes others hold.
+fn shared(names: &[String]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "{} cannot be changed in place: another tensor (a kept output, a clone) shares the bytes",
+        names.join(", ")
+    )))
 }
 
 /// One step, as it concerns every parameter.
@@ -161,7 +163,25 @@ struct Step<'a> {
     there: there::Shared,
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
+    fn new(config: &'a OptimiserConfig, number: u64, lr: f64, norm: &'a Norm) -> Self {
+        Self {
+            config,
+            number,
+            lr,
+            norm,
+            #[cfg(feature = "vulkan")]
+            there: Default::default(),
+        }
+    }
+
+    /// Moves a parameter, whose moments are zeros at first.
+    fn change(&self, state: &mut BTreeMap<String, [Tensor; 2]>, name: &str, p: &mut Tensor, gradient: Tensor) {
+        let moments = || [(); 2].map(|()| p.zeros_like().placed(p.device()));
+        let state = state.entry(name.to_owned()).or_insert_with(moments);
+        self.update(self.config.exempts(name, p), p, gradient, state);
+    }
+
     fn decay(&self, exempt: bool) -> f64 {
         if exempt { 0.0 } else { self.config.weight_decay }
     }

@@ -23,7 +23,6 @@ impl Norm {
         if let Some(squares) = squares_there(grads) {
             return Self::There(squares);
         }
-        let squares = |g: &Tensor| for_float!("norm", g.dtype(), F => reduce::sum_squares(g.packed().as_slice::<F>()));
         Self::Here(grads.values().map(squares).sum::<f64>().sqrt())
     }
 
@@ -54,6 +53,11 @@ impl Norm {
         device::bring(&own.into_iter().chain(others.iter().copied()).collect::<Vec<_>>());
         self.value()
     }
+}
+
+/// The sum of a gradient's squares.
+pub(super) fn squares(gradient: &Tensor) -> f64 {
+    for_float!("norm", gradient.dtype(), F => reduce::sum_squares(gradient.packed().as_slice::<F>()))
 }
 
 /// The sum of the squares of gradients that all live on a device.

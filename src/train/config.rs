@@ -145,6 +145,9 @@ pub struct TrainConfig {
     /// Keep only the inputs of transformer blocks and of stages of a residual network, and compute these again for the gradient: the same bits for less
     /// memory and one more forward.
     pub recompute: bool,
+    /// Move each parameter during backward, as soon as its gradient is whole: the same bits, and the gradients of all parameters are never there
+    /// together. The CPU's, without clipping, micro batches and accumulation.
+    pub step_in_backward: bool,
     /// Batches whose gradients are averaged for one optimiser step.
     pub accumulate: usize,
     /// Augmented views per image.
@@ -174,6 +177,7 @@ impl Default for TrainConfig {
             micro_batch: 0,
             precision: Products::F32,
             recompute: false,
+            step_in_backward: false,
             accumulate: 1,
             views: 1,
             targets: Targets::Pairs,
@@ -272,6 +276,12 @@ impl Config {
         }
         if t.micro_batch > t.batch {
             return wrong("train.micro_batch", format!("{} is more than train.batch = {}", t.micro_batch, t.batch));
+        }
+        let whole =
+            [t.micro_batch as f64, t.accumulate as f64 - 1.0, self.optimiser.clip_norm].iter().all(|&x| x == 0.0);
+        if t.step_in_backward && !whole {
+            let why = "needs the gradient of the whole batch at once, unclipped: train.micro_batch = 0, train.accumulate = 1, optimiser.clip_norm = 0";
+            return wrong("train.step_in_backward", why.into());
         }
         let part = if t.micro_batch == 0 { t.batch } else { (t.batch - 1) % t.micro_batch + 1 };
         let places: usize = self.model.vision.grid().iter().product();
@@ -421,6 +431,7 @@ mod tests {
         assert!(error("train.batch=\"many\"").contains("batch"));
         assert!(error("train.batch").contains("key=value"));
         assert!(error("train.micro_batch=64").contains("train.batch = 32"));
+        assert!(error("train.step_in_backward=true").contains("optimiser.clip_norm = 0"));
         assert!(error("seed.x=1").contains("seed"));
         // Unknown keys wherever they are, wrong types, and numbers that cannot be computed with.
         assert!(error("model.vision.patch_sise=8").contains("did you mean patch_size?"));

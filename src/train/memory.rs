@@ -136,17 +136,12 @@ impl Rehearsal {
         let mut average = (t.ema > 0.0).then(|| Average::new(network));
         let mut optimiser = Optimiser::new(config.optimiser.clone());
         for _ in 0..self.steps.min(2) {
-            let mut grads = Grads::default();
-            for _ in 0..self.accumulate.min(2) {
+            if t.step_in_backward {
                 let examples = examples(config, network, self.texts[0].as_ref());
-                let step = || examples.step(network, &config.tier, t.micro_batch);
-                grads.merge(t.within(step)?.grads);
+                t.within(|| examples.step_in_backward(network, &config.tier, &mut optimiser, 0.0))?;
+            } else {
+                self.step(config, network, &mut optimiser)?;
             }
-            if self.accumulate > 1 {
-                grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));
-            }
-            // As where the gradient is clipped.
-            optimiser.step_of_norm(network, grads, &Norm::Here(f64::INFINITY), 0.0)?;
             if let Some(average) = &mut average {
                 average.follow(network, t.ema, optimiser.steps);
             }
@@ -158,6 +153,21 @@ impl Rehearsal {
         network.visit("", &mut |_, p| *p = p.detach());
         judge(config, network, self.texts[1].as_ref(), self.judged);
         Ok(checkpoint)
+    }
+
+    /// A step after the backward passes of its batches.
+    fn step(&self, config: &Config, network: &mut Network, optimiser: &mut Optimiser) -> Result<()> {
+        let (t, mut grads) = (&config.train, Grads::default());
+        for _ in 0..self.accumulate.min(2) {
+            let examples = examples(config, network, self.texts[0].as_ref());
+            let step = || examples.step(network, &config.tier, t.micro_batch);
+            grads.merge(t.within(step)?.grads);
+        }
+        if self.accumulate > 1 {
+            grads.values_mut().for_each(|g| *g = g.affine(1.0, 0.0));
+        }
+        // As where the gradient is clipped.
+        optimiser.step_of_norm(network, grads, &Norm::Here(f64::INFINITY), 0.0)
     }
 }
 
@@ -234,10 +244,14 @@ mod tests {
     #[test]
     fn a_run_takes_what_is_counted() {
         for model in models() {
-            for (micro_batch, views, accumulate, recompute) in [(0, 1, 1, false), (2, 2, 2, false), (0, 1, 1, true)] {
+            for (micro_batch, views, accumulate, recompute, in_backward) in
+                [(0, 1, 1, false, false), (2, 2, 2, false, false), (0, 1, 1, true, false), (0, 1, 1, true, true)]
+            {
                 let mut config = Config { model: model.clone(), ..Config::default() };
                 (config.train.batch, config.train.micro_batch, config.train.views) = (6, micro_batch, views);
                 (config.train.ema, config.train.recompute) = (0.5, recompute);
+                config.train.step_in_backward = in_backward;
+                config.optimiser.clip_norm = if in_backward { 0.0 } else { 1.0 };
                 let texts = |n: usize| Some([Tensor::zeros([n, 5], DType::I64), Tensor::full([n, 5], 1.0, DType::U8)]);
                 let rehearsal = Rehearsal { steps: 5, accumulate, judged: 4, texts: [texts(6), texts(4)] };
                 let run = || {

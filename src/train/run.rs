@@ -13,7 +13,7 @@ use super::folder::Folder;
 use super::log::{Log, Record};
 use super::memory::{self, Peak};
 use super::setup::{Source, adopt, network, tokenizer};
-use super::step::{self, Examples, Values};
+use super::step::{self, Examples, Parts, Values};
 use super::tables::Tables;
 use super::validate::{Validation, Validator};
 use super::{Config, Objective};
@@ -263,41 +263,47 @@ impl<'a> Run<'a> {
             while let Some(batch) = ahead.take().or_else(|| self.batch(&mut coming, state.step)) {
                 let (rows, examples) = batch?;
                 let items = rows.len();
-                let one = self.gradients(&examples)?;
-                let check = |run: &mut Self, values: [f64; 2], step: u64| run.check(&rows, &examples, values, step);
-                state.batch += 1;
-                let alone = sum.is_none() && (t.accumulate == 1 || state.batch >= batches);
-                // A device is asked for a step that nothing is added to before its loss and norm are looked at: where one of them is not finite, it
-                // changes nothing.
-                let norm = (alone || t.check_finite).then(|| Norm::beside(&one.grads, one.values.total()));
-                let late = alone && one.values.may_be_finite() && norm.as_ref().is_some_and(Norm::is_there);
-                if let Some(norm) = norm.as_ref().filter(|_| !late) {
-                    check(&mut self, [one.values.parts().total, norm.value()], state.step)?;
-                }
-                let (grads, values) = match sum.take() {
-                    None => (one.grads, vec![one.values]),
-                    Some((mut grads, mut values)) => {
-                        grads.merge(one.grads);
-                        values.push(one.values);
-                        (grads, values)
-                    }
-                };
-                let count = values.len();
-                if count < t.accumulate && state.batch < batches {
-                    sum = Some((grads, values));
-                    continue;
-                }
                 let lr = config.schedule.at(state.step, total);
-                let norm = self.apply(grads, count, norm.filter(|_| alone), lr)?;
-                if late {
-                    // The device has something to do until its values are there.
-                    ahead = self.batch(&mut coming, state.step + 1);
-                }
-                let [grad_norm, logit_scale] = self.values(&norm, &values);
-                let parts = values.iter().map(Values::parts).reduce(|sum, one| sum.plus(&one)).unwrap_or_default();
-                if late {
-                    check(&mut self, [parts.total, grad_norm], state.step)?;
-                }
+                state.batch += 1;
+                let (parts, count, [grad_norm, logit_scale]) = if t.step_in_backward {
+                    let (parts, norm) = self.step_in_backward(&rows, &examples, lr, state.step)?;
+                    (parts, 1, self.values(&norm, &[]))
+                } else {
+                    let one = self.gradients(&examples)?;
+                    let check = |run: &mut Self, values: [f64; 2], step: u64| run.check(&rows, &examples, values, step);
+                    let alone = sum.is_none() && (t.accumulate == 1 || state.batch >= batches);
+                    // A device is asked for a step that nothing is added to before its loss and norm are looked at: where one of them is not finite, it
+                    // changes nothing.
+                    let norm = (alone || t.check_finite).then(|| Norm::beside(&one.grads, one.values.total()));
+                    let late = alone && one.values.may_be_finite() && norm.as_ref().is_some_and(Norm::is_there);
+                    if let Some(norm) = norm.as_ref().filter(|_| !late) {
+                        check(&mut self, [one.values.parts().total, norm.value()], state.step)?;
+                    }
+                    let (grads, values) = match sum.take() {
+                        None => (one.grads, vec![one.values]),
+                        Some((mut grads, mut values)) => {
+                            grads.merge(one.grads);
+                            values.push(one.values);
+                            (grads, values)
+                        }
+                    };
+                    let count = values.len();
+                    if count < t.accumulate && state.batch < batches {
+                        sum = Some((grads, values));
+                        continue;
+                    }
+                    let norm = self.apply(grads, count, norm.filter(|_| alone), lr)?;
+                    if late {
+                        // The device has something to do until its values are there.
+                        ahead = self.batch(&mut coming, state.step + 1);
+                    }
+                    let numbers = self.values(&norm, &values);
+                    let parts = values.iter().map(Values::parts).reduce(|sum, one| sum.plus(&one)).unwrap_or_default();
+                    if late {
+                        check(&mut self, [parts.total, numbers[0]], state.step)?;
+                    }
+                    (parts, count, numbers)
+                };
                 state.step += 1;
                 let parts = parts.times(1.0 / count as f64);
                 let mut record = Record {
@@ -408,6 +414,28 @@ impl<'a> Run<'a> {
         Err(trouble.error(&began, &samples).at(&self.folder.0))
     }
 
+    /// The step after `step`, taken during backward: its loss and norm are looked at when parameters have moved.
+    fn step_in_backward(
+        &mut self,
+        numbers: &[usize],
+        examples: &Examples,
+        lr: f64,
+        step: u64,
+    ) -> Result<(Parts, Norm)> {
+        let (tier, train) = (&self.config.tier, &self.config.train);
+        let (network, optimiser) = (&mut self.pipeline.network, &mut self.optimiser);
+        let (parts, norm) = train.within(|| examples.step_in_backward(network, tier, optimiser, lr))?;
+        if train.check_finite && !(parts.total.is_finite() && norm.is_finite()) {
+            let what = "the loss or the gradient is".to_owned();
+            let began = "where it began is told without train.step_in_backward, which has changed the parameters since";
+            return Err(Trouble { step: step + 1, what, rows: &self.rows(numbers) }
+                .error(began, &[])
+                .at(&self.folder.0));
+        }
+        self.moved()?;
+        Ok((parts, Norm::Here(norm)))
+    }
+
     /// One optimiser step with the mean of `count` gradients, of which `norm` is known where there is one; gives the mean's norm, before clipping.
     fn apply(&mut self, mut grads: Grads, count: usize, norm: Option<Norm>, lr: f64) -> Result<Norm> {
         if count > 1 {
@@ -415,13 +443,19 @@ impl<'a> Run<'a> {
         }
         let norm = norm.unwrap_or_else(|| Norm::of(&grads));
         self.optimiser.step_of_norm(&mut self.pipeline.network, grads, &norm, lr)?;
+        self.moved()?;
+        Ok(norm)
+    }
+
+    /// What goes with parameters that have moved.
+    fn moved(&mut self) -> Result<()> {
         if let Network::Dual(model) = &mut self.pipeline.network {
             model.clamp_logit_scale()?;
         }
         if let Some(average) = &mut self.average {
             average.follow(&mut self.pipeline.network, self.config.train.ema, self.optimiser.steps);
         }
-        Ok(norm)
+        Ok(())
     }
 
     /// A norm and exp(logit_scale), waited for together, and with the values of the objective.

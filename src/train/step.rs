@@ -8,6 +8,7 @@ use crate::models::{Classifier, DualEncoder, Network};
 use crate::nn::Noted;
 use crate::op::apply;
 use crate::ops::loss::BceWithLogits;
+use crate::optim::Optimiser;
 use crate::tape::{Grads, backward_with};
 use crate::tensor::Tensor;
 
@@ -24,7 +25,7 @@ pub enum Values {
     /// As numbers.
     Here(Parts),
     /// As what may be asked of a device, and is not waited for.
-    There(loss::Loss),
+    There(Box<loss::Loss>),
 }
 
 impl Values {
@@ -119,9 +120,36 @@ impl Examples {
             (Network::Classifier(model), Self::Labelled { pixels, targets, known }) => {
                 Ok(supervised(model, pixels, targets, known))
             }
-            _ => Err(Error::new("a network that does not learn from such examples")),
+            _ => Err(unfit()),
         }
     }
+
+    /// The optimiser's step with the gradient of all of the batch, which is taken during backward: see [`Optimiser::step_in_backward`]. Gives the
+    /// gradient's norm too.
+    ///
+    /// # Errors
+    /// As [`Examples::step`], and as there.
+    pub fn step_in_backward(
+        &self,
+        network: &mut Network,
+        options: &TierOptions,
+        optimiser: &mut Optimiser,
+        lr: f64,
+    ) -> Result<(Parts, f64)> {
+        let (total, values) = match (&mut *network, self) {
+            (Network::Dual(model), Self::Paired(pairs)) => objective(model, pairs, options),
+            (Network::Classifier(model), Self::Labelled { pixels, targets, known }) => {
+                supervised_objective(model, pixels, targets, known)
+            }
+            _ => return Err(unfit()),
+        };
+        let norm = optimiser.step_in_backward(network, total, lr)?;
+        Ok((Values::There(Box::new(values)).parts(), norm))
+    }
+}
+
+fn unfit() -> Error {
+    Error::new("a network that does not learn from such examples")
 }
 
 /// A batch of pairs on its way into the model.
@@ -163,19 +191,38 @@ pub fn value(model: &DualEncoder, pairs: &Pairs, options: &TierOptions) -> Parts
     let views: Vec<Embeddings> = pairs.views.iter().map(|v| model.encode_image(v)).collect();
     let texts = model.encode_text(&pairs.ids, &pairs.mask);
     let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options);
-    Values::There(loss.detach()).parts()
+    Values::There(Box::new(loss.detach())).parts()
 }
 
 /// Loss and gradients of a supervised batch: pixels [n, c, h, w], targets [n, labels] and which of them are known, u8 [n, labels]. Moves the
 /// running statistics of batch norms.
 pub fn supervised(model: &mut Classifier, pixels: &Tensor, targets: &Tensor, known: &Tensor) -> Step {
+    let (loss, values) = supervised_objective(model, pixels, targets, known);
+    Step { values: Values::There(Box::new(values)), grads: loss.backward() }
+}
+
+/// As [`objective`], of a supervised batch.
+fn supervised_objective(
+    model: &mut Classifier,
+    pixels: &Tensor,
+    targets: &Tensor,
+    known: &Tensor,
+) -> (Tensor, loss::Loss) {
     let (logits, noted) = model.forward_train(pixels);
     noted.apply(model);
     let loss = apply(BceWithLogits, &[&logits, targets, known]);
     let [total, clip] = [loss.detach(), loss.detach()];
     let [patch_entropy, token_entropy] = [0.0, 0.0].map(Tensor::scalar::<f32>);
-    let values = Values::There(loss::Loss { total, clip, patch_entropy, token_entropy });
-    Step { values, grads: loss.backward() }
+    (loss, loss::Loss { total, clip, patch_entropy, token_entropy })
+}
+
+/// The objective of a batch, with its graph, and the values of its parts. Moves the running statistics of batch norms.
+fn objective(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions) -> (Tensor, loss::Loss) {
+    let (views, texts, noted) = pairs.encode(model);
+    noted.into_iter().for_each(|noted| noted.apply(model));
+    let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options);
+    let values = loss.detach();
+    (loss.total, values)
 }
 
 /// Loss and gradients of a batch, `micro_batch` pairs at a time (0: all at once). Moves the running statistics of batch norms, once for each
@@ -185,13 +232,8 @@ pub fn supervised(model: &mut Classifier, pixels: &Tensor, targets: &Tensor, kno
 /// normalises so. Without batch norms they are the whole batch's whatever the parts.
 pub fn step(model: &mut DualEncoder, pairs: &Pairs, options: &TierOptions, micro_batch: usize) -> Step {
     if micro_batch == 0 || micro_batch >= pairs.len() {
-        let (views, texts, noted) = pairs.encode(model);
-        noted.into_iter().for_each(|noted| noted.apply(model));
-        let loss = loss::tier_loss(&views, &texts, &pairs.mask, &pairs.groups, &model.logit_scale, options);
-        drop((views, texts));
-        let values = loss.detach();
-        drop((loss.clip, loss.patch_entropy, loss.token_entropy));
-        return Step { values: Values::There(values), grads: loss.total.backward() };
+        let (total, values) = objective(model, pairs, options);
+        return Step { values: Values::There(Box::new(values)), grads: total.backward() };
     }
     in_parts(model, pairs, options, micro_batch)
 }
@@ -257,9 +299,11 @@ mod tests {
     use crate::models::clip_text::TextConfig;
     use crate::models::resnet::{BlockKind, ResnetConfig};
     use crate::models::vit::VitConfig;
-    use crate::models::{DualEncoderConfig, ImageProjectionKind};
+    use crate::models::{ClassifierConfig, DualEncoderConfig, ImageProjectionKind};
     use crate::nn::Module;
+    use crate::optim::OptimiserConfig;
     use crate::rng::Rng;
+    use crate::tape::recomputing;
 
     #[test]
     fn parts_of_a_batch_give_the_gradient_of_the_whole() {
@@ -295,6 +339,59 @@ mod tests {
                     assert_close(name, split.grads.get(p).unwrap(), whole.grads.get(p).unwrap(), 1e-11);
                 });
             }
+        }
+    }
+
+    #[test]
+    fn a_step_in_backward_is_a_step_after_it() {
+        let block = BlockKind::Basic;
+        let vision = ResnetConfig { channels: 1, block, depths: vec![1, 1], base: 3, ..ResnetConfig::default() };
+        let text = TextConfig { vocabulary: 9, max_length: 4, width: 8, depth: 2, heads: 2, ..TextConfig::default() };
+        let vision: crate::models::ImageTowerConfig = vision.into();
+        let dual =
+            DualEncoderConfig { vision: vision.clone(), text: text.into(), joint: 6, ..DualEncoderConfig::default() };
+        let classes = ClassifierConfig { vision, hidden: 4, labels: vec!["a".to_owned(), "b".to_owned()] };
+        let mut rng = Rng::new(2, 0);
+        let pixels = Tensor::randn([3, 1, 16, 12], DType::F32, &mut rng);
+        let pairs = Pairs {
+            views: vec![pixels.clone()],
+            ids: Tensor::from_slice(&(0..12).map(|i| i * 5 % 9).collect::<Vec<i64>>(), [3, 4]),
+            mask: Tensor::full([3, 4], 1.0, DType::U8),
+            groups: Tensor::from_slice(&[0i64, 1, 2], [3]),
+        };
+        let targets = Tensor::from_slice(&[0f32, 1.0, 1.0, 0.0, 0.0, 0.0], [3, 2]);
+        let labelled = Examples::Labelled { pixels, targets, known: Tensor::full([3, 2], 1.0, DType::U8) };
+        let network = |paired: bool| {
+            let mut network = match paired {
+                true => Network::Dual(DualEncoder::init(&dual, 5, DType::F32).unwrap()),
+                false => Network::Classifier(Classifier::init(&classes, 5, DType::F32).unwrap()),
+            };
+            network.visit("", &mut |_, p| *p = p.trainable());
+            network
+        };
+        let options = TierOptions { lambda_p: 0.7, lambda_t: 0.4, ..TierOptions::default() };
+        for (examples, recompute) in [(Examples::Paired(pairs), true), (labelled, false)] {
+            let paired = matches!(examples, Examples::Paired(_));
+            let run = |in_backward: bool| {
+                let mut network = network(paired);
+                let config = OptimiserConfig { clip_norm: 0.0, ..OptimiserConfig::default() };
+                let mut optimiser = Optimiser::new(config);
+                let losses = [(); 2].map(|()| {
+                    recomputing(recompute, || {
+                        if in_backward {
+                            let stepped = examples.step_in_backward(&mut network, &options, &mut optimiser, 0.01);
+                            return stepped.unwrap().0;
+                        }
+                        let step = examples.step(&mut network, &options, 0).unwrap();
+                        optimiser.step(&mut network, step.grads, 0.01).unwrap();
+                        step.values.parts()
+                    })
+                });
+                let mut all = Vec::new();
+                network.visit_all("", &mut |name, p| all.push((name.to_owned(), p.to_vec::<f32>())));
+                (losses, all)
+            };
+            assert_eq!(run(true), run(false));
         }
     }
 
