@@ -172,7 +172,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.store(a, &mut words);
         self.store(b, &mut words[Self::LANES..]);
         for (to, pair) in halves.iter_mut().zip(words.chunks_exact(2)) {
-            *to = f32::from_bits(pair[0].to_bits() >> 16 | pair[1].to_bits() & 0xffff_0000);
+            *to = f32::from_bits((pair[0].to_bits() >> 16) | (pair[1].to_bits() & 0xffff_0000));
         }
         self.load(&halves)
     }
@@ -444,12 +444,12 @@ mod tests {
         impl SimdOp for Halves {
             type Output = ();
             fn eval<S: Simd>(self, s: S) {
-                let words: Vec<f32> = (0..2 * S::LANES as u32).map(|k| f32::from_bits(k << 16 | 0x7777)).collect();
+                let words: Vec<f32> = (0..2 * S::LANES as u32).map(|k| f32::from_bits((k << 16) | 0x7777)).collect();
                 let [a, b] = [&words[..S::LANES], &words[S::LANES..]].map(|x| s.load(x));
                 let mut halves = alloc::vec![0.0; S::LANES];
                 s.store(s.upper_halves(a, b), &mut halves);
                 for (k, word) in (0..).zip(&halves) {
-                    assert_eq!(word.to_bits(), 2 * k | (2 * k + 1) << 16);
+                    assert_eq!(word.to_bits(), (2 * k) | ((2 * k + 1) << 16));
                 }
             }
         }
