@@ -2,7 +2,6 @@
 //! them; the compiler uses none of these registers, so they keep what they have from one block of instructions to the next.
 
 use core::arch::asm;
-use core::mem::MaybeUninit;
 
 use super::tile::{self, Columns, Rows, Target};
 use super::words::Dot;
@@ -10,10 +9,35 @@ use crate::simd::Simd;
 
 /// Rows and columns of a tile.
 pub(super) const SIZE: (usize, usize) = (32, 32);
+/// Most words of a row or column that a tile is summed up over at a time where it has more than one after the other: a panel of so many fills the
+/// first-level cache (48 KiB on Sapphire Rapids). Shorter parts pass over sums more often than they save.
+pub(super) const DEEP: usize = 384;
+/// Tiles whose sums wait for the next part: 64 KiB.
+pub(super) const TOGETHER: usize = 16;
 
 /// The registers of this thread, for as long as it lives: rows of 64 bytes, of B sixteen, of A and C as many as a tile has.
 pub(super) struct Configured {
     rows: usize,
+}
+
+/// Which part of a slab a tile is summed up over.
+pub(super) struct Part {
+    pub depth: usize,
+    /// Whether sums begin with it.
+    pub first: bool,
+    /// Whether they end with it. Else they wait.
+    pub last: bool,
+    /// Where they wait: room for a tile.
+    pub sums: *mut f32,
+    pub once: Once,
+}
+
+/// The operand that passes: what is read of it is not read again soon, and loaded so that it does not crowd the other out of the first-level cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Once {
+    A,
+    B,
+    Neither,
 }
 
 #[repr(C, align(64))]
@@ -26,27 +50,12 @@ struct Config {
 }
 
 impl Configured {
-    /// For tiles of 32 rows.
+    /// For so many rows of C, in tiles of 32 at most: all tiles are as high as the first, or 16 rows high.
     ///
     /// # Safety
     /// The machine must have AMX and the system have given it to the process.
-    pub unsafe fn new() -> Self {
-        let mut configured = Self { rows: 0 };
-        // SAFETY: the caller's promise.
-        unsafe { configured.set(32) };
-        configured
-    }
-
-    /// For tiles of so many rows, 1 to 32.
-    ///
-    /// # Safety
-    /// As [`Configured::new`].
-    #[inline(always)]
-    unsafe fn set(&mut self, rows: usize) {
-        if self.rows == rows {
-            return;
-        }
-        self.rows = rows;
+    pub unsafe fn new(rows: usize) -> Self {
+        let rows = rows.min(32);
         let (upper, lower) = (rows.min(16) as u8, rows.saturating_sub(16) as u8);
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
         for (i, rows) in [upper, upper, lower, lower, upper, lower, 16, 16].into_iter().enumerate() {
@@ -55,6 +64,7 @@ impl Configured {
         }
         // SAFETY: the caller's promise; reads the configuration alone.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+        Self { rows }
     }
 }
 
@@ -65,39 +75,45 @@ impl Drop for Configured {
     }
 }
 
-#[repr(align(64))]
-struct Block {
-    _sums: [f32; 32 * 32],
-}
-
-/// As [`tile::run`] for a tile of at most 32 by 32.
+/// As [`tile::run`] for `rows` by `cols` of a tile, the rows after `above` of those that the registers are configured for, over a part of a slab.
 ///
 /// # Safety
-/// As there; rows of A must be as far apart as its first two, rows of B packed 32 wide, and `depth` a multiple of 16.
+/// As there; rows of A must be as far apart as its first two, those above included, rows of B packed 32 wide, and the part's depth a multiple of 16.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     s: S,
-    configured: &mut Configured,
+    configured: &Configured,
     a: A,
     b: Columns,
-    depth: usize,
-    rows: usize,
-    cols: usize,
+    part: Part,
+    [above, rows, cols]: [usize; 3],
     out: Target,
 ) {
-    let mut block = MaybeUninit::<Block>::uninit();
-    let sums = block.as_mut_ptr().cast::<f32>();
-    // SAFETY: the caller's promise; the block has room for four registers.
+    // SAFETY: the caller's promise; where sums wait there is room for four registers.
     unsafe {
-        let (upper, lower, columns) = (a.at(0, 0), a.at(16, 0), b.start);
-        let apart = a.at(1, 0).byte_offset_from(upper);
-        let (steps, mut ahead) = (depth / 16, b.ahead);
-        let (lines, of_c) = (ahead.lines.div_ceil(steps), rows.div_ceil(steps));
-        configured.set(rows);
-        asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
-        if rows > 16 {
-            asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        // Registers are configured once: the last rows are multiplied with some of those above, whose results are there.
+        let tall = if rows > 16 { configured.rows } else { configured.rows.min(16) };
+        let back = tall - rows;
+        debug_assert!(back <= above);
+        let apart = a.at(1, 0).byte_offset_from(a.at(0, 0));
+        let upper = a.at(0, 0).wrapping_byte_offset(-apart * back as isize);
+        let (lower, columns) = (upper.wrapping_byte_offset(16 * apart), b.start);
+        let (steps, mut ahead) = (part.depth / 16, b.ahead);
+        let (lines, of_c) = (ahead.lines.div_ceil(steps), if part.last { rows.div_ceil(steps) } else { 0 });
+        // A line that a row shares with the next step is read again.
+        let in_lines = (upper as usize | apart as usize).is_multiple_of(64);
+        let once = if part.once == Once::A && !in_lines { Once::Neither } else { part.once };
+        let (low, waiting) = (part.sums.add(16 * 32), 128usize);
+        if part.first {
+            asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
+            if tall > 16 {
+                asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+            }
+        } else {
+            asm!("tileloadd tmm0, [{c} + {line}]", "tileloadd tmm1, [{c} + {line} + 64]", c = in(reg) part.sums, line = in(reg) waiting, options(nostack, readonly));
+            if tall > 16 {
+                asm!("tileloadd tmm2, [{c} + {line}]", "tileloadd tmm3, [{c} + {line} + 64]", c = in(reg) low, line = in(reg) waiting, options(nostack, readonly));
+            }
         }
         let mut line = out.c.cast_const();
         for step in 0..steps {
@@ -109,39 +125,45 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
             }
             ahead.ask(s, lines);
             let (upper, lower, columns) =
-                (upper.add(16 * step), lower.wrapping_add(16 * step), columns.add(512 * step));
+                (upper.wrapping_add(16 * step), lower.wrapping_add(16 * step), columns.add(512 * step));
             macro_rules! multiply {
-                ($product:literal) => {
-                    asm!("tileloadd tmm6, [{b} + {line}]", "tileloadd tmm7, [{b} + {line} + 64]", "tileloadd tmm4, [{a} + {apart}]",
-                        concat!($product, " tmm0, tmm4, tmm6"), concat!($product, " tmm1, tmm4, tmm7"),
+                ($of_a:literal, $of_b:literal, $product:literal) => {{
+                    asm!(concat!($of_a, " tmm4, [{a} + {apart}]"), concat!($of_b, " tmm6, [{b} + {line}]"), concat!($product, " tmm0, tmm4, tmm6"),
+                        concat!($of_b, " tmm7, [{b} + {line} + 64]"), concat!($product, " tmm1, tmm4, tmm7"),
                         b = in(reg) columns, line = in(reg) 128usize, a = in(reg) upper, apart = in(reg) apart, options(nostack, readonly));
-                    if rows > 16 {
-                        asm!("tileloadd tmm5, [{a} + {apart}]",
+                    if tall > 16 {
+                        asm!(concat!($of_a, " tmm5, [{a} + {apart}]"),
                             concat!($product, " tmm2, tmm5, tmm6"), concat!($product, " tmm3, tmm5, tmm7"),
                             a = in(reg) lower, apart = in(reg) apart, options(nostack, readonly));
                     }
-                };
+                }};
             }
-            if D::LEVELS {
-                multiply!("tdpbusd");
-            } else {
-                multiply!("tdpbf16ps");
+            match (D::LEVELS, once) {
+                (false, Once::A) => multiply!("tileloaddt1", "tileloadd", "tdpbf16ps"),
+                (false, Once::B) => multiply!("tileloadd", "tileloaddt1", "tdpbf16ps"),
+                (true, Once::A) => multiply!("tileloaddt1", "tileloadd", "tdpbusd"),
+                (true, Once::B) => multiply!("tileloadd", "tileloaddt1", "tdpbusd"),
+                (false, Once::Neither) => multiply!("tileloadd", "tileloadd", "tdpbf16ps"),
+                (true, Once::Neither) => multiply!("tileloadd", "tileloadd", "tdpbusd"),
             }
         }
         let stored = |c: *mut f32, ldc: usize| {
             let line = 4 * ldc;
             asm!("tilestored [{c} + {line}], tmm0", "tilestored [{c} + {line} + 64], tmm1", c = in(reg) c, line = in(reg) line, options(nostack));
-            if rows > 16 {
+            if tall > 16 {
                 asm!("tilestored [{c} + {line}], tmm2", "tilestored [{c} + {line} + 64], tmm3", c = in(reg) c.add(16 * ldc), line = in(reg) line, options(nostack));
             }
         };
-        if cols == 32 && out.is_product() {
+        if part.last && back == 0 && cols == 32 && out.is_product() {
             return stored(out.c, out.ldc);
         }
-        stored(sums, 32);
-        for r in 0..rows {
-            for from in (0..cols).step_by(S::LANES) {
-                tile::finish::<S, D>(s, s.load_ptr(sums.add(32 * r + from)), r, from, cols, out);
+        stored(part.sums, 32);
+        if part.last {
+            let sums = part.sums.add(32 * back);
+            for r in 0..rows {
+                for from in (0..cols).step_by(S::LANES) {
+                    tile::finish::<S, D>(s, s.load_ptr(sums.add(32 * r + from)), r, from, cols, out);
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A job: a block of C, tile by tile.
 
 use alloc::vec;
+use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::nest::NEAR;
@@ -127,6 +128,54 @@ impl WordsOp for Job<'_> {
     }
 }
 
+/// A tile of an order: of the outer loop, of the inner one, the part, and how many of the outer one's came before.
+struct At {
+    outer: usize,
+    inner: usize,
+    part: usize,
+    nth: usize,
+}
+
+/// Two loops over tiles, of which the inner one is gone through by groups, each once for every part.
+struct Order {
+    loops: [usize; 2],
+    parts: usize,
+    together: usize,
+    group: usize,
+    next: At,
+}
+
+impl Order {
+    #[inline(always)]
+    fn new(loops: [usize; 2], parts: usize, together: usize) -> Self {
+        Self { loops, parts, together, group: 0, next: At { outer: 0, inner: 0, part: 0, nth: 0 } }
+    }
+}
+
+impl Iterator for Order {
+    type Item = At;
+    #[inline(always)]
+    fn next(&mut self) -> Option<At> {
+        let [outer, inner] = self.loops;
+        let mut next = At { nth: self.next.nth + 1, inner: self.next.inner + 1, ..self.next };
+        if next.outer == outer {
+            return None;
+        }
+        let end = inner.min(self.group + self.together);
+        if next.inner == end {
+            next.part += 1;
+            if next.part == self.parts {
+                (self.group, next.part) = (end, 0);
+            }
+            if self.group == inner {
+                (self.group, next.outer, next.nth) = (0, next.outer + 1, 0);
+            }
+            next.inner = self.group;
+        }
+        Some(core::mem::replace(&mut self.next, next))
+    }
+}
+
 impl Job<'_> {
     /// The scales of levels from a row and a column on.
     #[inline(always)]
@@ -147,27 +196,33 @@ impl Job<'_> {
     ) {
         let (mr, nr) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
         // SAFETY: what is in tiles is on the tier that has them.
-        let mut configured = D::TILES.then(|| unsafe { amx::Configured::new() });
+        let configured = D::TILES.then(|| unsafe { amx::Configured::new(self.rows.len()) });
         let (m, n) = (self.rows.len(), self.b.cols());
         let (tiles, panels) = (m.div_ceil(mr), self.panels.len());
         let each = if self.packed_b.is_some() || self.panels.end <= self.direct_b { 0 } else { nr * self.slab };
         let mut own = OwnPanels::new(panels, each);
+        let mut sums = if D::TILES { scratch::take(Use::Sums, amx::TOGETHER * mr * nr) } else { Vec::new() };
         for start in self.ks.clone().step_by(self.slab) {
             let depth = self.slab.min(self.ks.end - start);
             prepare([start, depth]);
             // A slab of B that stays in the second-level cache is gone through for each tile of rows, which then is read once. Else a panel
             // stays near for all tiles.
             let rows_first = panels < tiles && panels * nr * depth <= NEAR;
-            for at in 0..tiles * panels {
-                let (t, p) = if rows_first { (at / panels, at % panels) } else { (at % tiles, at / tiles) };
-                let (i, p) = (t * mr, self.panels.start + p);
+            let (outer, inner) = if rows_first { (tiles, panels) } else { (panels, tiles) };
+            // AMX takes what stays by parts that the first-level cache holds, each for a few tiles, whose sums wait meanwhile.
+            let (parts, together) =
+                if D::TILES && inner > 1 { (depth.div_ceil(amx::DEEP), amx::TOGETHER) } else { (1, inner) };
+            let deep = if parts > 1 { depth.div_ceil(parts).next_multiple_of(D::WORDS.step()) } else { depth };
+            for At { outer, inner: i, part, nth } in Order::new([outer, inner], parts, together) {
+                let (t, p) = if rows_first { (outer, i) } else { (i, outer) };
+                let (i, waits, p) = (t * mr, i, self.panels.start + p);
                 // What comes after this panel comes to the second-level cache by parts, one with each tile of rows; where panels are gone
                 // through for each tile, all at the first.
-                let part = |ahead: Ahead| match rows_first {
-                    true => ahead.part(0, if t == 0 { usize::MAX } else { 0 }),
+                let part_of = |ahead: Ahead| match rows_first {
+                    true => ahead.part(0, if t == 0 && part == 0 { usize::MAX } else { 0 }),
                     false => {
-                        let share = ahead.lines.div_ceil(tiles);
-                        ahead.part(t * share, share)
+                        let share = ahead.lines.div_ceil(tiles * parts);
+                        ahead.part(nth * share, share)
                     }
                 };
                 let b = match (self.b, self.packed_b) {
@@ -181,14 +236,15 @@ impl Job<'_> {
                             // SAFETY: the panels are the job's, and B was checked.
                             unsafe { own.pack(s, &b, first..all.end, self.panels.end, nr, [start, depth]) };
                         }
-                        Columns { start: own.panel(p, nr * depth), step: nr as isize, ahead: part(own.next) }
+                        Columns { start: own.panel(p, nr * depth), step: nr as isize, ahead: part_of(own.next) }
                     }
                     _ => {
                         let next = self.after(p, start, nr);
-                        Columns { start: self.panel(p, start, nr), step: nr as isize, ahead: part(next) }
+                        Columns { start: self.panel(p, start, nr), step: nr as isize, ahead: part_of(next) }
                     }
                 };
-                let (rows, cols, last) = (mr.min(m - i), nr.min(n - p * nr), start + depth == self.k);
+                let (rows, cols) = (mr.min(m - i), nr.min(n - p * nr));
+                let (whole, last) = (part + 1 == parts, start + depth == self.k);
                 let finish = if last { self.finish } else { Finish::default() };
                 // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
                 // data, and packed panels are whole.
@@ -203,16 +259,36 @@ impl Job<'_> {
                         residual: finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr()),
                         relu: finish.act == Some(Unary::Relu),
                     };
-                    if let Some(configured) = &mut configured {
-                        amx::run::<S, A, D>(s, configured, rows_of(start, depth, t), b, depth, rows, cols, out);
+                    if let Some(configured) = &configured {
+                        let from = part * deep;
+                        let b = Columns { start: b.start.wrapping_add(from * nr), ..b };
+                        let of = amx::Part {
+                            depth: deep.min(depth - from),
+                            first: part == 0,
+                            last: whole,
+                            sums: pack::numbers(&mut sums).as_mut_ptr().add(waits % amx::TOGETHER * mr * nr),
+                            once: if rows_first || tiles == 1 { amx::Once::B } else { amx::Once::A },
+                        };
+                        amx::run::<S, A, D>(
+                            s,
+                            configured,
+                            rows_of(start + from, depth, t),
+                            b,
+                            of,
+                            [i, rows, cols],
+                            out,
+                        );
                     } else {
                         tile::run::<S, A, D>(s, rows_of(start, depth, t), b, depth, rows, cols, out);
                     }
-                    if let Some(act) = finish.act.filter(|_| !out.relu) {
+                    if let Some(act) = finish.act.filter(|_| whole && !out.relu) {
                         again(s, Activate { act, c: out.c, ldc: self.ldc, rows, cols });
                     }
                 }
             }
+        }
+        if D::TILES {
+            scratch::give(Use::Sums, sums);
         }
         own.give();
     }

@@ -411,6 +411,28 @@ pub(super) mod tests {
         }
     }
 
+    /// Whichever operand stays near, in parts or not, and however many tiles wait for the next part.
+    #[test]
+    fn rows_of_many_are_those_of_few() {
+        let (m, k, few) = (600, 1700, 50);
+        let rng = &mut Rng::new(2, 0);
+        let a = numbers(rng, m * k);
+        for n in [64, 160] {
+            let halves: Vec<bf16> = numbers(rng, k * n).iter().map(|&x| bf16::from_f32(x)).collect();
+            let levels: Vec<i8> = (0..k * n).map(|_| rng.below(256) as u8 as i8).collect();
+            let scale = numbers(rng, n);
+            let packs = every_way(OF_BF16).map(|(isa, words)| Packed::rounded_for(isa, words, Mat::new(&halves, k, n)));
+            let packs = packs.chain(
+                every_way(OF_INT8).map(|(isa, words)| Packed::int8_for(isa, words, Mat::new(&levels, k, n), &scale)),
+            );
+            for packed in packs {
+                let run = |a: &[f32]| product(Mat::new(a, a.len() / k, k), &packed, n, Finish::default(), false);
+                let parts: Vec<f32> = a.chunks(few * k).flat_map(run).collect();
+                assert!(same(&run(&a), &parts), "{:?}, {n} columns", packed.words);
+            }
+        }
+    }
+
     #[test]
     fn what_is_not_finite_does_not_become_a_number() {
         let (k, n) = (40, 5);

@@ -17,6 +17,8 @@ pub(crate) enum Use {
     Panels,
     /// Rows of A in fewer bits.
     Words,
+    /// Sums of tiles that wait for the rest of their slab.
+    Sums,
     /// What is multiplied by a kernel that calls products.
     Operand,
     /// What it makes of them.
@@ -46,8 +48,8 @@ impl Name {
 
 #[cfg(feature = "std")]
 std::thread_local! {
-    static KEPT: core::cell::RefCell<[(Name, Vec<Line>); 6]> =
-        const { core::cell::RefCell::new([const { (Name::NONE, Vec::new()) }; 6]) };
+    static KEPT: core::cell::RefCell<[(Name, Vec<Line>); 7]> =
+        const { core::cell::RefCell::new([const { (Name::NONE, Vec::new()) }; 7]) };
 }
 
 /// Room for `len` numbers.

@@ -5,25 +5,39 @@ use super::words::Dot;
 use crate::simd::Simd;
 
 pub(super) const SIZE: (usize, usize) = (32, 32);
+pub(super) const DEEP: usize = 256;
+pub(super) const TOGETHER: usize = 1;
 
 /// There is none.
 pub(super) enum Configured {}
 
 impl Configured {
-    pub unsafe fn new() -> Self {
+    pub unsafe fn new(_: usize) -> Self {
         unreachable!("no tier has it")
     }
 }
 
-#[allow(clippy::too_many_arguments)]
+#[allow(dead_code)]
+pub(super) struct Part {
+    pub depth: usize,
+    pub first: bool,
+    pub last: bool,
+    pub sums: *mut f32,
+    pub once: Once,
+}
+
+pub(super) enum Once {
+    A,
+    B,
+}
+
 pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     _: S,
-    _: &mut Configured,
+    _: &Configured,
     _: A,
     _: Columns,
-    _: usize,
-    _: usize,
-    _: usize,
+    _: Part,
+    _: [usize; 3],
     _: Target,
 ) {
     unreachable!("no tier has it")
