@@ -25,11 +25,11 @@ void main() {
         [[unroll]] for (uint i = 0u; i < TM * TD; i++) mean[i] = vec4(0.0);
         uint col0 = 0u;
         const uint end = CAUSAL ? uint(clamp(int(row0 + ROWS) + LATEST, 0, int(push.keys))) : push.keys;
-        BRING_SLICE(0u, a1, A1_STORED, b1, B1_STORED, push.queries, push.keys)
+        BRING_SLICE(0u, a1, b1, push.queries, push.keys)
         while (col0 < end) {
             const uint n = min(COLS, end - col0), wide = (n + GX - 1u) / GX;
             float s[TM * TN];
-            SCORES(s, wide, a1, A1_STORED, b1, B1_STORED, push.queries, push.keys, BRING_ROWS(0u, b2, B2_STORED, push.keys))
+            SCORES(s, wide, a1, b1, push.queries, push.keys, BRING_ROWS(0u, b2, push.keys))
             [[unroll]] for (uint e = 0u; e < TM * TN; e++) s[e] *= push.scale * LOG2_E;
             if (MASKED || col0 + COLS > push.keys || CAUSAL && int(col0 + COLS) > int(row0) + LATEST) {
                 [[unroll]] for (uint j = 0u; j < TN; j++) {
@@ -68,7 +68,7 @@ void main() {
             }
             barrier();
             PUT_WEIGHTS(s)
-            MEANS(mean, n, b2, B2_STORED, push.keys, { col0 += COLS; BRING_SLICE(0u, a1, A1_STORED, b1, B1_STORED, push.queries, push.keys) })
+            MEANS(mean, n, b2, push.keys, { col0 += COLS; BRING_SLICE(0u, a1, b1, push.queries, push.keys) })
         }
         barrier();
         [[unroll]] for (uint i = 0u; i < TM; i++) TELL(i, sum[i])

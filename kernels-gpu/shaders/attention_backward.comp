@@ -36,7 +36,7 @@ void main() {
         uint col0 = 0u, end = cols;
         if (CAUSAL && OF_KEYS) col0 = uint(clamp(int(row0) - LATEST, 0, int(cols)));
         if (CAUSAL && !OF_KEYS) end = uint(clamp(int(row0 + ROWS) + LATEST, 0, int(cols)));
-        BRING_SLICE(0u, a1, A1_STORED, b1, B1_STORED, rows, cols)
+        BRING_SLICE(0u, a1, b1, rows, cols)
         while (col0 < end) {
             [[unroll]] for (uint j = 0u; j < TN; j++) {
                 const uint col = col0 + x + GX * j;
@@ -45,8 +45,8 @@ void main() {
             }
             const uint n = min(COLS, end - col0), wide = (n + GX - 1u) / GX;
             float s[TM * TN], d[TM * TN];
-            SCORES(s, wide, a1, A1_STORED, b1, B1_STORED, rows, cols, BRING_SLICE(0u, a2, A2_STORED, b2, B2_STORED, rows, cols))
-            SCORES(d, wide, a2, A2_STORED, b2, B2_STORED, rows, cols, BRING_ROWS(0u, b1, B1_STORED, cols))
+            SCORES(s, wide, a1, b1, rows, cols, BRING_SLICE(0u, a2, b2, rows, cols))
+            SCORES(d, wide, a2, b2, rows, cols, BRING_ROWS(0u, b1, cols))
             // Weights and their slopes.
             [[unroll]] for (uint j = 0u; j < TN; j++) {
                 [[unroll]] for (uint i = 0u; i < TM; i++) {
@@ -62,12 +62,12 @@ void main() {
             }
             PUT_WEIGHTS(d)
             if (OF_KEYS) {
-                MEANS(d1, n, b1, B1_STORED, cols, BRING_ROWS(0u, b2, B2_STORED, cols))
+                MEANS(d1, n, b1, cols, BRING_ROWS(0u, b2, cols))
                 barrier();
                 PUT_WEIGHTS(s)
-                MEANS(d2, n, b2, B2_STORED, cols, { col0 += COLS; BRING_SLICE(0u, a1, A1_STORED, b1, B1_STORED, rows, cols) })
+                MEANS(d2, n, b2, cols, { col0 += COLS; BRING_SLICE(0u, a1, b1, rows, cols) })
             } else {
-                MEANS(d1, n, b1, B1_STORED, cols, { col0 += COLS; BRING_SLICE(0u, a1, A1_STORED, b1, B1_STORED, rows, cols) })
+                MEANS(d1, n, b1, cols, { col0 += COLS; BRING_SLICE(0u, a1, b1, rows, cols) })
             }
         }
         [[unroll]] for (uint i = 0u; i < TM; i++) {

@@ -19,7 +19,7 @@ void main() {
         if (row < all) {
             const int left = begin(push.a1, item) + int(query) * push.a1.row, right = begin(push.a2, item) + int(query) * push.a2.row;
             for (uint c = x; c < VW; c += GX)
-                sum += dot(FETCH(a1, A1_STORED, left, push.a1.one, c), FETCH(a2, A2_STORED, right, push.a2.one, c));
+                sum += dot(fetch_a1(left, c), fetch_a2(right, c));
         }
         each[GX * y + x] = sum;
         barrier();

@@ -26,12 +26,12 @@ vec4 next[MORE(OF_LEFT + OF(COLS, DEPTH), OF(4u * DEPTH, VW))];
 uint half_ = 0u;
 
 // Asks for this thread's part, from next[k] on, of `n` vectors from `c` on of `rows` rows of `from` from `first` on; 0 beyond `all` rows and VW vectors.
-#define BRING(k, from, kind, at, first, rows, all, c, n)                                                             \
+#define BRING(k, from, at, first, rows, all, c, n)                                                             \
     [[unroll]] for (uint q_ = 0u; q_ < OF(rows, n); q_++) {                                                          \
         const uint e_ = gl_LocalInvocationID.x + q_ * THREADS, row_ = (first) + e_ / (n), c_ = (c) + e_ % (n);       \
         next[(k) + q_] = vec4(0.0);                                                                                  \
         if (e_ < (rows) * (n) && row_ < (all) && c_ < VW)                                                            \
-            next[(k) + q_] = FETCH(from, kind, (at) + int(row_) * push.from.row, push.from.one, c_);                 \
+            next[(k) + q_] = fetch_##from((at) + int(row_) * push.from.row, c_);                                      \
     }
 
 // Puts it where `at` is in the half, rows `ld` apart.
@@ -42,13 +42,13 @@ uint half_ = 0u;
     }
 
 // Slice `s` of a block of rows from row0 on and of columns from col0 on.
-#define BRING_SLICE(s, left, LEFT_STORED, right, RIGHT_STORED, rows, cols)                                           \
+#define BRING_SLICE(s, left, right, rows, cols)                                           \
     {                                                                                                                \
-        BRING(0u, left, LEFT_STORED, left##_begin, row0, ROWS, rows, (s) * DEPTH, DEPTH)                             \
-        BRING(OF_LEFT, right, RIGHT_STORED, right##_begin, col0, COLS, cols, (s) * DEPTH, DEPTH)                     \
+        BRING(0u, left, left##_begin, row0, ROWS, rows, (s) * DEPTH, DEPTH)                             \
+        BRING(OF_LEFT, right, right##_begin, col0, COLS, cols, (s) * DEPTH, DEPTH)                     \
     }
 // And of whole rows of `from`, from col0 on.
-#define BRING_ROWS(s, from, kind, cols) { BRING(0u, from, kind, from##_begin, col0 + 4u * DEPTH * (s), 4u * DEPTH, cols, 0u, VW) }
+#define BRING_ROWS(s, from, cols) { BRING(0u, from, from##_begin, col0 + 4u * DEPTH * (s), 4u * DEPTH, cols, 0u, VW) }
 
 // to[i, j] += products of this thread's rows and first `many` columns of a slice, number by number.
 #define SCORE(to, many)                                                                                              \
@@ -69,14 +69,14 @@ uint half_ = 0u;
     }
 
 // to[i, j] = the products of this thread's rows and first `wide` columns, whose first slice is on its way; `then` asks for what comes after the last.
-#define SCORES(to, wide, left, LEFT_STORED, right, RIGHT_STORED, rows, cols, then)                                   \
+#define SCORES(to, wide, left, right, rows, cols, then)                                   \
     {                                                                                                                \
         [[unroll]] for (uint i_ = 0u; i_ < TM * TN; i_++) to[i_] = 0.0;                                              \
         for (uint s_ = 0u; s_ < STEPS; s_++) {                                                                       \
             PUT(0u, 0u, ROWS, DEPTH, LS)                                                                             \
             PUT(OF_LEFT, ROWS * LS, COLS, DEPTH, LS)                                                                 \
             barrier();                                                                                               \
-            if (s_ + 1u < STEPS) BRING_SLICE(s_ + 1u, left, LEFT_STORED, right, RIGHT_STORED, rows, cols)            \
+            if (s_ + 1u < STEPS) BRING_SLICE(s_ + 1u, left, right, rows, cols)            \
             else then                                                                                                \
             if (DEPTH == 1u || (wide) == TN) { SCORE(to, TN) } else { SCORE(to, wide) }                                           \
             half_ ^= 1u;                                                                                             \
@@ -84,11 +84,11 @@ uint half_ = 0u;
     }
 
 // to[i, c] += the first `n` columns of this thread's rows of weights times rows of `from` from col0 on, likewise.
-#define MEANS(to, n, from, kind, cols, then)                                                                         \
+#define MEANS(to, n, from, cols, then)                                                                         \
     for (uint s_ = 0u; s_ * 4u * DEPTH < (n); s_++) {                                                                \
         PUT(0u, 0u, 4u * DEPTH, VW, LR)                                                                              \
         barrier();                                                                                                   \
-        if ((s_ + 1u) * 4u * DEPTH < (n)) BRING_ROWS(s_ + 1u, from, kind, cols)                                      \
+        if ((s_ + 1u) * 4u * DEPTH < (n)) BRING_ROWS(s_ + 1u, from, cols)                                      \
         else then                                                                                                    \
         [[unroll]] for (uint q_ = 0u; q_ < DEPTH; q_++) {                                                            \
             vec4 l_[TM];                                                                                             \

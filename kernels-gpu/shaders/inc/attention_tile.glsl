@@ -17,12 +17,19 @@ const uint BX = GX < 8u ? GX : 8u, BY = 32u / BX;
 uint thread_x() { return gl_LocalInvocationID.x % BX + gl_LocalInvocationID.x / 32u % (GX / BX) * BX; }
 uint thread_y() { return gl_LocalInvocationID.x / BX % BY + gl_LocalInvocationID.x / 32u / (GX / BX) * BY; }
 
-// Vector `c` of the row of x at `at`, stored as `kind`; beyond WIDTH 0.
-#define NUMBER_OF(x, kind, at, one, n) ((n) < WIDTH ? uintBitsToFloat(STORED(x, kind, uint((at) + int(n) * (one)))) : 0.0)
-#define FETCH(x, kind, at, one, c)                                                                     \
-    (VECTORS ? kind == 0u ? uintBitsToFloat(x##v[uint(at) / 4u + (c)]) : widened4(kind, x##h[uint(at) / 4u + (c)]) \
-             : vec4(NUMBER_OF(x, kind, at, one, 4u * (c)), NUMBER_OF(x, kind, at, one, 4u * (c) + 1u), \
-                    NUMBER_OF(x, kind, at, one, 4u * (c) + 2u), NUMBER_OF(x, kind, at, one, 4u * (c) + 3u)))
+// Vector `c` of the row of x at `at`; beyond WIDTH 0. Functions, so that a shader's accesses are few: what looks for those beside what is bound wants it.
+#define NUMBER_OF(x, KIND, at, n) ((n) < WIDTH ? uintBitsToFloat(STORED(x, KIND, uint((at) + int(n) * push.x.one))) : 0.0)
+#define FETCHED(x, KIND)                                                                                     \
+    vec4 fetch_##x(int at, uint c) {                                                                         \
+        if (VECTORS) return KIND == 0u ? uintBitsToFloat(x##v[uint(at) / 4u + c]) : widened4(KIND, x##h[uint(at) / 4u + c]); \
+        vec4 w = vec4(0.0);                                                                                  \
+        [[unroll]] for (uint k = 0u; k < 4u; k++) w[k] = NUMBER_OF(x, KIND, at, 4u * c + k);                 \
+        return w;                                                                                            \
+    }
+FETCHED(a1, A1_STORED)
+FETCHED(a2, A2_STORED)
+FETCHED(b1, B1_STORED)
+FETCHED(b2, B2_STORED)
 
 // Writes `values` (of this thread's vectors of `row`), times `factor`, to y.
 #define WRITE(y_, item, row, rows, values, i, factor)                                                             \
