@@ -26,8 +26,8 @@ pub use narrow::{Numbers, packing};
 pub(crate) use nest::MOST_PACKED_BYTES;
 pub(crate) use pack::numbers;
 pub use packed::{Kept, Packed};
-pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, multiply_bf16, multiply_halves, round};
-pub(crate) use rounded::{halves, has_quick_bf16};
+pub(crate) use rounded::halves;
+pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, multiply_halves, round};
 use words::Words;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.

@@ -16,6 +16,8 @@ pub(crate) use params::join;
 pub use params::{Init, Module, Params, SCALE, Source};
 pub use projection::{Projection, ProjectionHead, ProjectionKind, ProjectionMlp};
 
+use kernels_cpu::gemm::bf16_is_quick;
+
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -48,11 +50,12 @@ impl Linear {
         }
     }
 
-    /// What [`Self::forward`] says as attention multiplies it: rounded to bf16 where the layer is of fewer bits than f32, or products are.
+    /// What [`Self::forward`] says as attention multiplies it: rounded to bf16 where products are, or where the weight is in bf16 or int8 and that is
+    /// quicker than f32.
     pub fn operand(&self, x: &Tensor) -> Tensor {
         let y = self.forward(x, None);
         match self.weight.dtype() {
-            DType::BF16 | DType::I8 => y.to_dtype(DType::BF16),
+            DType::BF16 | DType::I8 if y.device().is_some() || bf16_is_quick() => y.to_dtype(DType::BF16),
             _ => y.operand(),
         }
     }

@@ -8,7 +8,7 @@ use super::gather::{Gather, PACKED_ROWS, Target};
 use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, phases};
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{
-    Finish, Mat, Numbers, Packed, Rounds, accumulate_bf16, halves, has_quick_bf16, multiply_bf16, multiply_halves,
+    Finish, Mat, Numbers, Packed, Rounds, accumulate_bf16, bf16_is_quick, halves, multiply_bf16, multiply_halves,
 };
 use crate::par;
 use crate::simd::{Simd, SimdOp, dispatch};
@@ -20,7 +20,7 @@ impl Conv2d {
     /// Whether maps of f32 are rounded to bf16 beside a weight that is: in one group, where the tier's products of bf16 are quicker than those of f32.
     /// Elsewhere such a weight is widened.
     pub fn rounds(&self) -> bool {
-        self.groups == 1 && has_quick_bf16()
+        self.groups == 1 && bf16_is_quick()
     }
 
     /// A weight of bf16 for [`Conv2d::forward_packed`], which rounds the numbers of its map to bf16: where [`Conv2d::rounds`].

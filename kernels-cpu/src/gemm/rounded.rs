@@ -245,7 +245,7 @@ pub(super) fn apart(k: usize) -> usize {
 }
 
 /// Whether products of bf16 are quicker than those of f32 on the tier in use.
-pub(crate) fn has_quick_bf16() -> bool {
+pub fn bf16_is_quick() -> bool {
     Words::bf16(Isa::current()).numbers() > 1
 }
 
