@@ -169,7 +169,7 @@ fn fewer_bits_cost_what_they_should() {
             for inputs in [example.inputs(), Inputs::drawn(&converted.config, 1)] {
                 for (what, error) in deviations(&source, &converted.network().unwrap(), &inputs).unwrap() {
                     println!("{name} {}: {what} {error:.1e}", precision.name());
-                    // The ResNet's matrices are convolutions, which int8 leaves in f32. In bf16 all 13 round what they multiply, and the sums over its
+                    // The ResNet's matrices are convolutions, which int8 leaves in f32. In bf16 every one rounds what it multiplies, and the sums over its
                     // 4 to 16 channels average little (ResNet-50: 4e-3).
                     let convolved = name == "own" && (what.contains("image") || what.contains("patch"));
                     let exact = convolved && precision == Precision::Int8 && error == 0.0;
