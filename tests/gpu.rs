@@ -73,8 +73,14 @@ fn a_dual_encoder_infers_there_as_here_and_nothing_falls_back() {
 #[test]
 fn weights_in_half_infer_there_as_their_values_here() {
     let Some(gpu) = gpu() else { return };
-    let tolerance = if gpu.matrices().iter().any(|line| line.contains(": used")) { 2e-2 } else { 1e-5 };
+    let by_matrices = gpu.matrices().iter().any(|line| line.contains(": used"));
     for dtype in [DType::BF16, DType::F16] {
+        // Behind layers in bf16 attention's operands are rounded too, of this model's two layers.
+        let tolerance = match (by_matrices, dtype) {
+            (true, _) => 2e-2,
+            (_, DType::BF16) => 2e-3,
+            _ => 1e-5,
+        };
         let mut models = [0, 1].map(|_| Network::Dual(DualEncoder::init(&config(), 1, DType::F32).unwrap()));
         let mut there = 0;
         for (i, model) in models.iter_mut().enumerate() {
