@@ -186,13 +186,13 @@ impl<T: Rounds> Round<'_, T> {
                             let from = (start + i as isize * x.row_stride) as usize;
                             s.store(words::<S, T, PAIRS>(s, &x.data[from..from + S::LANES * per_word]), place);
                         } else {
-                            let numbers = |k: usize| {
-                                let from = (start + (i * per_word + k) as isize * x.col_stride) as usize;
-                                s.bits(T::upper(s, &x.data[from..from + S::LANES]))
-                            };
-                            let last = s.and_i(numbers(per_word - 1), s.splat_i(UPPER));
-                            let first = || s.and_i(s.shr_i::<16>(numbers(0)), s.splat_i(0xffff));
-                            s.store(s.as_float(if PAIRS { s.add_i(first(), last) } else { last }), place);
+                            let from = |k: usize| (start + (i * per_word + k) as isize * x.col_stride) as usize;
+                            let (first, second) =
+                                (&x.data[from(0)..][..S::LANES], &x.data[from(per_word - 1)..][..S::LANES]);
+                            // Side by side in both: compilers make vectors of this.
+                            for k in 0..S::LANES {
+                                place[k] = word::<PAIRS>(first[k].rounded(), second[k].rounded());
+                            }
                         }
                     }
                     if turned {
