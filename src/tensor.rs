@@ -284,7 +284,7 @@ impl Tensor {
             return cast;
         }
         if let (DType::F32, DType::BF16) = (self.dtype, dtype) {
-            return Self::write(*self.dims(), |out| kernels_cpu::gemm::round(from.as_slice(), out));
+            return Self::write(*self.dims(), |out| kernels_cpu::gemm::round(from.as_slice::<f32>(), out));
         }
         for_dtype!(self.dtype, A => for_dtype!(dtype, B => Self::write(*self.dims(), |out: &mut [B]| {
             for (o, x) in out.iter_mut().zip(from.as_slice::<A>()) {

@@ -157,7 +157,7 @@ impl Left<'_> {
     }
 }
 
-/// A matrix whose rows are windows over a map, read where they lie: `channels` numbers at each of `taps` places.
+/// A matrix whose rows are windows over a map, read where they lie: `channels` numbers, or words of what B was packed from, at each of `taps` places.
 pub(crate) struct Windows<'a> {
     pub rows: usize,
     pub taps: usize,
@@ -184,7 +184,7 @@ pub(crate) unsafe fn multiply_windows(
     finish: Finish<'_, f32>,
 ) {
     let (k, n) = (a.taps * a.channels, b.cols());
-    check([a.rows, k], [b.rows(), n], c, ldc, &finish);
+    check([a.rows, k], [b.words().count(b.rows()), n], c, ldc, &finish);
     assert!(a.rows > 0 && n > 0 && k > 0, "gemm: [{}, {k}] windows times [{k}, {n}]", a.rows);
     nest::product(b.isa(), Left::Windows(a), b, Out { c, ldc, accumulate: false, finish }, true);
 }

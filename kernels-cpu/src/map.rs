@@ -121,6 +121,7 @@ impl Unary {
     }
 
     /// The definition.
+    #[inline(always)]
     pub fn f<F: Float>(self, x: F) -> F {
         let c = F::from_f64;
         match self {
@@ -151,6 +152,7 @@ impl Unary {
     }
 
     /// The derivative, from x or f(x) as [`Unary::saves`] says.
+    #[inline(always)]
     pub fn df<F: Float>(self, saved: F) -> F {
         let (c, x, y) = (F::from_f64, saved, saved);
         match self {

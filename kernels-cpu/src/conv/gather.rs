@@ -10,7 +10,7 @@ use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
 
 /// With so many channels at a tap, windows are multiplied where they lie.
-const RUN: usize = 16;
+pub(super) const RUN: usize = 16;
 
 /// Windows that a thread copies at a time.
 pub(super) const PACKED_ROWS: usize = 64;
@@ -44,6 +44,12 @@ impl<T: Copy + Default + Send + Sync> Gather<'_, T> {
     /// Positions in a block: windows of some 256 KiB, but enough of them to be worth packing the other matrix.
     pub(super) fn block(&self, depth: usize) -> usize {
         (65_536 / depth.max(1)).clamp(256, 2048)
+    }
+
+    /// Positions in a block that is no larger, such that threads have blocks of about equal size.
+    pub(super) fn even(&self, block: usize) -> usize {
+        let blocks = self.items().div_ceil(block);
+        if blocks < 2 { block } else { self.items().div_ceil(blocks.next_multiple_of(par::threads())) }
     }
 
     /// Map, row and column of a position.
@@ -251,7 +257,7 @@ impl<F: Float> Gather<'_, F> {
     }
 
     /// Windows, restricted to some channels, times a matrix, without a copy of them.
-    fn multiply_in_place(
+    pub(super) fn multiply_in_place(
         &self,
         source: &[f32],
         channels: Range<usize>,

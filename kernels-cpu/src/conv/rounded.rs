@@ -4,17 +4,20 @@ use alloc::vec::Vec;
 
 use half::bf16;
 
-use super::gather::{Gather, PACKED_ROWS, Target};
+use super::gather::{Gather, PACKED_ROWS, RUN, Target};
 use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, phases};
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{
-    Finish, Mat, Numbers, Packed, Rounds, accumulate_bf16, bf16_is_quick, halves, multiply_bf16, multiply_halves,
+    Finish, Mat, Numbers, Packed, Right, Rounds, accumulate_bf16, bf16_is_quick, halves, multiply_bf16,
+    multiply_halves, numbers, round,
 };
 use crate::par;
 use crate::simd::{Simd, SimdOp, dispatch};
 
 /// Numbers that are rounded at a time.
 const VECTOR: usize = 16;
+/// Numbers of maps that are rounded before their windows are multiplied, where a map does not have more.
+const TOGETHER: usize = 1 << 19;
 
 impl Conv2d {
     /// Whether maps of f32 are rounded to bf16 beside a weight that is: in one group, where the tier's products of bf16 are quicker than those of f32.
@@ -107,7 +110,11 @@ pub(super) fn multiply<T: Rounds + Default>(
     if outputs == 0 || windows.items() == 0 {
         return;
     }
-    let (block, work) = (windows.block(depth), depth * outputs / 32 + depth);
+    let channels = windows.channels;
+    if !windows.is_plain() && target.is_whole(windows.grid) && channels >= RUN && matrix.reads_windows(channels) {
+        return multiply_in_place(windows, matrix, finish, y);
+    }
+    let (block, work) = (windows.even(windows.block(depth)), depth * outputs / 32 + depth);
     windows.blocks(block, work, outputs, y, target, |rows, _, into, shared| {
         let finish = finish.part(rows.start, outputs, 0..outputs);
         let (whole, apart) = matrix.whole_words();
@@ -126,6 +133,40 @@ pub(super) fn multiply<T: Rounds + Default>(
         multiply_halves(a, matrix, into, outputs, finish, shared);
         scratch::give(Use::Operand, lines);
     });
+}
+
+/// As [`multiply`], of windows that are read where they lie, once the maps are rounded.
+fn multiply_in_place<T: Rounds + Default>(
+    windows: &Gather<'_, T>,
+    matrix: &Packed,
+    finish: Finish<'_, f32>,
+    y: &mut [f32],
+) {
+    let ([h, w], channels, [_, outputs]) = (windows.size, windows.channels, matrix.size());
+    let of_words = |words: &[f32], maps: usize, y: &mut [f32], finish| {
+        let offsets = windows.offsets.clone();
+        let Gather { size, grid, step, .. } = *windows;
+        let words = Gather { source: words, n: maps, size, channels: channels / 2, grid, step, offsets };
+        words.multiply_in_place(words.source, 0..channels / 2, Right::Packed(matrix), y, outputs, finish);
+    };
+    if let Some(there) = T::pairs(Mat::new(windows.source, windows.n * h * w, channels)) {
+        return of_words(there.data, windows.n, y, finish);
+    }
+    let (map, positions) = (h * w * channels, windows.grid[0] * windows.grid[1]);
+    let together = (TOGETHER / map.max(1)).max(1);
+    let mut lines = scratch::take(Use::Operand, (map * together.min(windows.n)).div_ceil(2));
+    for first in (0..windows.n).step_by(together) {
+        let maps = together.min(windows.n - first);
+        round(&windows.source[first * map..][..maps * map], &mut halves(&mut lines)[..maps * map]);
+        let (rows, finish) = (first * positions, finish.part(first * positions, outputs, 0..outputs));
+        of_words(
+            &numbers(&mut lines)[..maps * map / 2],
+            maps,
+            &mut y[rows * outputs..][..maps * positions * outputs],
+            finish,
+        );
+    }
+    scratch::give(Use::Operand, lines);
 }
 
 /// Windows from a position on, rounded to bf16, each with zeros to `whole` numbers, as rows `apart`.

@@ -208,6 +208,8 @@ fn blocks_of_rounded_windows_have_the_same_bits_for_any_threads() {
         (3, 28, 64, 40, Window::square(1, 1, 0)),
         (1, 14, 33, 32, Window::square(1, 2, 0)),
         (1, 19, 32, 32, Window { dilation: [2, 3], ..Window::square(3, 1, 2) }),
+        // Maps that are rounded one after the other.
+        (3, 71, 64, 3, Window::square(3, 2, 1)),
     ] {
         let conv = Conv2d { n, size: [side, side + 2], input, output, groups: 1, window };
         for isa in crate::isa::Isa::available() {

@@ -110,7 +110,7 @@ impl WordsOp for Job<'_> {
                 scratch::give_named(Use::Rows, name, lines);
             }
             (Left::Windows(windows), _) => {
-                assert!(matches!(D::WORDS, Words::F32), "windows are of f32");
+                assert!(matches!(D::WORDS, Words::F32 | Words::Bf16), "windows are read a word at a time");
                 // [tile of rows][tap][row of the tile]
                 let taps = windows.taps;
                 let mut table = vec![core::ptr::null::<f32>(); tiles * mr * taps];

@@ -97,7 +97,7 @@ impl Rounds for bf16 {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn round(x: &[f32], y: &mut [bf16]) {
+pub fn round<T: Rounds>(x: &[T], y: &mut [bf16]) {
     assert_eq!(x.len(), y.len(), "round: lengths");
     let out = Shared::new(y);
     par::for_each(x.len(), 1, |range| {
@@ -106,9 +106,9 @@ pub fn round(x: &[f32], y: &mut [bf16]) {
     });
 }
 
-struct RoundAll<'a>(&'a [f32], &'a mut [bf16]);
+struct RoundAll<'a, T>(&'a [T], &'a mut [bf16]);
 
-impl SimdOp for RoundAll<'_> {
+impl<T: Rounds> SimdOp for RoundAll<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, _: S) {
@@ -318,6 +318,11 @@ impl Packed {
     pub(crate) fn whole_words(&self) -> (usize, usize) {
         let (k, numbers) = (self.words.count(self.size()[0]), self.words.numbers());
         (k * numbers, apart(k) * numbers)
+    }
+
+    /// Whether windows over maps of bf16 with so many channels are multiplied where they lie.
+    pub(crate) fn reads_windows(&self, channels: usize) -> bool {
+        self.words == Words::Bf16 && channels.is_multiple_of(2)
     }
 
     pub(super) fn rounded_for<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>) -> Self {
