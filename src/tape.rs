@@ -185,8 +185,8 @@ pub fn backward_with(outputs: Vec<(Tensor, Tensor)>) -> Grads {
     grads
 }
 
-/// As [`backward_with`], which gives the gradient of each leaf, by its id, to `take` as soon as it is whole: no part of the graph that adds to it is held
-/// any more then.
+/// As [`backward_with`], which gives the gradient of each leaf, by its id, to `take` as soon as it is whole. By then nothing of the graph that added
+/// to it is held.
 #[track_caller]
 fn backward_into(outputs: Vec<(Tensor, Tensor)>, take: &mut dyn FnMut(u64, Tensor)) {
     let uses = uses(outputs.iter().filter_map(|(output, _)| output.node()));

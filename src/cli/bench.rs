@@ -196,11 +196,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         return super::bench_ops::run(sizes, args.seconds, args.batch, global);
     }
     let train = args.what == Some(What::Train) || args.what.is_none() && args.config.is_some();
-    for (flag, _) in [("recompute", args.recompute), ("step-in-backward", args.step_in_backward)].iter().filter(|f| f.1)
-    {
-        if !train {
-            return Err(Error::usage(format!("--{flag} is for a training step: give --config or --what train")));
-        }
+    let flags = [("recompute", args.recompute), ("step-in-backward", args.step_in_backward)];
+    if let Some((flag, _)) = flags.iter().find(|(_, given)| *given && !train) {
+        return Err(Error::usage(format!("--{flag} is for a training step: give --config or --what train")));
     }
     let line = if train { self::train(args, global)? } else { infer(args, global)? };
     if global.json {

@@ -277,8 +277,7 @@ impl Config {
         if t.micro_batch > t.batch {
             return wrong("train.micro_batch", format!("{} is more than train.batch = {}", t.micro_batch, t.batch));
         }
-        let whole =
-            [t.micro_batch as f64, t.accumulate as f64 - 1.0, self.optimiser.clip_norm].iter().all(|&x| x == 0.0);
+        let whole = t.micro_batch == 0 && t.accumulate == 1 && self.optimiser.clip_norm == 0.0;
         if t.step_in_backward && !whole {
             let why = "needs the gradient of the whole batch at once, unclipped: train.micro_batch = 0, train.accumulate = 1, optimiser.clip_norm = 0";
             return wrong("train.step_in_backward", why.into());

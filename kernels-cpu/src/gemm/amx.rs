@@ -3,7 +3,7 @@
 
 use core::arch::asm;
 
-use super::tile::{self, Columns, Rows, Target};
+use super::tile::{self, Columns, Once, Part, Rows, Target};
 use super::words::Dot;
 use crate::simd::Simd;
 
@@ -18,26 +18,6 @@ pub(super) const TOGETHER: usize = 16;
 /// The registers of this thread, for as long as it lives: rows of 64 bytes, of B sixteen, of A and C as many as a tile has.
 pub(super) struct Configured {
     rows: usize,
-}
-
-/// Which part of a slab a tile is summed up over.
-pub(super) struct Part {
-    pub depth: usize,
-    /// Whether sums begin with it.
-    pub first: bool,
-    /// Whether they end with it. Else they wait.
-    pub last: bool,
-    /// Where they wait: room for a tile.
-    pub sums: *mut f32,
-    pub once: Once,
-}
-
-/// The operand that passes: what is read of it is not read again soon, and loaded so that it does not crowd the other out of the first-level cache.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Once {
-    A,
-    B,
-    Neither,
 }
 
 #[repr(C, align(64))]

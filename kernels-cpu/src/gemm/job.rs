@@ -262,12 +262,12 @@ impl Job<'_> {
                     if let Some(configured) = &configured {
                         let from = part * deep;
                         let b = Columns { start: b.start.wrapping_add(from * nr), ..b };
-                        let of = amx::Part {
+                        let of = tile::Part {
                             depth: deep.min(depth - from),
                             first: part == 0,
                             last: whole,
                             sums: pack::numbers(&mut sums).as_mut_ptr().add(waits % amx::TOGETHER * mr * nr),
-                            once: if rows_first || tiles == 1 { amx::Once::B } else { amx::Once::A },
+                            once: if rows_first || tiles == 1 { tile::Once::B } else { tile::Once::A },
                         };
                         amx::run::<S, A, D>(
                             s,

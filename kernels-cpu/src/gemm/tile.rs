@@ -180,6 +180,28 @@ pub(super) struct Scale {
     pub zero: *const f32,
 }
 
+/// Which part of a slab one of AMX's tiles is summed up over.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(super) struct Part {
+    pub depth: usize,
+    /// Whether sums begin with it.
+    pub first: bool,
+    /// Whether they end with it. Else they wait.
+    pub last: bool,
+    /// Where they wait: room for a tile.
+    pub sums: *mut f32,
+    pub once: Once,
+}
+
+/// The operand that passes: what is read of it is not read again soon, and loaded so that it does not crowd the other out of the first-level cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(super) enum Once {
+    A,
+    B,
+    Neither,
+}
+
 /// C (+)= A B (+ bias) (+ residual) for a tile of `rows` by `cols`.
 ///
 /// # Safety
@@ -244,10 +266,10 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
 ) -> [[S::F; NV]; MR] {
     let mut sums = [[s.splat(0.0); NV]; MR];
     let mut row = b.start;
-    // Lines of C and of the next panel of B are asked for a few at a time: all at once they would hold up those that are needed now.
+    // Lines of C, of what is added and of the next panel of B are asked for a few at a time: all at once they would hold up those that are needed now.
     let piece = a.piece(depth, MR);
     let pieces = depth.div_ceil(piece);
-    let (mut line, lines) = (out.c.cast_const(), MR.div_ceil(pieces));
+    let (mut line, mut added, lines) = (out.c.cast_const(), out.residual, MR.div_ceil(pieces));
     let (mut ahead, ahead_lines) = (b.ahead, b.ahead.lines.div_ceil(pieces));
     let mut start = 0;
     while start < depth {
@@ -255,6 +277,11 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
             s.prefetch(line);
             s.prefetch(line.wrapping_add(NV * S::LANES - 1));
             line = line.wrapping_add(out.ldc);
+            if !out.residual.is_null() {
+                s.prefetch(added);
+                s.prefetch(added.wrapping_add(NV * S::LANES - 1));
+                added = added.wrapping_add(out.ldc);
+            }
         }
         ahead.ask(s, ahead_lines);
         let steps = piece.min(depth - start).min(a.run(start));

@@ -1,6 +1,6 @@
 //! Where there is no AMX.
 
-use super::tile::{Columns, Rows, Target};
+use super::tile::{Columns, Part, Rows, Target};
 use super::words::Dot;
 use crate::simd::Simd;
 
@@ -15,20 +15,6 @@ impl Configured {
     pub unsafe fn new(_: usize) -> Self {
         unreachable!("no tier has it")
     }
-}
-
-#[allow(dead_code)]
-pub(super) struct Part {
-    pub depth: usize,
-    pub first: bool,
-    pub last: bool,
-    pub sums: *mut f32,
-    pub once: Once,
-}
-
-pub(super) enum Once {
-    A,
-    B,
 }
 
 pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
