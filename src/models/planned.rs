@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use kernels_cpu::par;
 
 use super::dual_encoder::Embeddings;
-use super::network::{Network, Said};
+use super::image_tower::ImageTowerConfig;
+use super::network::{Network, NetworkConfig, Said};
 use crate::buffer::counted;
 use crate::dtype::DType;
 use crate::layout::Dims;
@@ -49,6 +50,8 @@ pub enum Planning {
 /// much memory again as the network's, or are in [`PackedFiles`]. The bits are the same.
 pub struct Planned<'n> {
     network: &'n Network,
+    /// Whether images become maps, which for many of them would not stay in the caches.
+    maps: bool,
     planning: Planning,
     state: Mutex<State>,
 }
@@ -74,7 +77,8 @@ impl<'n> Planned<'n> {
     /// As [`Planned::new`], with what files hold of the network's packed weights.
     pub fn with(network: &'n Network, planning: Planning, files: Arc<PackedFiles>) -> Self {
         let state = State { packs: Packs::with(files), shapes: Vec::new() };
-        Self { network, planning, state: Mutex::new(state) }
+        let maps = matches!(NetworkConfig::of(network).vision(), Some(ImageTowerConfig::Resnet(_)));
+        Self { network, maps, planning, state: Mutex::new(state) }
     }
 
     /// As [`Network::say_images`].
@@ -134,6 +138,10 @@ impl<'n> Planned<'n> {
 
     /// What each step of the plan for these inputs takes, which are pixels, or ids and mask. `None`: there is no plan for them yet.
     pub fn profile(&self, x: &[Tensor]) -> Option<Vec<Cost>> {
+        self.parts(x).iter().map(|x| self.profile_part(x)).collect::<Option<Vec<_>>>().map(|costs| costs.concat())
+    }
+
+    fn profile_part(&self, x: &[Tensor]) -> Option<Vec<Cost>> {
         let inputs: Vec<Meta> = x.iter().map(Tensor::meta).collect();
         let state = self.state.lock().unwrap_or_else(|e| e.into_inner());
         let (plan, _) = state.shapes.iter().find(|shape| shape.inputs == inputs)?.planned.clone()?;
@@ -141,7 +149,29 @@ impl<'n> Planned<'n> {
         Some(plan.profile(x).1)
     }
 
+    /// What is computed at once: images that become maps a few at a time on the CPU, one for each thread; else all.
+    fn parts(&self, x: &[Tensor]) -> Vec<Vec<Tensor>> {
+        let (n, together) = (x[0].dims()[0], par::threads());
+        let images = x[0].dims().len() == 4;
+        if !self.maps || !images || x[0].device().is_some() || n <= together {
+            return vec![x.to_vec()];
+        }
+        let part = |first: usize| x.iter().map(|x| x.narrow(0, first, together.min(n - first))).collect();
+        (0..n).step_by(together).map(part).collect()
+    }
+
     fn say(&self, x: &[Tensor], eager: &(dyn Fn(&[Tensor]) -> Option<Said> + Sync)) -> Option<Said> {
+        let said: Vec<Said> = self.parts(x).iter().map(|x| self.say_part(x, eager)).collect::<Option<_>>()?;
+        let says = said.first().map(|(output, embeddings)| [output.is_some(), embeddings.is_some()])?;
+        if said.len() == 1 {
+            return said.into_iter().next();
+        }
+        let lists: Vec<Vec<Tensor>> = said.into_iter().map(|said| listed(Some(said))).collect();
+        let whole = |i: usize| Tensor::concat(&lists.iter().map(|list| &list[i]).collect::<Vec<_>>(), 0);
+        Some(told((0..lists[0].len()).map(whole).collect(), says))
+    }
+
+    fn say_part(&self, x: &[Tensor], eager: &(dyn Fn(&[Tensor]) -> Option<Said> + Sync)) -> Option<Said> {
         let inputs: Vec<Meta> = x.iter().map(Tensor::meta).collect();
         let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
         let known = state.shapes.iter().position(|shape| shape.inputs == inputs);
@@ -270,8 +300,9 @@ mod tests {
                 let planned = Planned::with(&network, planning, Arc::default());
                 let mut rng = Rng::new(5, 0);
                 for round in 0..4 {
-                    for side in [8, 16] {
-                        let pixels = Tensor::randn([2, 1, side, side], DType::F32, &mut rng);
+                    // The more are computed in parts, and a part that is not full, where images become maps.
+                    for (n, side) in [(2, 8), (2, 16), (1 + 2 * par::threads(), 8)] {
+                        let pixels = Tensor::randn([n, 1, side, side], DType::F32, &mut rng);
                         assert_eq!(
                             bits(planned.say_images(&pixels)),
                             bits(network.say_images(&pixels)),
@@ -291,7 +322,7 @@ mod tests {
                 }
                 let profile = planned.profile(&[Tensor::zeros([2, 1, 8, 8], DType::F32)]);
                 assert!(profile.is_some_and(|costs| !costs.is_empty()) == (planning != Planning::Never));
-                assert!(planned.profile(&[Tensor::zeros([3, 1, 8, 8], DType::F32)]).is_none());
+                assert!(planned.profile(&[Tensor::zeros([2, 1, 12, 12], DType::F32)]).is_none());
             }
         }
     }
