@@ -167,6 +167,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Whether it is the sums and nothing else.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub fn is_product(&self) -> bool {
         !self.accumulate && self.scale.is_none() && self.bias.is_null() && self.residual.is_null() && !self.relu
     }
