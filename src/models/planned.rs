@@ -81,6 +81,11 @@ impl<'n> Planned<'n> {
         Self { network, maps, planning, state: Mutex::new(state) }
     }
 
+    /// Computes all images at once, as a device wants it.
+    pub fn whole(self) -> Self {
+        Self { maps: false, ..self }
+    }
+
     /// As [`Network::say_images`].
     pub fn say_images(&self, pixels: &Tensor) -> Option<Said> {
         self.say(std::slice::from_ref(pixels), &|x| self.network.say_images(&x[0]))
@@ -153,7 +158,7 @@ impl<'n> Planned<'n> {
     fn parts(&self, x: &[Tensor]) -> Vec<Vec<Tensor>> {
         let (n, together) = (x[0].dims()[0], par::threads());
         let images = x[0].dims().len() == 4;
-        if !self.maps || !images || x[0].device().is_some() || n <= together {
+        if !self.maps || !images || n <= together {
             return vec![x.to_vec()];
         }
         let part = |first: usize| x.iter().map(|x| x.narrow(0, first, together.min(n - first))).collect();
@@ -243,6 +248,22 @@ mod tests {
 
     fn bits(said: Option<Said>) -> Vec<Vec<f32>> {
         listed(said).iter().map(Tensor::to_vec).collect()
+    }
+
+    #[test]
+    fn images_that_become_maps_are_computed_a_few_at_a_time_but_on_a_device() {
+        let resnet = ResnetConfig { channels: 1, depths: vec![1], base: 8, ..ResnetConfig::default() };
+        let config = DualEncoderConfig { vision: resnet.into(), joint: 6, ..DualEncoderConfig::default() };
+        let config = NetworkConfig::TiergradDualEncoder(config);
+        let network = Network::new(&Source::drawn(0, DType::F32).params(), &config).unwrap();
+        let together = par::threads();
+        let pixels = Tensor::zeros([2 * together, 1, 8, 8], DType::F32);
+        let planned = || Planned::with(&network, Planning::Never, Arc::default());
+        for (planned, at_once) in [(planned(), together), (planned().whole(), 2 * together)] {
+            planned.say_images(&pixels).unwrap();
+            let shapes = planned.state.into_inner().unwrap().shapes;
+            assert!(!shapes.is_empty() && shapes.iter().all(|shape| shape.inputs[0].dims[0] == at_once));
+        }
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::tensor::Tensor;
 pub struct Holding {
     planning: Planning,
     pub(super) packed: Arc<PackedFiles>,
+    /// Whether a device computes, which takes all images at once.
+    pub(super) on_device: bool,
 }
 
 impl Holding {
@@ -32,7 +34,7 @@ impl Pipeline {
             Held::Lean => Planning::Never,
             Held::Fast | Held::Cached => Planning::AtOnce,
         };
-        self.holding = Holding { planning, packed: Arc::default() };
+        (self.holding.planning, self.holding.packed) = (planning, Arc::default());
         if matches!(held, Held::Lean | Held::Fast) {
             return None;
         }
@@ -61,14 +63,15 @@ impl Pipeline {
                 format!("packed weights: mapped ({})", files.join(", "))
             };
             said = said.or_else(|| Some(how()));
-            self.holding = Holding { planning: Planning::AtOnce, packed: Arc::new(packed) };
+            (self.holding.planning, self.holding.packed) = (Planning::AtOnce, Arc::new(packed));
         }
         said
     }
 
     /// The network for inference, its weights held as was asked.
     pub fn planned(&self) -> Planned<'_> {
-        Planned::with(&self.network, self.holding.planning, self.holding.packed.clone())
+        let planned = Planned::with(&self.network, self.holding.planning, self.holding.packed.clone());
+        if self.holding.on_device { planned.whole() } else { planned }
     }
 
     /// Those that are multiplied with and can be kept packed.

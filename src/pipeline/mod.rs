@@ -180,6 +180,7 @@ impl Pipeline {
         self.network.visit_all("", &mut |_, p| bytes += p.meta().bytes());
         gpu.fits(bytes as u64, "this model", "One in fewer bits takes less (tier convert --dtype)").at(&self.path)?;
         self.network.visit_all("", &mut |_, p| *p = p.to_device(gpu));
+        self.holding.on_device = true;
         Ok(())
     }
 
