@@ -166,11 +166,12 @@ impl<'n> Planned<'n> {
     }
 
     fn say(&self, x: &[Tensor], eager: &(dyn Fn(&[Tensor]) -> Option<Said> + Sync)) -> Option<Said> {
-        let said: Vec<Said> = self.parts(x).iter().map(|x| self.say_part(x, eager)).collect::<Option<_>>()?;
-        let says = said.first().map(|(output, embeddings)| [output.is_some(), embeddings.is_some()])?;
-        if said.len() == 1 {
-            return said.into_iter().next();
+        let parts = self.parts(x);
+        if let [x] = &parts[..] {
+            return self.say_part(x, eager);
         }
+        let said: Vec<Said> = parts.iter().map(|x| self.say_part(x, eager)).collect::<Option<_>>()?;
+        let says = said.first().map(|(output, embeddings)| [output.is_some(), embeddings.is_some()])?;
         let lists: Vec<Vec<Tensor>> = said.into_iter().map(|said| listed(Some(said))).collect();
         let whole = |i: usize| Tensor::concat(&lists.iter().map(|list| &list[i]).collect::<Vec<_>>(), 0);
         Some(told((0..lists[0].len()).map(whole).collect(), says))
