@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::conv::Window;
-use crate::float::Float;
+use crate::float::{Float, as_f32, as_f32_mut};
 use crate::par::{self, Shared};
 use crate::resize::Table;
 use crate::simd::{Simd, SimdOp, dispatch};
@@ -21,42 +21,76 @@ struct Max<'a, F> {
     index: Option<&'a mut [i32]>,
 }
 
+/// Vectors of channels that are gone through a window with at a time.
+const TOGETHER: usize = 4;
+
+/// The first of equals stays, NaN wins over numbers.
+#[inline(always)]
+fn wins<F: Float>(x: F, y: F) -> bool {
+    x > y || (x.is_nan() && !y.is_nan())
+}
+
+/// The largest of a channel's numbers at some places of a map, for `N` vectors of channels, or a part of a vector.
+#[inline(always)]
+fn largest<S: Simd, const N: usize>(s: S, map: &[f32], places: &[usize], channels: Range<usize>, y: &mut [f32]) {
+    let mut most = [s.splat(f32::NEG_INFINITY); N];
+    for place in places {
+        let x = &map[place + channels.start..place + channels.end];
+        for v in 0..N {
+            let x = s.load_at(x, v * S::LANES, f32::NEG_INFINITY);
+            // As `wins` has it: a sum with NaN is one.
+            most[v] = s.select(s.eq(x, x), s.max(x, most[v]), s.add(most[v], x));
+        }
+    }
+    for v in 0..N {
+        s.store_at(most[v], &mut y[channels.clone()], v * S::LANES);
+    }
+}
+
 impl<F: Float> SimdOp for Max<'_, F> {
     type Output = ();
     #[inline(always)]
-    fn eval<S: Simd>(mut self, _: S) {
-        let ([h, w], c) = (self.size, self.c);
-        let positions = self.rows.flat_map(|row| (0..self.grid[1]).map(move |j| (row, j)));
+    fn eval<S: Simd>(mut self, s: S) {
+        let ([h, w], [oh, ow], c) = (self.size, self.grid, self.c);
+        let inside = |axis: usize, i: usize, t: usize, size: usize| {
+            usize::try_from(self.window.place(axis, i, t)).ok().filter(|&place| place < size)
+        };
+        let positions = self.rows.clone().flat_map(|row| (0..ow).map(move |j| (row, j)));
+        // Where the pixels of a window are.
+        let mut places = Vec::with_capacity(self.window.kernel[0] * self.window.kernel[1]);
         for (k, ((row, j), y)) in positions.zip(self.y.chunks_exact_mut(c)).enumerate() {
-            let (n, i) = (row / self.grid[0], row % self.grid[0]);
+            let (n, i) = (row / oh, row % oh);
+            let map = &self.x[n * h * w * c..][..h * w * c];
+            places.clear();
+            for row in (0..self.window.kernel[0]).filter_map(|a| inside(0, i, a, h)) {
+                let cols = (0..self.window.kernel[1]).filter_map(|b| inside(1, j, b, w));
+                places.extend(cols.map(|col| (row * w + col) * c));
+            }
+            if let (None, Some(map)) = (&self.index, as_f32(map)) {
+                let y = as_f32_mut(y).expect("same type as the map");
+                let whole = c / (TOGETHER * S::LANES) * TOGETHER * S::LANES;
+                for first in (0..whole).step_by(TOGETHER * S::LANES) {
+                    largest::<S, TOGETHER>(s, map, &places, first..first + TOGETHER * S::LANES, y);
+                }
+                for first in (whole..c).step_by(S::LANES) {
+                    largest::<S, 1>(s, map, &places, first..c.min(first + S::LANES), y);
+                }
+                continue;
+            }
             let mut index = self.index.as_mut().map(|index| &mut index[k * c..(k + 1) * c]);
             y.fill(F::NEG_INFINITY);
             index.iter_mut().for_each(|index| index.fill(-1));
-            for a in 0..self.window.kernel[0] {
-                let row = self.window.place(0, i, a);
-                if row < 0 || row >= h as isize {
+            for &place in &places {
+                let x = &map[place..place + c];
+                let Some(index) = &mut index else {
+                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = if wins(x, *y) { x } else { *y });
                     continue;
-                }
-                for b in 0..self.window.kernel[1] {
-                    let col = self.window.place(1, j, b);
-                    if col < 0 || col >= w as isize {
-                        continue;
-                    }
-                    let at = row as usize * w + col as usize;
-                    let x = &self.x[(n * h * w + at) * c..][..c];
-                    // The first of equals stays, NaN wins over numbers.
-                    let wins = |x: F, y: F| x > y || (x.is_nan() && !y.is_nan());
-                    match &mut index {
-                        Some(index) => {
-                            for ((y, index), &x) in y.iter_mut().zip(index.iter_mut()).zip(x) {
-                                // The first element wins over nothing at all.
-                                let wins = wins(x, *y) || *index < 0;
-                                *y = if wins { x } else { *y };
-                                *index = if wins { at as i32 } else { *index };
-                            }
-                        }
-                        None => y.iter_mut().zip(x).for_each(|(y, &x)| *y = if wins(x, *y) { x } else { *y }),
-                    }
+                };
+                for ((y, index), &x) in y.iter_mut().zip(index.iter_mut()).zip(x) {
+                    // The first element wins over nothing at all.
+                    let wins = wins(x, *y) || *index < 0;
+                    *y = if wins { x } else { *y };
+                    *index = if wins { (place / c) as i32 } else { *index };
                 }
             }
         }
@@ -196,7 +230,9 @@ mod tests {
                 let (padding, dilation) = (pair(&mut rng, 0, 2), pair(&mut rng, 1, 2));
                 let window = Window { kernel, stride, padding, dilation };
                 let grow = if round % 20 == 0 { 60 } else { 5 };
-                let (n, c, [h, w]) = (1 + rng.below(3), 1 + rng.below(20), pair(&mut rng, 5, grow));
+                // Also more channels than stay in registers.
+                let channels = if round % 4 == 0 { 3 * 16 * TOGETHER } else { 20 };
+                let (n, c, [h, w]) = (1 + rng.below(3), 1 + rng.below(channels), pair(&mut rng, 5, grow));
                 let [oh, ow] = window.output([h, w]).unwrap();
                 let x = normals(&mut rng, n * h * w * c);
                 let dy = normals(&mut rng, n * oh * ow * c);

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::float::{Float, as_f32, as_f32_mut};
-use crate::gemm::{Finish, Mat, Right, Windows, multiply, multiply_windows};
+use crate::gemm::scratch::{self, Use};
+use crate::gemm::{Finish, Mat, Right, Windows, multiply, multiply_windows, numbers};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
 
@@ -26,6 +27,13 @@ pub(super) struct Gather<'a, F> {
     pub grid: [usize; 2],
     pub step: [usize; 2],
     pub offsets: [Vec<isize>; 2],
+}
+
+/// Windows that reach beyond no edge of their map, and where their taps lie from where such a window stands.
+pub(super) struct Inside {
+    /// Of the grid's rows and columns.
+    grid: [Range<usize>; 2],
+    pub taps: Vec<isize>,
 }
 
 /// Where results of a grid's positions go: rows `start`, `start + step`, .. of maps of `size`, and columns alike.
@@ -69,9 +77,64 @@ impl<T: Copy + Default + Send + Sync> Gather<'_, T> {
         }
     }
 
+    /// The windows that reach beyond no edge.
+    pub(super) fn inside(&self) -> Inside {
+        let along = |k: usize| {
+            let (step, size) = (self.step[k] as isize, self.size[k] as isize);
+            let [low, high] = [self.offsets[k].iter().min(), self.offsets[k].iter().max()].map(|o| *o.unwrap_or(&0));
+            let first = (-low).max(0).unsigned_abs().div_ceil(self.step[k]);
+            first..((size - 1 - high).div_euclid(step) + 1).clamp(0, self.grid[k] as isize) as usize
+        };
+        let (wide, c) = (self.size[1] as isize, self.channels as isize);
+        let [rows, cols] = &self.offsets;
+        let taps = rows.iter().flat_map(|row| cols.iter().map(move |col| (row * wide + col) * c)).collect();
+        Inside { grid: [along(0), along(1)], taps }
+    }
+
+    /// Where a window stands that is [`Inside`].
+    #[inline(always)]
+    pub(super) fn stands(&self, inside: &Inside, [n, i, j]: [usize; 3]) -> Option<isize> {
+        let ([h, w], [down, right]) = (self.size, self.step);
+        let is_inside = inside.grid[0].contains(&i) && inside.grid[1].contains(&j);
+        is_inside.then(|| (((n * h + i * down) * w + j * right) * self.channels) as isize)
+    }
+
     /// Whether windows are the pixels themselves: then there is no step, or but one pixel.
     pub(super) fn is_plain(&self) -> bool {
         self.grid == self.size && self.offsets.iter().all(|o| o[..] == [0])
+    }
+
+    /// Where windows over few channels have taps that lie side by side along a row: columns before a map's own, and columns in all, so that no
+    /// window reaches beyond them.
+    pub(super) fn columns(&self) -> Option<[usize; 2]> {
+        let (c, cols) = (self.channels, &self.offsets[1]);
+        let (first, last) = (*cols.first()?, *cols.last()?);
+        let side_by_side = cols.iter().zip(first..).all(|(&o, run)| o == run);
+        if !side_by_side || c >= RUN || cols.len() * c < RUN {
+            return None;
+        }
+        let left = first.min(0).unsigned_abs();
+        let end = ((self.grid[1].max(1) - 1) * self.step[1]).saturating_add_signed(last + 1);
+        Some([left, left + end.max(self.size[1])])
+    }
+
+    /// Such windows with a row of taps as one, and how many numbers that has, over copies of the maps with so many columns, a row by `copy`.
+    pub(super) fn by_rows<'s, U: Copy + Default + Send>(
+        &self,
+        [left, wide]: [usize; 2],
+        maps: &'s mut [U],
+        copy: impl Fn(&[T], &mut [U]) + Sync,
+    ) -> (Gather<'s, U>, usize) {
+        let ([h, w], c) = (self.size, self.channels);
+        par::chunks_mut(maps, wide * c, wide * c / 8, |row, out| {
+            out[..left * c].fill(U::default());
+            copy(&self.source[row * w * c..][..w * c], &mut out[left * c..][..w * c]);
+            out[(left + w) * c..].fill(U::default());
+        });
+        let [rows, cols] = &self.offsets;
+        let offsets = [rows.clone(), vec![cols[0] + left as isize]];
+        let (n, grid, step) = (self.n, self.grid, self.step);
+        (Gather { source: maps, n, size: [h, wide], channels: c, grid, step, offsets }, cols.len() * c)
     }
 
     /// Windows of `rows`, restricted to some channels, as a matrix [positions, taps * channels]: packed into `scratch`,
@@ -247,6 +310,16 @@ impl<F: Float> Gather<'_, F> {
             }
             return;
         }
+        if let (true, Some(columns)) = (in_place && groups == 1 && as_f32(self.source).is_some(), self.columns()) {
+            let y = as_f32_mut(y).expect("same type as the map");
+            let (matrix, finish) = matrix(0).single().zip(finish.single()).expect("same type as the map");
+            let len = self.n * self.size[0] * columns[1] * self.channels;
+            let mut lines = scratch::take(Use::Maps, len);
+            let copy = |x: &[F], y: &mut [f32]| y.copy_from_slice(as_f32(x).expect("as said"));
+            let (windows, run) = self.by_rows(columns, &mut numbers(&mut lines)[..len], copy);
+            windows.multiply_in_place(windows.source, 0..run, matrix, y, outputs, finish);
+            return scratch::give(Use::Maps, lines);
+        }
         let work = depth * o * groups / 8 + depth * groups;
         self.blocks(self.block_of_copies(depth, target), work, outputs, y, target, |rows, scratch, into, shared| {
             for group in 0..groups {
@@ -266,17 +339,24 @@ impl<F: Float> Gather<'_, F> {
         outputs: usize,
         finish: Finish<'_, f32>,
     ) {
-        let taps = self.offsets[0].len() * self.offsets[1].len();
-        let zeros = vec![0.0f32; channels.len()];
+        let (inside, zeros) = (self.inside(), vec![0.0f32; channels.len()]);
+        let taps = inside.taps.len();
         let locate = |rows: Range<usize>, tall: usize, table: &mut [*const f32]| {
-            let mut at = self.position(rows.start);
-            for r in 0..rows.len() {
-                let places = &mut table[r / tall * tall * taps + r % tall..];
-                places.iter_mut().step_by(tall).take(taps).for_each(|place| *place = zeros.as_ptr());
-                self.each_tap(at, |tap, from| {
-                    places[tap * tall] = source.as_ptr().wrapping_add(channels.start + from);
-                });
-                at = self.next(at);
+            let (mut at, start) = (self.position(rows.start), source.as_ptr().wrapping_add(channels.start));
+            for (t, first) in rows.clone().step_by(tall).enumerate() {
+                for r in 0..tall.min(rows.end - first) {
+                    let places = table[t * tall * taps + r..].iter_mut().step_by(tall);
+                    if let Some(stands) = self.stands(&inside, at) {
+                        let start = start.wrapping_offset(stands);
+                        places.zip(&inside.taps).for_each(|(place, &tap)| *place = start.wrapping_offset(tap));
+                    } else {
+                        places.take(taps).for_each(|place| *place = zeros.as_ptr());
+                        self.each_tap(at, |tap, from| {
+                            table[(t * taps + tap) * tall + r] = start.wrapping_add(from);
+                        });
+                    }
+                    at = self.next(at);
+                }
             }
         };
         let windows = Windows { rows: self.items(), taps, channels: channels.len(), locate: &locate };

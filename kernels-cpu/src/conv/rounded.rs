@@ -1,6 +1,7 @@
 //! Convolution of maps in bf16, or rounded to it, with weights of bf16, in one group: products of bf16 over gathered windows, whose sums are f32.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use half::bf16;
 
@@ -14,8 +15,8 @@ use crate::gemm::{
 use crate::par;
 use crate::simd::{Simd, SimdOp, dispatch};
 
-/// Numbers that are rounded at a time.
-const VECTOR: usize = 16;
+/// A window's numbers that lie side by side, where they are few.
+const SHORT: usize = 32;
 /// Numbers of maps that are rounded before their windows are multiplied, where a map does not have more.
 const TOGETHER: usize = 1 << 19;
 
@@ -106,7 +107,7 @@ pub(super) fn multiply<T: Rounds + Default>(
     y: &mut [f32],
     target: Target,
 ) {
-    let [depth, outputs] = matrix.size();
+    let [_, outputs] = matrix.size();
     if outputs == 0 || windows.items() == 0 {
         return;
     }
@@ -114,6 +115,26 @@ pub(super) fn multiply<T: Rounds + Default>(
     if !windows.is_plain() && target.is_whole(windows.grid) && channels >= RUN && matrix.reads_windows(channels) {
         return multiply_in_place(windows, matrix, finish, y);
     }
+    if let Some(columns) = windows.columns().filter(|_| target.is_whole(windows.grid)) {
+        let len = windows.n * windows.size[0] * columns[1] * channels;
+        let mut lines = scratch::take(Use::Maps, len.div_ceil(2));
+        let (rows, run) = windows.by_rows(columns, &mut halves(&mut lines)[..len], |x, y| round(x, y));
+        multiply_rounded(&rows, run, matrix, finish, y, target);
+        return scratch::give(Use::Maps, lines);
+    }
+    multiply_rounded(windows, channels, matrix, finish, y, target);
+}
+
+/// As [`multiply`], of windows that are rounded block by block, with so many numbers at a tap.
+fn multiply_rounded<T: Rounds + Default>(
+    windows: &Gather<'_, T>,
+    channels: usize,
+    matrix: &Packed,
+    finish: Finish<'_, f32>,
+    y: &mut [f32],
+    target: Target,
+) {
+    let [depth, outputs] = matrix.size();
     let (block, work) = (windows.even(windows.block(depth)), depth * outputs / 32 + depth);
     windows.blocks(block, work, outputs, y, target, |rows, _, into, shared| {
         let finish = finish.part(rows.start, outputs, 0..outputs);
@@ -122,7 +143,7 @@ pub(super) fn multiply<T: Rounds + Default>(
         let data = &mut halves(&mut lines)[..rows.len() * apart];
         let round = |i: usize, out: &mut [bf16]| {
             let first = rows.start + i * PACKED_ROWS;
-            dispatch(RoundWindows { windows, first, depth, whole, apart, out });
+            dispatch(RoundWindows { windows, first, channels, depth, whole, apart, out });
         };
         if shared {
             par::chunks_mut(data, PACKED_ROWS * apart, PACKED_ROWS * depth / 4, round);
@@ -154,7 +175,7 @@ fn multiply_in_place<T: Rounds + Default>(
     }
     let (map, positions) = (h * w * channels, windows.grid[0] * windows.grid[1]);
     let together = (TOGETHER / map.max(1)).max(1);
-    let mut lines = scratch::take(Use::Operand, (map * together.min(windows.n)).div_ceil(2));
+    let mut lines = scratch::take(Use::Maps, (map * together.min(windows.n)).div_ceil(2));
     for first in (0..windows.n).step_by(together) {
         let maps = together.min(windows.n - first);
         round(&windows.source[first * map..][..maps * map], &mut halves(&mut lines)[..maps * map]);
@@ -166,13 +187,14 @@ fn multiply_in_place<T: Rounds + Default>(
             finish,
         );
     }
-    scratch::give(Use::Operand, lines);
+    scratch::give(Use::Maps, lines);
 }
 
 /// Windows from a position on, rounded to bf16, each with zeros to `whole` numbers, as rows `apart`.
 struct RoundWindows<'a, T> {
     windows: &'a Gather<'a, T>,
     first: usize,
+    channels: usize,
     depth: usize,
     whole: usize,
     apart: usize,
@@ -183,17 +205,29 @@ impl<T: Rounds + Default> SimdOp for RoundWindows<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, _: S) {
-        let (windows, mut at) = (self.windows, self.windows.position(self.first));
+        let (windows, inside) = (self.windows, self.windows.inside());
+        let (mut at, c) = (windows.position(self.first), self.channels);
+        // So many numbers at once where there is room, without a call for so few: what comes after writes over what is too much.
+        let copy = |from: usize, run: Range<usize>, line: &mut [bf16]| {
+            let [x, y] = [from..from + SHORT, run.start..run.start + SHORT];
+            if let (true, Some(x), Some(y)) = (run.len() <= SHORT, windows.source.get(x), line.get_mut(y)) {
+                (0..SHORT).for_each(|i| y[i] = bf16::from_bits(x[i].rounded()));
+            } else {
+                let x = &windows.source[from..from + run.len()];
+                line[run].iter_mut().zip(x).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
+            }
+        };
         for line in self.out.chunks_exact_mut(self.apart) {
-            windows.each_run(at, &(0..windows.channels), |run, from| {
-                let Some(from) = from else { return line[run].fill(bf16::ZERO) };
-                // Whole vectors where there is room: what comes after writes over what is too much.
-                let vectors = run.len().next_multiple_of(VECTOR);
-                let fits = from + vectors <= windows.source.len() && run.start + vectors <= line.len();
-                let len = if fits { vectors } else { run.len() };
-                let (x, y) = (&windows.source[from..from + len], &mut line[run.start..run.start + len]);
-                y.iter_mut().zip(x).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
-            });
+            if let Some(stands) = windows.stands(&inside, at) {
+                for (t, &tap) in inside.taps.iter().enumerate() {
+                    copy((stands + tap) as usize, t * c..(t + 1) * c, line);
+                }
+            } else {
+                windows.each_run(at, &(0..c), |run, from| match from {
+                    Some(from) => copy(from, run, line),
+                    None => line[run].fill(bf16::ZERO),
+                });
+            }
             line[self.depth..self.whole].fill(bf16::ZERO);
             at = windows.next(at);
         }

@@ -117,6 +117,9 @@ fn every_tier_gives_the_definition_and_its_adjoints() {
         (1, 48, 32, Window { padding: [2, 0], ..Window::square(3, 1, 0) }),
         (3, 3, 6, Window::square(2, 1, 0)),
         (1, 3, 4, Window::square(3, 3, 0)),
+        // Rows of taps that lie side by side, also where all of them lie outside.
+        (1, 3, 33, Window::square(7, 2, 3)),
+        (1, 1, 5, Window { kernel: [2, 16], stride: [2, 5], padding: [3, 19], dilation: [3, 1] }),
     ] {
         let conv = Conv2d { n: 2, size: [11, 11], input, output, groups, window };
         let [nx, nw, ny] = conv.lengths();

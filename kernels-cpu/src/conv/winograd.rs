@@ -20,6 +20,8 @@ use crate::simd::{Simd, SimdOp, array, dispatch};
 const VECTOR: usize = 16;
 /// With fewer channels, transforms take longer than the multiplications that they save.
 const FEWEST: usize = 32;
+/// With fewer tiles, the products wait for a weight that is 16/9 of its size.
+const FEWEST_TILES: usize = 16;
 /// Outputs whose products a job keeps at a time.
 const GROUP: usize = 64;
 /// Numbers of a job's transformed inputs and products, which stay in a second-level cache of 2 MiB beside the weight.
@@ -30,8 +32,7 @@ const ROWS: usize = 28;
 /// A weight as the products read it: of every group of outputs, the matrix [channels, outputs] of each of the 16 elements.
 pub(super) struct Weight(Vec<Vec<Packed>>);
 
-/// Whether a convolution is computed so. It depends on the sizes of one map alone, so that bits do not depend on how many there are. With few
-/// tiles the products would wait for a weight that is 16/9 of its size.
+/// Whether a convolution is computed so. It depends on the sizes of one map alone, so that bits do not depend on how many there are.
 pub(super) fn serves(conv: &Conv2d) -> bool {
     let plain = conv.groups == 1 && conv.window.kernel == [3, 3] && conv.window.stride == [1, 1];
     let wide = |channels: usize| channels >= FEWEST && channels.is_multiple_of(VECTOR);
@@ -39,7 +40,7 @@ pub(super) fn serves(conv: &Conv2d) -> bool {
         && conv.window.dilation == [1, 1]
         && wide(conv.input)
         && wide(conv.output)
-        && Tiles::new(conv, &[]).of_a_map() >= ROWS
+        && Tiles::new(conv, &[]).of_a_map() >= FEWEST_TILES
 }
 
 /// Tiles that a job has at most.
@@ -485,7 +486,8 @@ mod tests {
         let plain = Window::square(3, 1, 1);
         for (conv, served) in [
             (conv(14, 64, 32, plain), true),
-            (conv(7, 64, 32, plain), false),
+            (conv(7, 64, 32, plain), true),
+            (conv(6, 64, 32, plain), false),
             (conv(14, 64, 16, plain), false),
             (conv(14, 40, 32, plain), false),
             (conv(14, 64, 64, Window::square(3, 2, 1)), false),

@@ -23,6 +23,8 @@ pub(crate) enum Use {
     Operand,
     /// What it makes of them.
     Result,
+    /// Maps with the columns or in the type that windows are read in.
+    Maps,
 }
 
 /// What a buffer's content is known by.
@@ -48,8 +50,8 @@ impl Name {
 
 #[cfg(feature = "std")]
 std::thread_local! {
-    static KEPT: core::cell::RefCell<[(Name, Vec<Line>); 7]> =
-        const { core::cell::RefCell::new([const { (Name::NONE, Vec::new()) }; 7]) };
+    static KEPT: core::cell::RefCell<[(Name, Vec<Line>); 8]> =
+        const { core::cell::RefCell::new([const { (Name::NONE, Vec::new()) }; 8]) };
 }
 
 /// Room for `len` numbers.

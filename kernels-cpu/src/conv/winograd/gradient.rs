@@ -333,7 +333,8 @@ mod tests {
             (conv(5, 14, 64), false),
             (conv(2, 28, 64), true),
             (conv(1, 28, 64), false),
-            (conv(100, 7, 64), false),
+            (conv(100, 7, 64), true),
+            (conv(100, 6, 64), false),
             (conv(8, 14, 16), false),
         ] {
             assert_eq!(serves(&conv), served, "{conv:?}");
