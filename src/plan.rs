@@ -13,6 +13,7 @@ use kernels_cpu::map::Unary;
 use kernels_cpu::par;
 
 use crate::device;
+use crate::dtype::DType;
 use crate::layout::Layout;
 use crate::op::{Meta, Op};
 use crate::profile::{self, Cost};
@@ -24,6 +25,11 @@ use trace::{Origin, Slot, Trace, Traced};
 pub trait Prepared: Send + Sync {
     /// Whether more can be joined to it.
     fn joins(&self) -> bool;
+
+    /// Whether its result may be rounded to bf16 besides, as `out` then says, and what is added to it be so.
+    fn rounds(&self) -> bool {
+        false
+    }
 
     /// y = act(f(x) + residual) with x the inputs that are not constant: the bits of the steps one by one.
     fn run(&self, x: &[&Tensor], joined: Joined<'_>, out: Meta) -> Tensor;
@@ -78,6 +84,8 @@ pub enum Role {
     Add,
     /// A function of one tensor, element by element.
     Activation(Unary),
+    /// Numbers of f32 to bf16, or to f32 again.
+    Cast(DType),
     /// Not at all.
     Other,
 }
@@ -148,8 +156,10 @@ impl Plan {
             uses,
             steps: Vec::new(),
             maker: vec![None; metas.len()],
+            waiting: HashMap::new(),
         };
         steps.into_iter().for_each(|step| builder.add(step));
+        outputs.iter().for_each(|&slot| builder.needs(slot));
         let mut steps = builder.steps;
 
         let mut seen: Vec<bool> = vec![false; metas.len()];
@@ -281,6 +291,8 @@ struct Builder<'a> {
     steps: Vec<Step>,
     /// The step that makes a value.
     maker: Vec<Option<usize>>,
+    /// Values that are widened from bf16, which is done once a step needs them so.
+    waiting: HashMap<Slot, Traced>,
 }
 
 impl<'a> Builder<'a> {
@@ -295,6 +307,23 @@ impl<'a> Builder<'a> {
         if self.join(&traced) {
             return;
         }
+        let from = |i: usize| self.metas[traced.inputs[i]].dtype;
+        if traced.op.role() == Role::Cast(DType::F32) && from(0) == DType::BF16 {
+            self.waiting.insert(traced.outputs[0], traced);
+            return;
+        }
+        traced.inputs.iter().for_each(|&slot| self.needs(slot));
+        self.step(traced);
+    }
+
+    /// Sees to it that a value is made.
+    fn needs(&mut self, slot: Slot) {
+        if let Some(traced) = self.waiting.remove(&slot) {
+            self.step(traced);
+        }
+    }
+
+    fn step(&mut self, traced: Traced) {
         let Traced { op, inputs, out, outputs } = traced;
         let metas: Vec<Meta> = inputs.iter().map(|&slot| self.metas[slot]).collect();
         let constants: Vec<Option<&Tensor>> = inputs.iter().map(|&slot| self.constant(slot)).collect();
@@ -313,33 +342,40 @@ impl<'a> Builder<'a> {
         self.steps.push(Step { name, work, inputs, out, outputs, last: Vec::new(), flops });
     }
 
-    /// Adds a sum or an activation to the prepared step that makes its input, if nothing else needs that.
+    /// Adds a sum, an activation or a rounding to the prepared step that makes its input, if nothing else needs that.
     fn join(&mut self, traced: &Traced) -> bool {
         let (role, slots) = (traced.op.role(), &traced.inputs);
         let candidates: &[(usize, Option<usize>)] = match role {
             Role::Add => &[(1, Some(0)), (0, Some(1))],
-            Role::Activation(_) => &[(0, None)],
-            Role::Other => &[],
+            Role::Activation(_) | Role::Cast(DType::BF16) => &[(0, None)],
+            Role::Cast(_) | Role::Other => &[],
         };
         for &(i, other) in candidates {
             let (made, other) = (slots[i], other.map(|other| slots[other]));
             let Some(at) = self.maker[made].filter(|_| self.uses[made] == 1) else { continue };
+            // What waits to be widened is added as it is.
+            let narrow = other.and_then(|other| self.waiting.get(&other)).map(|traced| traced.inputs[0]);
+            let added = narrow.or(other);
             // What is added has the sum's dims, and is there before.
-            let fits = self.metas[made] == traced.out
-                && other.is_none_or(|other| {
-                    self.metas[other] == traced.out && other != made && self.maker[other].is_none_or(|maker| maker < at)
-                });
-            let Step { work: Work::Prepared { op, residual, act }, inputs, outputs, .. } = &mut self.steps[at] else {
+            let fits = self.metas[made].dims == traced.out.dims
+                && other.is_none_or(|other| self.metas[other] == traced.out && other != made)
+                && added.is_none_or(|added| self.maker[added].is_none_or(|maker| maker < at));
+            let Step { work: Work::Prepared { op, residual, act }, inputs, outputs, out, .. } = &mut self.steps[at]
+            else {
                 continue;
             };
-            if !fits || !op.joins() || act.is_some() || (*residual && other.is_some()) {
+            let may = if narrow.is_some() || matches!(role, Role::Cast(_)) { op.rounds() } else { op.joins() };
+            let over = out.dtype != self.metas[made].dtype || out.dtype == DType::BF16;
+            if !fits || !may || over || role == Role::Add && (act.is_some() || *residual) {
                 continue;
             }
             match role {
+                Role::Activation(_) if act.is_some() => continue,
                 Role::Activation(f) => *act = Some(f),
-                _ => *residual = true,
+                Role::Add => *residual = true,
+                _ => *out = traced.out,
             }
-            inputs.extend(other);
+            inputs.extend(added);
             outputs.clone_from(&traced.outputs);
             self.maker[traced.outputs[0]] = Some(at);
             return true;
@@ -447,6 +483,38 @@ mod tests {
         let counted: Vec<(&str, u64)> = costs.iter().filter(|c| c.flops > 0).map(|c| (&c.name[..], c.flops)).collect();
         // Two for each term of each element.
         assert_eq!(counted, [("conv2d+add+relu", 2 * 200 * 27), ("linear", 2 * 300 * 4), ("matmul", 2 * 1250 * 6)]);
+    }
+
+    /// As a residual network in bf16 has it: maps are kept rounded, and what is added is widened where it is added.
+    #[test]
+    fn roundings_join_convolutions_and_what_is_rounded_is_added_as_it_is() {
+        use crate::ops::conv::Conv2d;
+        let half = |x: &Tensor| x.to_dtype(DType::BF16);
+        let wide = |x: &Tensor| x.to_dtype(DType::F32);
+        let (narrow, again) = (half(&drawn([40, 32, 1, 1], 1)), half(&drawn([32, 40, 3, 3], 2)));
+        let f = |x: &[Tensor]| {
+            let x = half(&x[0]);
+            let y = half(&x.conv2d(&narrow, None, Conv2d::default()).relu());
+            let y = half(&(&y.conv2d(&again, Some(&drawn([32], 3)), Conv2d::new(1, 1)) + &wide(&x)).relu());
+            // Without an activation, in the other order, and of another map than the one that is read.
+            let z = half(&(&wide(&y) + &x.conv2d(&half(&drawn([32, 32, 1, 1], 4)), None, Conv2d::default())));
+            // Not to be joined: what is added is needed in f32 besides, and the sum is not rounded.
+            let added = wide(&z);
+            let u = &z.conv2d(&again.narrow(1, 0, 32), None, Conv2d::new(1, 1)) + &added;
+            vec![wide(&y), u, added]
+        };
+        let x = [drawn([2, 5, 6, 32], 5)];
+        let (plan, first) = Plan::new(&x, f);
+        for (got, expected) in plan.run(&x).iter().zip(f(&x)).chain(first.iter().zip(f(&x))) {
+            assert_eq!(got.to_vec::<f32>(), expected.to_vec::<f32>());
+        }
+        let titles: Vec<String> = plan.steps.iter().map(Step::title).collect();
+        let prepared = ["cast", "conv2d+relu", "conv2d+add+relu", "conv2d+add", "conv2d+add", "cast", "cast"];
+        if kernels_cpu::gemm::bf16_is_quick() {
+            assert_eq!(titles, prepared);
+            let halves = plan.steps.iter().filter(|step| step.out.dtype == DType::BF16).count();
+            assert_eq!(halves, 4);
+        }
     }
 
     #[test]

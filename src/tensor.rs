@@ -286,6 +286,9 @@ impl Tensor {
         if let (DType::F32, DType::BF16) = (self.dtype, dtype) {
             return Self::write(*self.dims(), |out| kernels_cpu::gemm::round(from.as_slice::<f32>(), out));
         }
+        if let (DType::BF16, DType::F32) = (self.dtype, dtype) {
+            return Self::write(*self.dims(), |out| kernels_cpu::gemm::widen(from.as_slice(), out));
+        }
         for_dtype!(self.dtype, A => for_dtype!(dtype, B => Self::write(*self.dims(), |out: &mut [B]| {
             for (o, x) in out.iter_mut().zip(from.as_slice::<A>()) {
                 *o = B::from_f64(x.to_f64());

@@ -229,13 +229,7 @@ impl Conv2d {
     /// # Panics
     /// If lengths do not fit the sizes.
     pub fn forward_packed(&self, x: &[f32], weight: &PackedWeight, finish: Finish<'_, f32>, y: &mut [f32]) {
-        let [x_len, _, y_len] = self.lengths();
-        assert!(
-            [x_len, y_len] == [x.len(), y.len()]
-                && finish.bias.is_none_or(|b| b.len() == self.output)
-                && finish.residual.is_none_or(|r| r.len() == y_len),
-            "conv2d: lengths for {self:?}"
-        );
+        self.check_finish(x.len(), y.len(), &finish);
         match &weight.0 {
             Order::Winograd(weight) => weight.multiply(self, x, finish, y),
             Order::Rounded(weight) => {
@@ -249,6 +243,17 @@ impl Conv2d {
                 self.windows(x).multiply(self.groups, &matrix, self.output, finish, y, target);
             }
         }
+    }
+
+    #[track_caller]
+    fn check_finish<F, C>(&self, x: usize, y: usize, finish: &Finish<'_, F, C>) {
+        let [x_len, _, y_len] = self.lengths();
+        assert!(
+            [x_len, y_len] == [x, y]
+                && finish.bias.is_none_or(|b| b.len() == self.output)
+                && finish.residual.is_none_or(|r| r.len() == y_len),
+            "conv2d: lengths for {self:?}"
+        );
     }
 
     fn taps(&self) -> [Vec<usize>; 2] {

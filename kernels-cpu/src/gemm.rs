@@ -16,6 +16,7 @@ mod rounded;
 pub(crate) mod scratch;
 mod tile;
 mod words;
+mod written;
 
 use crate::float::{Float, as_f32, as_f32_mut, as_f64, as_f64_mut};
 use crate::isa::Isa;
@@ -23,12 +24,14 @@ use crate::map::{self, Unary};
 use crate::par;
 
 pub use narrow::{Numbers, packing};
+
 pub(crate) use nest::MOST_PACKED_BYTES;
 pub(crate) use pack::numbers;
 pub use packed::{Kept, Packed};
-pub(crate) use rounded::halves;
-pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, multiply_halves, round};
+pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, round, widen};
+pub(crate) use rounded::{halves, multiply_halves};
 use words::Words;
+pub(crate) use written::Written;
 
 /// A matrix anywhere in a slice: any transpose, any slice of a larger array.
 #[derive(Clone, Copy, Debug)]
@@ -94,16 +97,16 @@ pub fn gemm_def<F: Float>(a: Mat<'_, F>, b: Mat<'_, F>, accumulate: bool, c: &mu
 
 /// What a product becomes on its way out: act(A B + bias + residual), each where it is given.
 #[derive(Clone, Copy, Debug)]
-pub struct Finish<'a, F> {
+pub struct Finish<'a, F, C = F> {
     /// A number per column.
     pub bias: Option<&'a [F]>,
-    /// A matrix of the product's size with rows as far apart as those of C.
-    pub residual: Option<&'a [F]>,
+    /// A matrix of the product's size with rows as far apart as those of C, and its numbers.
+    pub residual: Option<&'a [C]>,
     /// Applied last.
     pub act: Option<Unary>,
 }
 
-impl<F> Default for Finish<'_, F> {
+impl<F, C> Default for Finish<'_, F, C> {
     fn default() -> Self {
         Self { bias: None, residual: None, act: None }
     }
@@ -117,7 +120,9 @@ impl<'a, F: Float> Finish<'a, F> {
         let same = |x: Option<&'a [F]>| x.map_or(Some(None), |x| as_f32(x).map(Some));
         Some(Finish { bias: same(bias)?, residual: same(residual)?, act })
     }
+}
 
+impl<F, C> Finish<'_, F, C> {
     /// For `columns` of a product whose first row is row `row` of one with `ldc` columns.
     pub(crate) fn part(self, row: usize, ldc: usize, columns: core::ops::Range<usize>) -> Self {
         Self {
@@ -141,7 +146,7 @@ impl Packed {
 
 /// The left operand of a product in f32.
 #[derive(Clone, Copy)]
-enum Left<'a> {
+pub(crate) enum Left<'a> {
     Mat(Mat<'a, f32>),
     /// Words of narrower numbers, and the scales of rows of levels.
     Words(Mat<'a, f32>, &'a [f32]),
@@ -176,17 +181,17 @@ pub(crate) type Locate<'a> = dyn Fn(core::ops::Range<usize>, usize, &mut [*const
 ///
 /// # Panics
 /// If the sizes do not fit, or one is 0.
-pub(crate) unsafe fn multiply_windows(
+pub(crate) unsafe fn multiply_windows<C: Written>(
     a: &Windows<'_>,
     b: Right<'_, f32>,
-    c: &mut [f32],
+    c: &mut [C],
     ldc: usize,
-    finish: Finish<'_, f32>,
+    finish: Finish<'_, f32, C>,
 ) {
     let (k, n) = (a.taps * a.channels, b.cols());
     check([a.rows, k], [b.words().count(b.rows()), n], c, ldc, &finish);
     assert!(a.rows > 0 && n > 0 && k > 0, "gemm: [{}, {k}] windows times [{k}, {n}]", a.rows);
-    nest::product(b.isa(), Left::Windows(a), b, Out { c, ldc, accumulate: false, finish }, true);
+    C::product(b.isa(), Left::Windows(a), b, c, ldc, finish, true);
 }
 
 /// The right operand of a product.
@@ -288,7 +293,7 @@ pub fn gemm_batched<'a, F: Float>(
     par::chunks_mut(c, m * n, 2 * m * n * k / 16 + m * n, |i, c| gemm_serial(a(i), b(i), false, c, n, None));
 }
 
-fn check<F: Float>([m, k]: [usize; 2], [rows, n]: [usize; 2], c: &[F], ldc: usize, finish: &Finish<'_, F>) {
+fn check<F, C>([m, k]: [usize; 2], [rows, n]: [usize; 2], c: &[C], ldc: usize, finish: &Finish<'_, F, C>) {
     assert_eq!(k, rows, "gemm: [{m}, {k}] times [{rows}, {n}]");
     assert!(
         ldc >= n && finish.bias.is_none_or(|bias| bias.len() == n),
@@ -366,7 +371,7 @@ fn run<F: Float>(
         return complete(m, n, c, ldc, &finish);
     };
     let (b, finish) = b.single().zip(finish.single()).expect("same type as A");
-    let out = Out { c: as_f32_mut(c).expect("same type as A"), ldc, accumulate, finish };
+    let out = Out { c: as_f32_mut(c).expect("same type as A"), ldc, accumulate, finish, rounded: None };
     match b {
         Right::Packed(packed) if packed.words != Words::F32 => {
             narrow::narrowed(a, packed, threads, |a| nest::product(b.isa(), a, b, out, threads));
@@ -406,6 +411,8 @@ struct Out<'a> {
     ldc: usize,
     accumulate: bool,
     finish: Finish<'a, f32>,
+    /// Where it is rounded to bf16, which C then holds the sums for.
+    rounded: Option<written::Rounded<'a>>,
 }
 
 #[cfg(test)]

@@ -3,23 +3,14 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use half::bf16;
+
 use crate::conv::Window;
 use crate::float::{Float, as_f32, as_f32_mut};
+use crate::gemm::Rounds;
 use crate::par::{self, Shared};
 use crate::resize::Table;
 use crate::simd::{Simd, SimdOp, dispatch};
-
-struct Max<'a, F> {
-    x: &'a [F],
-    size: [usize; 2],
-    c: usize,
-    window: Window,
-    grid: [usize; 2],
-    rows: Range<usize>,
-    y: &'a mut [F],
-    /// Where they were found, if that is asked for.
-    index: Option<&'a mut [i32]>,
-}
 
 /// Vectors of channels that are gone through a window with at a time.
 const TOGETHER: usize = 4;
@@ -30,51 +21,125 @@ fn wins<F: Float>(x: F, y: F) -> bool {
     x > y || (x.is_nan() && !y.is_nan())
 }
 
+/// Numbers that vectors of f32 are made of, and made into.
+trait Lanes: Copy + Send + Sync {
+    /// A vector of the first numbers, the smallest where there are no more.
+    fn read<S: Simd>(s: S, x: &[Self]) -> S::F;
+    /// Writes as many as there is room for, which are such numbers.
+    fn write<S: Simd>(s: S, x: S::F, y: &mut [Self]);
+}
+
+impl Lanes for f32 {
+    #[inline(always)]
+    fn read<S: Simd>(s: S, x: &[f32]) -> S::F {
+        s.load_at(x, 0, f32::NEG_INFINITY)
+    }
+    #[inline(always)]
+    fn write<S: Simd>(s: S, x: S::F, y: &mut [f32]) {
+        s.store_at(x, y, 0);
+    }
+}
+
+impl Lanes for bf16 {
+    #[inline(always)]
+    fn read<S: Simd>(s: S, x: &[bf16]) -> S::F {
+        if let Some(x) = x.get(..S::LANES) {
+            return bf16::upper(s, x);
+        }
+        let mut lanes = [bf16::NEG_INFINITY; 16];
+        lanes[..x.len()].copy_from_slice(x);
+        bf16::upper(s, &lanes)
+    }
+    #[inline(always)]
+    fn write<S: Simd>(s: S, x: S::F, y: &mut [bf16]) {
+        let mut lanes = [0.0; 16];
+        s.store(x, &mut lanes);
+        y.iter_mut().zip(&lanes[..S::LANES]).for_each(|(y, x)| *y = bf16::from_bits((x.to_bits() >> 16) as u16));
+    }
+}
+
 /// The largest of a channel's numbers at some places of a map, for `N` vectors of channels, or a part of a vector.
 #[inline(always)]
-fn largest<S: Simd, const N: usize>(s: S, map: &[f32], places: &[usize], channels: Range<usize>, y: &mut [f32]) {
+fn largest<S: Simd, T: Lanes, const N: usize>(s: S, map: &[T], places: &[usize], channels: Range<usize>, y: &mut [T]) {
     let mut most = [s.splat(f32::NEG_INFINITY); N];
     for place in places {
         let x = &map[place + channels.start..place + channels.end];
         for v in 0..N {
-            let x = s.load_at(x, v * S::LANES, f32::NEG_INFINITY);
+            let x = T::read(s, &x[v * S::LANES..]);
             // As `wins` has it: a sum with NaN is one.
             most[v] = s.select(s.eq(x, x), s.max(x, most[v]), s.add(most[v], x));
         }
     }
     for v in 0..N {
-        s.store_at(most[v], &mut y[channels.clone()], v * S::LANES);
+        T::write(s, most[v], &mut y[channels.clone()][v * S::LANES..]);
     }
+}
+
+/// As [`largest`], of all channels.
+#[inline(always)]
+fn all_largest<S: Simd, T: Lanes>(s: S, map: &[T], places: &[usize], y: &mut [T]) {
+    let (c, step) = (y.len(), TOGETHER * S::LANES);
+    let whole = c / step * step;
+    for first in (0..whole).step_by(step) {
+        largest::<S, T, TOGETHER>(s, map, places, first..first + step, y);
+    }
+    for first in (whole..c).step_by(S::LANES) {
+        largest::<S, T, 1>(s, map, places, first..c.min(first + S::LANES), y);
+    }
+}
+
+/// Windows of maps of c channels, one after the other.
+#[derive(Clone, Copy)]
+struct Windows {
+    size: [usize; 2],
+    c: usize,
+    window: Window,
+    grid: [usize; 2],
+}
+
+impl Windows {
+    /// Which map the window in a row of all grids reads, and where the pixels are that it sees there.
+    #[inline(always)]
+    fn places(&self, row: usize, col: usize, places: &mut Vec<usize>) -> usize {
+        let ([h, w], oh) = (self.size, self.grid[0]);
+        places.clear();
+        for a in 0..self.window.kernel[0] {
+            let y = self.window.place(0, row % oh, a);
+            for b in 0..self.window.kernel[1] {
+                let x = self.window.place(1, col, b);
+                if (0..h as isize).contains(&y) && (0..w as isize).contains(&x) {
+                    places.push((y as usize * w + x as usize) * self.c);
+                }
+            }
+        }
+        row / oh
+    }
+
+    fn map<'a, T>(&self, x: &'a [T], n: usize) -> &'a [T] {
+        let len = self.size[0] * self.size[1] * self.c;
+        &x[n * len..][..len]
+    }
+}
+
+struct Max<'a, F> {
+    x: &'a [F],
+    windows: Windows,
+    rows: Range<usize>,
+    y: &'a mut [F],
+    /// Where they were found, if that is asked for.
+    index: Option<&'a mut [i32]>,
 }
 
 impl<F: Float> SimdOp for Max<'_, F> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(mut self, s: S) {
-        let ([h, w], [oh, ow], c) = (self.size, self.grid, self.c);
-        let inside = |axis: usize, i: usize, t: usize, size: usize| {
-            usize::try_from(self.window.place(axis, i, t)).ok().filter(|&place| place < size)
-        };
-        let positions = self.rows.clone().flat_map(|row| (0..ow).map(move |j| (row, j)));
-        // Where the pixels of a window are.
-        let mut places = Vec::with_capacity(self.window.kernel[0] * self.window.kernel[1]);
-        for (k, ((row, j), y)) in positions.zip(self.y.chunks_exact_mut(c)).enumerate() {
-            let (n, i) = (row / oh, row % oh);
-            let map = &self.x[n * h * w * c..][..h * w * c];
-            places.clear();
-            for row in (0..self.window.kernel[0]).filter_map(|a| inside(0, i, a, h)) {
-                let cols = (0..self.window.kernel[1]).filter_map(|b| inside(1, j, b, w));
-                places.extend(cols.map(|col| (row * w + col) * c));
-            }
+        let (c, cols, mut places) = (self.windows.c, self.windows.grid[1], Vec::new());
+        for (k, y) in self.y.chunks_exact_mut(c).enumerate() {
+            let n = self.windows.places(self.rows.start + k / cols, k % cols, &mut places);
+            let map = self.windows.map(self.x, n);
             if let (None, Some(map)) = (&self.index, as_f32(map)) {
-                let y = as_f32_mut(y).expect("same type as the map");
-                let whole = c / (TOGETHER * S::LANES) * TOGETHER * S::LANES;
-                for first in (0..whole).step_by(TOGETHER * S::LANES) {
-                    largest::<S, TOGETHER>(s, map, &places, first..first + TOGETHER * S::LANES, y);
-                }
-                for first in (whole..c).step_by(S::LANES) {
-                    largest::<S, 1>(s, map, &places, first..c.min(first + S::LANES), y);
-                }
+                all_largest(s, map, &places, as_f32_mut(y).expect("same type as the map"));
                 continue;
             }
             let mut index = self.index.as_mut().map(|index| &mut index[k * c..(k + 1) * c]);
@@ -97,6 +162,25 @@ impl<F: Float> SimdOp for Max<'_, F> {
     }
 }
 
+struct MaxOfHalves<'a> {
+    x: &'a [bf16],
+    windows: Windows,
+    rows: Range<usize>,
+    y: &'a mut [bf16],
+}
+
+impl SimdOp for MaxOfHalves<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let (cols, mut places) = (self.windows.grid[1], Vec::new());
+        for (k, y) in self.y.chunks_exact_mut(self.windows.c).enumerate() {
+            let n = self.windows.places(self.rows.start + k / cols, k % cols, &mut places);
+            all_largest(s, self.windows.map(self.x, n), &places, y);
+        }
+    }
+}
+
 /// Largest element of each window of x [n, h, w, c], and, where asked for, where it is: row * w + column, -1 (and -infinity) for a window
 /// that lies in padding alone. Ties go to the first; NaN if there is one.
 ///
@@ -109,24 +193,45 @@ pub fn max_pool2d<F: Float>(
     y: &mut [F],
     index: Option<&mut [i32]>,
 ) {
-    let grid = window.output([h, w]).unwrap_or_else(|| panic!("max_pool2d: {window:?} does not fit [{h}, {w}]"));
-    let row = grid[1] * c;
     assert!(
-        x.len() == n * h * w * c
-            && y.len() == n * grid[0] * row
-            && index.as_ref().is_none_or(|index| index.len() == y.len())
-            && h * w <= i32::MAX as usize,
+        index.as_ref().is_none_or(|index| index.len() == y.len()) && h * w <= i32::MAX as usize,
         "max_pool2d: lengths"
     );
+    let index = index.map(Shared::new);
+    each_part(x, [n, h, w, c], window, y, |windows, rows, place, y| {
+        // SAFETY: the places of these rows, each handed out once.
+        let index = index.as_ref().map(|index| unsafe { index.slice(place) });
+        dispatch(Max { x, windows, rows, y, index });
+    });
+}
+
+/// As [`max_pool2d`], of numbers in bf16.
+///
+/// # Panics
+/// As [`max_pool2d`].
+pub fn max_pool2d_halves(x: &[bf16], size: [usize; 4], window: &Window, y: &mut [bf16]) {
+    each_part(x, size, window, y, |windows, rows, _, y| dispatch(MaxOfHalves { x, windows, rows, y }));
+}
+
+/// Calls `f` with some rows of the grid, where they are in `y`, and that part of it, on several threads.
+fn each_part<T: Send>(
+    x: &[T],
+    [n, h, w, c]: [usize; 4],
+    window: &Window,
+    y: &mut [T],
+    f: impl Fn(Windows, Range<usize>, Range<usize>, &mut [T]) + Sync,
+) {
+    let grid = window.output([h, w]).unwrap_or_else(|| panic!("max_pool2d: {window:?} does not fit [{h}, {w}]"));
+    let row = grid[1] * c;
+    assert!(x.len() == n * h * w * c && y.len() == n * grid[0] * row, "max_pool2d: lengths");
     if y.is_empty() {
         return;
     }
-    let (y, index) = (Shared::new(y), index.map(Shared::new));
+    let (y, windows) = (Shared::new(y), Windows { size: [h, w], c, window: *window, grid });
     par::for_each(n * grid[0], row * window.kernel[0] * window.kernel[1] * 2, |rows| {
         let place = rows.start * row..rows.end * row;
         // SAFETY: rows of the output, each handed out once.
-        let (y, index) = unsafe { (y.slice(place.clone()), index.as_ref().map(|index| index.slice(place))) };
-        dispatch(Max { x, size: [h, w], c, window: *window, grid, rows, y, index });
+        f(windows, rows, place.clone(), unsafe { y.slice(place) });
     });
 }
 
@@ -241,6 +346,15 @@ mod tests {
                 let mut alone = vec![7.0; y.len()];
                 max_pool2d(&x, [n, h, w, c], &window, &mut alone, None);
                 assert_eq!(alone, y, "{isa} {window:?}");
+                let single = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<vec::Vec<_>>();
+                let mut singles = vec![7.0; y.len()];
+                max_pool2d(&single(&x), [n, h, w, c], &window, &mut singles, None);
+                assert_eq!(singles, single(&y), "{isa} {window:?}");
+                let half = |x: &[f64]| x.iter().map(|&x| bf16::from_f64(x)).collect::<vec::Vec<_>>();
+                let mut halves = vec![bf16::ZERO; y.len()];
+                max_pool2d_halves(&half(&x), [n, h, w, c], &window, &mut halves);
+                // Rounding keeps the order.
+                assert_eq!(halves, half(&y), "{isa} {window:?}");
                 max_pool2d_backward(&dy, &index, [n, h, w, c], &mut dx);
                 let mut slope = vec![0.0; x.len()];
                 for at in 0..y.len() {

@@ -63,6 +63,9 @@ impl<T> Strided<'_, T> {
     }
 }
 
+/// Rows of fewer elements than these are short.
+const SHORT_ROW: usize = 16;
+
 /// The elements of `src` in row-major order.
 ///
 /// # Panics
@@ -75,6 +78,18 @@ pub fn copy<T: Copy + Send + Sync>(dims: &[usize], src: Strided<'_, T>, out: &mu
     src.check(dims);
     let (dims, [strides]) = collapse(dims, [src.strides]);
     let (row, step) = (dims[dims.len() - 1], strides[strides.len() - 1]);
+    if let ([outer @ .., rows, _], [.., 1, _], ..SHORT_ROW) = (&dims[..], &strides[..], row) {
+        // The columns of a short row lie along memory: as channels do that become the last dimension.
+        let mut outer = outer.to_vec();
+        outer.push(1);
+        return par::chunks_mut(out, rows * row, rows * row * 2, |r, out| {
+            let start = src.offset as isize + row_offset(r, &outer, &strides);
+            for j in 0..row {
+                let column = &src.data[(start + j as isize * step) as usize..][..*rows];
+                out[j..].iter_mut().step_by(row).zip(column).for_each(|(o, &x)| *o = x);
+            }
+        });
+    }
     par::chunks_mut(out, row, row * 2, |r, out| {
         let start = src.offset as isize + row_offset(r, &dims, &strides);
         if step == 1 {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::Dims;
 use crate::nn::{ConvNorm, Linear, Module, Noted, Params, Statistics, join};
@@ -234,9 +235,16 @@ impl Block {
 
     fn forward(&self, x: &Tensor, statistics: &mut Statistics) -> Tensor {
         let (last, inner) = self.branch.split_last().expect("a block has convolutions");
-        let y = inner.iter().fold(x.clone(), |y, layer| layer.forward_relu(&y, None, statistics));
-        let shortcut = self.shortcut.as_ref().map_or(x.clone(), |shortcut| shortcut.forward(x, statistics));
-        last.forward_relu(&y, Some(&shortcut), statistics)
+        let y = inner.iter().fold(x.clone(), |y, layer| {
+            let y = layer.forward_relu(&y, None, statistics);
+            layer.kept(y, statistics)
+        });
+        let shortcut = self.shortcut.as_ref().map_or(x.clone(), |shortcut| {
+            let projected = shortcut.forward(x, statistics);
+            shortcut.kept(projected, statistics)
+        });
+        let y = last.forward_relu(&y, Some(&shortcut), statistics);
+        last.kept(y, statistics)
     }
 }
 
@@ -309,8 +317,9 @@ impl Resnet {
     /// Pixels [n, c, h, w] to the last map [n, rows, columns, width].
     pub fn forward(&self, pixels: &Tensor, statistics: &mut Statistics) -> Tensor {
         let x = self.stem.forward_relu(&pixels.permute(&[0, 2, 3, 1]), None, statistics);
-        let x = x.max_pool2d(Window::square(3, 2, 1));
-        self.stages.iter().fold(x, |x, blocks| stage(blocks, &x, statistics))
+        let x = self.stem.kept(x, statistics).max_pool2d(Window::square(3, 2, 1));
+        let map = self.stages.iter().fold(x, |x, blocks| stage(blocks, &x, statistics));
+        if map.dtype() == DType::BF16 { map.to_dtype(DType::F32) } else { map }
     }
 
     /// The last map [n, rows, columns, width] to logits [n, classes]; nothing where there are no classes.

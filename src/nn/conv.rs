@@ -1,6 +1,9 @@
 //! Layers of convolutional networks, on maps [n, h, w, channels].
 
+use kernels_cpu::gemm::bf16_is_quick;
+
 use super::{BatchNorm, Init, Module, Params, Statistics, join};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::conv::Conv2d as Options;
 use crate::ops::matmul::is_half;
@@ -88,7 +91,9 @@ impl ConvNorm {
             return self.norm.forward(&self.conv.forward(x), statistics);
         }
         statistics.note(None);
-        let [scale, shift] = self.norm.scale_and_shift(x.dtype());
+        // Groups are multiplied in f32.
+        let x = if self.conv.options.groups > 1 { &widened(x) } else { x };
+        let [scale, shift] = self.norm.scale_and_shift(widened_type(x.dtype()));
         let scale = scale.reshape([scale.numel(), 1, 1, 1]);
         x.conv2d(&self.folded(&scale), Some(&shift), self.conv.options)
     }
@@ -110,8 +115,23 @@ impl ConvNorm {
             return self.norm.forward_relu(&self.conv.forward(x), residual, statistics);
         }
         let y = self.forward(x, statistics);
-        residual.map_or(y.clone(), |residual| y.add(residual)).relu()
+        residual.map_or(y.clone(), |residual| y.add(&widened(residual))).relu()
     }
+
+    /// A map as it is kept: in bf16 behind a weight that is, where convolutions would round it anyway, and by running statistics.
+    pub fn kept(&self, map: Tensor, statistics: &Statistics) -> Tensor {
+        let weight = &self.conv.weight;
+        let rounds = weight.dtype() == DType::BF16 && weight.device().is_none() && bf16_is_quick();
+        if rounds && !self.norm.goes_by_batch(statistics) { map.to_dtype(DType::BF16) } else { map }
+    }
+}
+
+fn widened_type(dtype: DType) -> DType {
+    if is_half(dtype) { DType::F32 } else { dtype }
+}
+
+fn widened(map: &Tensor) -> Tensor {
+    map.to_dtype(widened_type(map.dtype()))
 }
 
 impl Module for ConvNorm {

@@ -1,5 +1,8 @@
 //! Convolution of channels-last maps.
 
+use std::sync::Arc;
+
+use half::bf16;
 use kernels_cpu::conv::{self, Window};
 use kernels_cpu::gemm::Finish;
 
@@ -14,13 +17,13 @@ use crate::plan::{Packs, Prepared};
 use crate::tensor::Tensor;
 
 use super::matmul::{check_trains, is_half, sums, weight_fits, widened};
-use super::product::Product;
+use super::product::{Multiplies, MultiplyRounded, Product};
 
 /// y = x * weight + bias for x [n, h, w, in], a weight [out, in / groups, kh, kw] and a bias `[out]`: y [n, oh, ow, out].
 /// Pairs are (along rows, along columns). Beside an x of f32 the weight and bias may be stored in half; they are then not trained. With the weight in
 /// bf16, in one group, the numbers of x are rounded to bf16 for the product, whose sums are f32, where the tier has products of bf16 that are quicker
-/// ([`conv::Conv2d::rounds`]); else it is widened, as one in f16 is. With x in bf16, beside a weight in f32 and in one group, products are of bf16, so
-/// the weight and dy are rounded; y and all gradients are f32.
+/// ([`conv::Conv2d::rounds`]); else it is widened, as one in f16 is. With x in bf16, in one group, products are of bf16, so the weight and dy are
+/// rounded; y and all gradients are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2d {
     /// From a window to the next.
@@ -68,8 +71,8 @@ impl Op for Conv2d {
             && x[0].dims[3] == x[1].dims[1] * self.groups
             && x.get(2).is_none_or(|bias| bias.dims[..] == x[1].dims[..1])
             && match x[0].dtype {
-                // Rounded: beside a weight in f32, in one group.
-                DType::BF16 => x[1..].iter().all(|m| m.dtype == DType::F32) && self.groups == 1,
+                // Rounded, in one group.
+                DType::BF16 => x[1..].iter().all(|m| weight_fits(m.dtype, DType::F32)) && self.groups == 1,
                 dtype => x[1..].iter().all(|m| weight_fits(m.dtype, dtype)),
             };
         assert!(fits, "conv2d: {x:?} with {self:?}");
@@ -81,7 +84,7 @@ impl Op for Conv2d {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let kernel = self.kernel(x[0].meta(), x[1].meta());
         let (map, bias) = (x[0].packed(), x.get(2).map(|b| widened(b).packed()));
-        if is_rounded(&kernel, x[1].dtype(), map.dtype()) {
+        if map.dtype() == DType::F32 && is_rounded(&kernel, x[1].dtype(), map.dtype()) {
             count_scratch(|| kernel.bf16_bytes());
             let finish = || Finish { bias: bias.as_ref().map(|b| b.as_slice()), ..Finish::default() };
             return Tensor::write(out.dims, |y| {
@@ -118,14 +121,27 @@ impl Op for Conv2d {
         let kernel = self.kernel(x[0], x[1]);
         let rounded = is_rounded(&kernel, x[1].dtype, x[0].dtype);
         let bytes = if rounded { kernel.packed_bf16_bytes() } else { kernel.packed_bytes() };
-        Product::prepare(x, constants, None, Tensor::packed, bytes, |weight| {
-            let weight = match rounded {
-                true => kernel.pack_bf16(weight.packed().as_slice()),
-                false => kernel.pack(widened(weight).packed().as_slice())?,
+        if !rounded && x[0].dtype != DType::F32 {
+            return None;
+        }
+        Product::prepare(constants, None, Tensor::packed, bytes, |weight| {
+            if !rounded {
+                let weight = kernel.pack(widened(weight).packed().as_slice())?;
+                return Some(Multiplies::new(move |map, finish, y| {
+                    kernel.forward_packed(map.as_slice(), &weight, finish, y);
+                }));
+            }
+            let weight = Arc::new(kernel.pack_bf16(weight.packed().as_slice()));
+            let same = weight.clone();
+            let multiply = move |map: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| match map.dtype() {
+                DType::BF16 => kernel.forward_halves(map.as_slice(), &weight, finish, y),
+                _ => kernel.forward_packed(map.as_slice(), &weight, finish, y),
             };
-            Some(Box::new(move |map: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| {
-                kernel.forward_packed(map.as_slice(), &weight, finish, y);
-            }))
+            let rounded: Box<MultiplyRounded> = Box::new(move |map, finish, y| match map.dtype() {
+                DType::BF16 => kernel.forward_rounded::<bf16>(map.as_slice(), &same, finish, y),
+                _ => kernel.forward_rounded::<f32>(map.as_slice(), &same, finish, y),
+            });
+            Some(Multiplies { rounded: Some(rounded), ..Multiplies::new(multiply) })
         })
     }
 
@@ -146,7 +162,7 @@ impl Op for Conv2d {
             let mut gradients = vec![
                 saved.want(0, || {
                     Tensor::write(saved.dims(0), |dx| {
-                        kernel.backward_input_bf16(from.as_slice(), saved.input(1).packed().as_slice(), dx)
+                        kernel.backward_input_bf16(from.as_slice(), widened(saved.input(1)).packed().as_slice(), dx)
                     })
                 }),
                 saved.want(1, || {
@@ -237,7 +253,7 @@ impl Op for Conv2d {
 
 /// Whether the numbers of a map are rounded to those of its weight.
 fn is_rounded(kernel: &conv::Conv2d, weight: DType, map: DType) -> bool {
-    weight == DType::BF16 && map == DType::F32 && kernel.rounds()
+    weight == DType::BF16 && matches!(map, DType::F32 | DType::BF16) && kernel.rounds()
 }
 
 /// A weight [out, in, kh, kw] as [out, kh, kw, in], which is the order of its device's kernels; rounded to bf16 beside a map that is.

@@ -19,7 +19,7 @@ use crate::op::{Meta, Op, Output, Saved, Saves, apply};
 use crate::plan::{Packs, Prepared};
 use crate::tensor::Tensor;
 
-use super::product::Product;
+use super::product::{Multiplies, Product};
 
 /// C = A B for matrices [.., m, k] and [.., k, n] in any layout; batch dimensions broadcast.
 pub struct Matmul;
@@ -330,15 +330,18 @@ impl Op for Linear {
     }
 
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], packs: &mut Packs) -> Option<Box<dyn Prepared>> {
+        if x[0].dtype != DType::F32 {
+            return None;
+        }
         let (mut constants, mut scale) = (constants.to_vec(), None);
         if x[1].dtype == DType::I8 {
             scale = Some(constants.remove(2)?);
         }
         let kept = constants[1].is_some_and(|weight| packs.want(weight));
         let bytes = if kept { 0 } else { numbers(x[1].dtype).packed_bytes([x[1].dims[1], x[1].dims[0]]) };
-        Product::prepare(x, &constants, self.act, rows_of, bytes, |weight| {
+        Product::prepare(&constants, self.act, rows_of, bytes, |weight| {
             let weight = packs.get(weight, || packed(weight, scale));
-            Some(Box::new(move |rows: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| {
+            Some(Multiplies::new(move |rows, finish, y| {
                 gemm::multiply(matrix(rows, 0), Right::Packed(&weight), y, weight.size()[1].max(1), finish, true);
             }))
         })

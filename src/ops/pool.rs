@@ -21,7 +21,7 @@ fn sizes(x: Meta, op: &str) -> [usize; 4] {
     [x.dims[0], x.dims[1], x.dims[2], x.dims[3]]
 }
 
-/// Largest element of each window, which must be at most half padding. Ties go to the first; its place (i32, row * w + column)
+/// Largest element of each window, which must be at most half padding, of floats or bf16. Ties go to the first; its place (i32, row * w + column)
 /// is the by-product.
 pub struct MaxPool2d(pub Window);
 
@@ -39,6 +39,10 @@ impl Op for MaxPool2d {
     }
 
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
+        if out.dtype == DType::BF16 {
+            let wide = self.cpu(&[&x[0].converted(DType::F32)], Meta { dtype: DType::F32, ..out });
+            return Output { value: wide.value.converted(DType::BF16), ..wide };
+        }
         let (x, dims) = (x[0].packed(), sizes(x[0].meta(), "max_pool2d"));
         let mut index = vec![0i32; out.dims.numel()];
         let value = for_float!("max_pool2d", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
@@ -55,7 +59,7 @@ impl Op for MaxPool2d {
     }
 
     fn prepare(&self, x: &[Meta], _: &[Option<&Tensor>], _: &mut Packs) -> Option<Box<dyn Prepared>> {
-        (x[0].dtype == DType::F32).then(|| Box::new(Largest(self.0)) as Box<dyn Prepared>)
+        matches!(x[0].dtype, DType::F32 | DType::BF16).then(|| Box::new(Largest(self.0)) as Box<dyn Prepared>)
     }
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -120,7 +124,10 @@ impl Prepared for Largest {
             return x[0].detach().max_pool2d(self.0);
         }
         let (x, dims) = (x[0].packed(), sizes(x[0].meta(), "max_pool2d"));
-        Tensor::write(out.dims, |y: &mut [f32]| pool::max_pool2d(x.as_slice(), dims, &self.0, y, None))
+        match out.dtype {
+            DType::BF16 => Tensor::write(out.dims, |y| pool::max_pool2d_halves(x.as_slice(), dims, &self.0, y)),
+            _ => Tensor::write(out.dims, |y: &mut [f32]| pool::max_pool2d(x.as_slice(), dims, &self.0, y, None)),
+        }
     }
 }
 

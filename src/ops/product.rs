@@ -1,5 +1,6 @@
 //! Ops that a plan prepares as products with a constant matrix, packed as the kernels read it.
 
+use half::bf16;
 use kernels_cpu::gemm::Finish;
 use kernels_cpu::map::Unary;
 
@@ -13,27 +14,42 @@ use crate::tensor::Tensor;
 /// Writes the product of an input with a packed weight, finished.
 pub(super) type Multiply = dyn Fn(&Tensor, Finish<'_, f32>, &mut [f32]) + Send + Sync;
 
+/// As [`Multiply`], rounded to bf16, beside a residual that is.
+pub(super) type MultiplyRounded = dyn Fn(&Tensor, Finish<'_, f32, bf16>, &mut [bf16]) + Send + Sync;
+
+/// What multiplies by a weight that was packed.
+pub(super) struct Multiplies {
+    pub multiply: Box<Multiply>,
+    /// Where that can be.
+    pub rounded: Option<Box<MultiplyRounded>>,
+}
+
+impl Multiplies {
+    /// In f32 alone.
+    pub fn new(multiply: impl Fn(&Tensor, Finish<'_, f32>, &mut [f32]) + Send + Sync + 'static) -> Self {
+        Self { multiply: Box::new(multiply), rounded: None }
+    }
+}
+
 /// y = act(x W + bias), whose weight is packed.
 pub(super) struct Product {
     /// Lays the input out for the product.
     arrange: fn(&Tensor) -> Tensor,
-    multiply: Box<Multiply>,
+    by: Multiplies,
     bias: Option<Tensor>,
     act: Option<Unary>,
 }
 
 impl Product {
-    /// Of an op on x, a weight and perhaps a bias, if x alone changes, which is f32; packed, the weight takes so many bytes. `pack` may see no
-    /// gain in it.
+    /// Of an op on x, a weight and perhaps a bias, if x alone changes; packed, the weight takes so many bytes. `pack` may see no gain in it.
     pub(super) fn prepare(
-        x: &[Meta],
         constants: &[Option<&Tensor>],
         act: Option<Unary>,
         arrange: fn(&Tensor) -> Tensor,
         bytes: usize,
-        pack: impl FnOnce(&Tensor) -> Option<Box<Multiply>>,
+        pack: impl FnOnce(&Tensor) -> Option<Multiplies>,
     ) -> Option<Box<dyn Prepared>> {
-        if x[0].dtype != DType::F32 || constants[0].is_some() {
+        if constants[0].is_some() {
             return None;
         }
         let weight = constants[1]?;
@@ -41,13 +57,13 @@ impl Product {
             Some(bias) => Some(widened((*bias)?).packed()),
             None => None,
         };
-        let multiply = if count_beside(bytes) {
+        let by = if count_beside(bytes) {
             // Nothing will be multiplied.
-            Box::new(|_: &Tensor, _: Finish<'_, f32>, _: &mut [f32]| ())
+            Multiplies { rounded: Some(Box::new(|_, _, _| ())), ..Multiplies::new(|_, _, _| ()) }
         } else {
             pack(weight)?
         };
-        Some(Box::new(Self { arrange, multiply, bias, act }))
+        Some(Box::new(Self { arrange, by, bias, act }))
     }
 }
 
@@ -56,15 +72,20 @@ impl Prepared for Product {
         self.act.is_none()
     }
 
+    fn rounds(&self) -> bool {
+        self.by.rounded.is_some()
+    }
+
     fn run(&self, x: &[&Tensor], joined: Joined<'_>, out: Meta) -> Tensor {
-        let (x, residual) = ((self.arrange)(x[0]), joined.residual.map(Tensor::packed));
-        Tensor::write(out.dims, |y: &mut [f32]| {
-            let finish = Finish {
-                bias: self.bias.as_ref().map(|b| b.as_slice()),
-                residual: residual.as_ref().map(|r| r.as_slice()),
-                act: joined.act.or(self.act),
-            };
-            (self.multiply)(&x, finish, y);
-        })
+        let (x, act) = ((self.arrange)(x[0]), joined.act.or(self.act));
+        let bias = self.bias.as_ref().map(|b| b.as_slice());
+        if let (DType::BF16, Some(multiply)) = (out.dtype, &self.by.rounded) {
+            let residual = joined.residual.map(|r| r.converted(DType::BF16).packed());
+            let residual = residual.as_ref().map(|r| r.as_slice());
+            return Tensor::write(out.dims, |y| multiply(&x, Finish { bias, residual, act }, y));
+        }
+        let residual = joined.residual.map(|r| widened(r).packed());
+        let residual = residual.as_ref().map(|r| r.as_slice());
+        Tensor::write(out.dims, |y| (self.by.multiply)(&x, Finish { bias, residual, act }, y))
     }
 }

@@ -238,6 +238,10 @@ impl Op for Cast {
         x[0].converted(out.dtype).into()
     }
 
+    fn role(&self) -> Role {
+        Role::Cast(self.0)
+    }
+
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::NOTHING
     }

@@ -6,7 +6,7 @@ use core::ops::Range;
 
 use crate::float::{Float, as_f32, as_f32_mut};
 use crate::gemm::scratch::{self, Use};
-use crate::gemm::{Finish, Mat, Right, Windows, multiply, multiply_windows, numbers};
+use crate::gemm::{Finish, Mat, Right, Windows, Written, multiply, multiply_windows, numbers};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
 
@@ -225,7 +225,7 @@ impl<T: Copy + Default + Send + Sync> Gather<'_, T> {
 
     /// Calls `multiply` with `block` positions at a time, the room for their results, rows of `outputs` numbers, and whether it is the only block, whose product the
     /// threads share; then results go to their places. `work` is what a position costs.
-    pub(super) fn blocks<S: Float>(
+    pub(super) fn blocks<S: Copy + Default + Send>(
         &self,
         block: usize,
         work: usize,
@@ -246,7 +246,7 @@ impl<T: Copy + Default + Send + Sync> Gather<'_, T> {
                     // SAFETY: blocks are disjoint, each handed out once.
                     unsafe { y.slice(rows.start * outputs..rows.end * outputs) }
                 } else {
-                    results.resize(block * outputs, S::ZERO);
+                    results.resize(block * outputs, S::default());
                     &mut results
                 };
                 multiply(rows.clone(), &mut scratch, into, items <= block);
@@ -330,14 +330,14 @@ impl<F: Float> Gather<'_, F> {
     }
 
     /// Windows, restricted to some channels, times a matrix, without a copy of them.
-    pub(super) fn multiply_in_place(
+    pub(super) fn multiply_in_place<Y: Written>(
         &self,
         source: &[f32],
         channels: Range<usize>,
         matrix: Right<'_, f32>,
-        y: &mut [f32],
+        y: &mut [Y],
         outputs: usize,
-        finish: Finish<'_, f32>,
+        finish: Finish<'_, f32, Y>,
     ) {
         let (inside, zeros) = (self.inside(), vec![0.0f32; channels.len()]);
         let taps = inside.taps.len();

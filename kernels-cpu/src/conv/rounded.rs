@@ -9,7 +9,7 @@ use super::gather::{Gather, PACKED_ROWS, RUN, Target};
 use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, phases};
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{
-    Finish, Mat, Numbers, Packed, Right, Rounds, accumulate_bf16, bf16_is_quick, halves, multiply_bf16,
+    Finish, Mat, Numbers, Packed, Right, Rounds, Written, accumulate_bf16, bf16_is_quick, halves, multiply_bf16,
     multiply_halves, numbers, round,
 };
 use crate::par;
@@ -62,6 +62,41 @@ impl Conv2d {
         multiply(&self.windows(x), &packed, Finish { bias, ..Finish::default() }, y, target);
     }
 
+    /// As [`Conv2d::forward_packed`] for a weight of [`Conv2d::pack_bf16`] and a map that is rounded.
+    ///
+    /// # Panics
+    /// If lengths do not fit the sizes, or the weight was packed from something else.
+    pub fn forward_halves(&self, x: &[bf16], weight: &PackedWeight, finish: Finish<'_, f32>, y: &mut [f32]) {
+        self.multiply_rounded(x, weight, finish, y);
+    }
+
+    /// y = bf16(act(x * weight + bias + residual)), of what [`Conv2d::forward_halves`] and [`Conv2d::forward_packed`] compute.
+    ///
+    /// # Panics
+    /// As [`Conv2d::forward_halves`].
+    pub fn forward_rounded<X: Rounds + Default>(
+        &self,
+        x: &[X],
+        weight: &PackedWeight,
+        finish: Finish<'_, f32, bf16>,
+        y: &mut [bf16],
+    ) {
+        self.multiply_rounded(x, weight, finish, y);
+    }
+
+    fn multiply_rounded<X: Rounds + Default, Y: Written>(
+        &self,
+        x: &[X],
+        weight: &PackedWeight,
+        finish: Finish<'_, f32, Y>,
+        y: &mut [Y],
+    ) {
+        self.check_finish(x.len(), y.len(), &finish);
+        let Order::Rounded(weight) = &weight.0 else { panic!("conv2d: a weight that is not packed from bf16") };
+        let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
+        multiply(&self.windows(x), weight, finish, y, target);
+    }
+
     /// dx, from dy and the weight.
     ///
     /// # Panics
@@ -100,11 +135,11 @@ impl Conv2d {
 }
 
 /// Windows times a matrix [taps * channels, outputs], finished.
-pub(super) fn multiply<T: Rounds + Default>(
+pub(super) fn multiply<T: Rounds + Default, Y: Written>(
     windows: &Gather<'_, T>,
     matrix: &Packed,
-    finish: Finish<'_, f32>,
-    y: &mut [f32],
+    finish: Finish<'_, f32, Y>,
+    y: &mut [Y],
     target: Target,
 ) {
     let [_, outputs] = matrix.size();
@@ -112,6 +147,12 @@ pub(super) fn multiply<T: Rounds + Default>(
         return;
     }
     let channels = windows.channels;
+    if windows.is_plain() && target.is_whole(windows.grid) {
+        let pixels = Mat::new(windows.source, windows.items(), channels);
+        if T::pairs(pixels).is_some() {
+            return multiply_halves(pixels, matrix, y, outputs, finish, true);
+        }
+    }
     if !windows.is_plain() && target.is_whole(windows.grid) && channels >= RUN && matrix.reads_windows(channels) {
         return multiply_in_place(windows, matrix, finish, y);
     }
@@ -126,12 +167,12 @@ pub(super) fn multiply<T: Rounds + Default>(
 }
 
 /// As [`multiply`], of windows that are rounded block by block, with so many numbers at a tap.
-fn multiply_rounded<T: Rounds + Default>(
+fn multiply_rounded<T: Rounds + Default, Y: Written>(
     windows: &Gather<'_, T>,
     channels: usize,
     matrix: &Packed,
-    finish: Finish<'_, f32>,
-    y: &mut [f32],
+    finish: Finish<'_, f32, Y>,
+    y: &mut [Y],
     target: Target,
 ) {
     let [depth, outputs] = matrix.size();
@@ -157,14 +198,14 @@ fn multiply_rounded<T: Rounds + Default>(
 }
 
 /// As [`multiply`], of windows that are read where they lie, once the maps are rounded.
-fn multiply_in_place<T: Rounds + Default>(
+fn multiply_in_place<T: Rounds + Default, Y: Written>(
     windows: &Gather<'_, T>,
     matrix: &Packed,
-    finish: Finish<'_, f32>,
-    y: &mut [f32],
+    finish: Finish<'_, f32, Y>,
+    y: &mut [Y],
 ) {
     let ([h, w], channels, [_, outputs]) = (windows.size, windows.channels, matrix.size());
-    let of_words = |words: &[f32], maps: usize, y: &mut [f32], finish| {
+    let of_words = |words: &[f32], maps: usize, y: &mut [Y], finish| {
         let offsets = windows.offsets.clone();
         let Gather { size, grid, step, .. } = *windows;
         let words = Gather { source: words, n: maps, size, channels: channels / 2, grid, step, offsets };
@@ -190,6 +231,20 @@ fn multiply_in_place<T: Rounds + Default>(
     scratch::give(Use::Maps, lines);
 }
 
+/// Rounds numbers from one on. So many at once where there is room, without a call for so few: what comes after writes over what is too much.
+#[inline(always)]
+fn round_run<T: Rounds>(source: &[T], from: usize, line: &mut [bf16], run: Range<usize>) {
+    let [x, y] = [from..from + SHORT, run.start..run.start + SHORT];
+    if let (true, Some(x), Some(y)) = (run.len() <= SHORT, source.get(x), line.get_mut(y)) {
+        for i in 0..SHORT {
+            y[i] = bf16::from_bits(x[i].rounded());
+        }
+    } else {
+        let x = &source[from..from + run.len()];
+        line[run].iter_mut().zip(x).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
+    }
+}
+
 /// Windows from a position on, rounded to bf16, each with zeros to `whole` numbers, as rows `apart`.
 struct RoundWindows<'a, T> {
     windows: &'a Gather<'a, T>,
@@ -207,24 +262,14 @@ impl<T: Rounds + Default> SimdOp for RoundWindows<'_, T> {
     fn eval<S: Simd>(self, _: S) {
         let (windows, inside) = (self.windows, self.windows.inside());
         let (mut at, c) = (windows.position(self.first), self.channels);
-        // So many numbers at once where there is room, without a call for so few: what comes after writes over what is too much.
-        let copy = |from: usize, run: Range<usize>, line: &mut [bf16]| {
-            let [x, y] = [from..from + SHORT, run.start..run.start + SHORT];
-            if let (true, Some(x), Some(y)) = (run.len() <= SHORT, windows.source.get(x), line.get_mut(y)) {
-                (0..SHORT).for_each(|i| y[i] = bf16::from_bits(x[i].rounded()));
-            } else {
-                let x = &windows.source[from..from + run.len()];
-                line[run].iter_mut().zip(x).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
-            }
-        };
         for line in self.out.chunks_exact_mut(self.apart) {
             if let Some(stands) = windows.stands(&inside, at) {
                 for (t, &tap) in inside.taps.iter().enumerate() {
-                    copy((stands + tap) as usize, t * c..(t + 1) * c, line);
+                    round_run(windows.source, (stands + tap) as usize, line, t * c..(t + 1) * c);
                 }
             } else {
                 windows.each_run(at, &(0..c), |run, from| match from {
-                    Some(from) => copy(from, run, line),
+                    Some(from) => round_run(windows.source, from, line, run),
                     None => line[run].fill(bf16::ZERO),
                 });
             }

@@ -184,6 +184,25 @@ fn check_rounded(conv: &Conv2d, isa: crate::isa::Isa, seed: u64) -> Result<(), T
     for threads in 1..=4 {
         prop_assert!(run(threads, finish) == parts, "{isa} on {threads} threads, {conv:?}");
     }
+    // Written rounded, what is added being so too, and from a map that is.
+    let [half, added] = [&x, &residual].map(|x| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
+    let widened: Vec<f32> = added.iter().map(|r| r.to_f32()).collect();
+    for act in [None, Some(Unary::Relu), Some(Unary::Gelu)] {
+        let whole = run(1, Finish { bias: Some(&b[..]), residual: Some(&widened), act });
+        let rounded: Vec<bf16> = whole.iter().map(|&y| bf16::from_f32(y)).collect();
+        for threads in 1..=3 {
+            let (mut wide, mut y, mut of_half) = (vec![f32::NAN; ny], vec![bf16::NAN; ny], vec![bf16::NAN; ny]);
+            let finish = Finish { bias: Some(&b[..]), residual: Some(&added[..]), act };
+            par::Pool::on(isa, threads).install(|| {
+                let w = conv.pack_bf16(&w);
+                conv.forward_halves(&half, &w, Finish { bias: Some(&b[..]), residual: Some(&widened), act }, &mut wide);
+                conv.forward_rounded(&x, &w, finish, &mut y);
+                conv.forward_rounded(&half, &w, finish, &mut of_half);
+            });
+            let same = wide == whole && y == rounded && of_half == rounded;
+            prop_assert!(same, "{isa} on {threads} threads, {act:?}, {conv:?}");
+        }
+    }
     Ok(())
 }
 

@@ -95,13 +95,13 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
                 asm!("tileloadd tmm2, [{c} + {line}]", "tileloadd tmm3, [{c} + {line} + 64]", c = in(reg) low, line = in(reg) waiting, options(nostack, readonly));
             }
         }
-        let mut line = out.c.cast_const();
+        let (mut line, apart_in_c) = out.lines[0];
         for step in 0..steps {
             // As in other tiles, C is asked for a little at a time.
             for _ in 0..of_c {
                 s.prefetch(line);
                 s.prefetch(line.wrapping_add(31));
-                line = line.wrapping_add(out.ldc);
+                line = line.wrapping_add(apart_in_c);
             }
             ahead.ask(s, lines);
             let (upper, lower, columns) =

@@ -9,6 +9,7 @@ use super::own::OwnPanels;
 use super::pack::{self, Line};
 use super::tile::{self, Ahead, Columns, Target};
 use super::words::{Dot, Words, WordsOp};
+use super::written::{RoundTile, Rounded};
 use super::{Finish, Left, Mat, Right, amx, scratch};
 use crate::map::{self, Unary};
 use crate::par::Shared;
@@ -34,6 +35,7 @@ pub(super) struct Job<'a> {
     pub ldc: usize,
     pub accumulate: bool,
     pub finish: Finish<'a, f32>,
+    pub rounded: Option<Rounded<'a>>,
 }
 
 /// Who packs a job's rows of A.
@@ -202,6 +204,8 @@ impl Job<'_> {
         let each = if self.packed_b.is_some() || self.panels.end <= self.direct_b { 0 } else { nr * self.slab };
         let mut own = OwnPanels::new(panels, each);
         let mut sums = if D::TILES { scratch::take(Use::Sums, amx::TOGETHER * mr * nr) } else { Vec::new() };
+        // A tile that is rounded when it is whole, and a line beside it.
+        let mut unrounded = self.rounded.map(|_| vec![Line::ZERO; (mr * nr).div_ceil(16) + 1]);
         for start in self.ks.clone().step_by(self.slab) {
             let depth = self.slab.min(self.ks.end - start);
             prepare([start, depth]);
@@ -250,14 +254,26 @@ impl Job<'_> {
                 // data, and packed panels are whole.
                 unsafe {
                     let at = (self.rows.start + i) * self.ldc + p * nr;
+                    let (c, ldc) = match &mut unrounded {
+                        Some(tile) if start == 0 && last => (pack::numbers(tile).as_mut_ptr(), nr),
+                        _ => (self.c.at(at), self.ldc),
+                    };
+                    let round = self.rounded.filter(|_| last);
+                    let round = round.map(|y| y.tile([self.rows.start + i, p * nr], c, ldc, [rows, cols]));
+                    // Rounded as it is written, where that can be.
+                    let halves = round.as_ref().filter(|_| D::HALVES && tile::is_whole(S::ISA, rows, cols));
+                    let halves = halves.and_then(RoundTile::halves);
+                    let residual = finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr());
                     let out = Target {
-                        c: self.c.at(at),
-                        ldc: self.ldc,
+                        c,
+                        ldc,
                         accumulate: self.accumulate || start > 0,
                         scale: self.scale(self.rows.start + i, p * nr).filter(|_| last),
                         bias: finish.bias.map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr()),
-                        residual: finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr()),
-                        relu: finish.act == Some(Unary::Relu),
+                        residual,
+                        relu: finish.act == Some(Unary::Relu) || halves.is_some_and(|halves| halves.relu),
+                        halves,
+                        lines: round.as_ref().map_or([(c, ldc), (residual, ldc)], RoundTile::lines),
                     };
                     if let Some(configured) = &configured {
                         let from = part * deep;
@@ -283,6 +299,9 @@ impl Job<'_> {
                     }
                     if let Some(act) = finish.act.filter(|_| whole && !out.relu) {
                         again(s, Activate { act, c: out.c, ldc: self.ldc, rows, cols });
+                    }
+                    if let Some(round) = round.filter(|_| whole && halves.is_none()) {
+                        again(s, round);
                     }
                 }
             }

@@ -148,6 +148,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
                     ldc: out.ldc,
                     accumulate: out.accumulate,
                     finish: out.finish,
+                    rounded: out.rounded,
                 };
                 words.eval(isa, job);
             }

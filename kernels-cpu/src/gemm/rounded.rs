@@ -11,7 +11,7 @@ use super::pack::{self, Line};
 use super::packed::{Lines, Packed, lines_for};
 use super::scratch::{self, Use};
 use super::words::Words;
-use super::{Finish, Left, Mat, Out, Right, has_terms};
+use super::{Finish, Left, Mat, Out, Right, Written, check, has_terms};
 use crate::isa::Isa;
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch, eval_on};
@@ -43,16 +43,21 @@ pub trait Rounds: Copy + Send + Sync {
     }
 }
 
+/// The nearest bf16 in the upper halves of words, whose lower ones may hold anything.
+#[inline(always)]
+pub(super) fn nearest<S: Simd>(s: S, x: S::F) -> S::F {
+    let bits = s.bits(x);
+    let odd = s.and_i(s.shr_i::<16>(bits), s.splat_i(1));
+    let nearest = s.as_float(s.add_i(bits, s.add_i(odd, s.splat_i(0x7fff))));
+    // A sum with NaN is one that rounding does not lose.
+    s.select(s.eq(x, x), nearest, s.add(x, x))
+}
+
 impl Rounds for f32 {
     const ZERO: Self = 0.0;
     #[inline(always)]
     fn upper<S: Simd>(s: S, x: &[f32]) -> S::F {
-        let x = s.load(x);
-        let bits = s.bits(x);
-        let odd = s.and_i(s.shr_i::<16>(bits), s.splat_i(1));
-        let nearest = s.as_float(s.add_i(bits, s.add_i(odd, s.splat_i(0x7fff))));
-        // A sum with NaN is one that rounding does not lose.
-        s.select(s.eq(x, x), nearest, s.add(x, x))
+        nearest(s, s.load(x))
     }
     #[inline(always)]
     fn rounded(self) -> u16 {
@@ -104,6 +109,29 @@ pub fn round<T: Rounds>(x: &[T], y: &mut [bf16]) {
         // SAFETY: the ranges are disjoint.
         dispatch(RoundAll(&x[range.clone()], unsafe { out.slice(range) }));
     });
+}
+
+/// Numbers of bf16 as f32.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn widen(x: &[bf16], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "widen: lengths");
+    let out = Shared::new(y);
+    par::for_each(x.len(), 1, |range| {
+        // SAFETY: the ranges are disjoint.
+        dispatch(WidenAll(&x[range.clone()], unsafe { out.slice(range) }));
+    });
+}
+
+struct WidenAll<'a>(&'a [bf16], &'a mut [f32]);
+
+impl SimdOp for WidenAll<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        self.1.iter_mut().zip(self.0).for_each(|(y, x)| *y = f32::from_bits(u32::from(x.to_bits()) << 16));
+    }
 }
 
 struct RoundAll<'a, T>(&'a [T], &'a mut [bf16]);
@@ -366,7 +394,7 @@ pub fn multiply_bf16<A: Rounds, B: Rounds>(
     finish: Finish<'_, f32>,
     threads: bool,
 ) {
-    run(a, b, Out { c, ldc, accumulate: false, finish }, threads);
+    run(a, b, Out { c, ldc, accumulate: false, finish, rounded: None }, threads);
 }
 
 /// C + A B with the numbers of both operands rounded to the nearest bf16, on the calling thread; C is row-major.
@@ -374,7 +402,7 @@ pub fn multiply_bf16<A: Rounds, B: Rounds>(
 /// # Panics
 /// As [`super::gemm()`].
 pub fn accumulate_bf16<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, c: &mut [f32]) {
-    run(a, b, Out { c, ldc: b.cols, accumulate: true, finish: Finish::default() }, false);
+    run(a, b, Out { c, ldc: b.cols, accumulate: true, finish: Finish::default(), rounded: None }, false);
 }
 
 fn run<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, out: Out<'_>, threads: bool) {
@@ -391,21 +419,25 @@ fn run<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, out: Out<'_>, threads
 ///
 /// # Panics
 /// As [`super::gemm()`]; also if B was packed from something else.
-pub fn multiply_halves(
-    a: Mat<'_, bf16>,
+pub(crate) fn multiply_halves<A: Rounds, C: Written>(
+    a: Mat<'_, A>,
     b: &Packed,
-    c: &mut [f32],
+    c: &mut [C],
     ldc: usize,
-    finish: Finish<'_, f32>,
+    finish: Finish<'_, f32, C>,
     threads: bool,
 ) {
     a.check();
     assert!(b.words != Words::F32 && !b.words.are_levels(), "gemm: an operand that is not packed from bf16");
     let [k, _] = b.size();
     let terms = if a.cols == b.whole_words().0 { k } else { a.cols };
-    if has_terms([a.rows, terms], b.size(), false, c, ldc, &finish) {
-        let out = Out { c, ldc, accumulate: false, finish };
-        left(b.isa(), b.words, a, threads, |a| nest::product(b.isa(), a, Right::Packed(b), out, threads));
+    check([a.rows, terms], b.size(), c, ldc, &finish);
+    let size = [a.rows, b.size()[1]];
+    if terms == 0 {
+        return C::nothing(size, c, ldc, finish);
+    }
+    if size.iter().all(|&n| n > 0) {
+        left(b.isa(), b.words, a, threads, |a| C::product(b.isa(), a, Right::Packed(b), c, ldc, finish, threads));
     }
 }
 
@@ -430,7 +462,7 @@ mod tests {
     ) -> Vec<f32> {
         let mut c = vec![7.0; a.rows * ldc];
         if a.rows * a.cols * b.cols > 0 {
-            product(isa, words, a, b, Out { c: &mut c, ldc, accumulate: false, finish }, threads);
+            product(isa, words, a, b, Out { c: &mut c, ldc, accumulate: false, finish, rounded: None }, threads);
         }
         c
     }
@@ -515,6 +547,9 @@ mod tests {
             );
             let (ours, theirs) = (bf16::from_bits(x.rounded()), bf16::from_f32(x));
             assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{x:e}: {ours} instead of {theirs}");
+            let mut wide = [0.0];
+            widen(&[ours], &mut wide);
+            assert!(wide[0] == ours.to_f32() || wide[0].is_nan() && ours.is_nan(), "{ours} widened to {wide:?}");
         }
     }
 

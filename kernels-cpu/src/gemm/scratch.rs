@@ -25,6 +25,8 @@ pub(crate) enum Use {
     Result,
     /// Maps with the columns or in the type that windows are read in.
     Maps,
+    /// Sums of a product that is rounded at its end.
+    Unrounded,
 }
 
 /// What a buffer's content is known by.
@@ -50,8 +52,8 @@ impl Name {
 
 #[cfg(feature = "std")]
 std::thread_local! {
-    static KEPT: core::cell::RefCell<[(Name, Vec<Line>); 8]> =
-        const { core::cell::RefCell::new([const { (Name::NONE, Vec::new()) }; 8]) };
+    static KEPT: core::cell::RefCell<[(Name, Vec<Line>); 9]> =
+        const { core::cell::RefCell::new([const { (Name::NONE, Vec::new()) }; 9]) };
 }
 
 /// Room for `len` numbers.

@@ -46,7 +46,7 @@ proptest! {
         let share = ((k as f64).sqrt() + 4.0) * f64::from(f32::EPSILON);
         for isa in Isa::available() {
             let mut ours = c.clone();
-            if k > 0 && m > 0 && n > 0 { nest::product(isa, Left::Mat(a), Right::Loose(b), Out { c: &mut ours, ldc, accumulate, finish: Finish { bias, ..Finish::default() } }, true); } else { gemm(a, b, accumulate, &mut ours, ldc, bias); }
+            if k > 0 && m > 0 && n > 0 { nest::product(isa, Left::Mat(a), Right::Loose(b), Out { c: &mut ours, ldc, accumulate, rounded: None, finish: Finish { bias, ..Finish::default() } }, true); } else { gemm(a, b, accumulate, &mut ours, ldc, bias); }
             for ((x, e), terms) in ours.iter().zip(&expected).zip(&terms) { prop_assert!((f64::from(*x) - e).abs() <= share * terms, "{isa}: {x} instead of {e}"); }
         }
     }
@@ -67,7 +67,7 @@ proptest! {
             let mut parts = start.clone();
             if m > 0 && n > 0 {
                 if k > 0 {
-                    nest::product(isa, Left::Mat(a), Right::Loose(b), Out { c: &mut parts, ldc, accumulate: false, finish: Finish { bias: finish.bias, ..Finish::default() } }, true);
+                    nest::product(isa, Left::Mat(a), Right::Loose(b), Out { c: &mut parts, ldc, accumulate: false, rounded: None, finish: Finish { bias: finish.bias, ..Finish::default() } }, true);
                 } else {
                     nothing(false, m, n, &mut parts, ldc, &Finish { bias: finish.bias, ..Finish::default() });
                 }

@@ -1,5 +1,8 @@
 //! The register tile: up to `MR` rows by two vectors of C, summed over a slab of k.
 
+use half::bf16;
+
+use super::rounded::{Rounds, nearest};
 use super::words::Dot;
 use crate::isa::Isa;
 use crate::map::{self, Unary};
@@ -13,6 +16,16 @@ pub(super) const fn size(isa: Isa) -> (usize, usize) {
         Isa::Avx2 => (6, 16),
         Isa::Avx512 | Isa::Amx => (14, 32),
     }
+}
+
+/// Whether [`run`] has a tile of just so many rows, and two vectors of columns are all.
+pub(super) fn is_whole(isa: Isa, rows: usize, cols: usize) -> bool {
+    let heights: &[usize] = match isa {
+        Isa::Avx512 => &[14, 8, 4],
+        Isa::Avx2 => &[6, 3],
+        _ => &[4],
+    };
+    cols == size(isa).1 && heights.contains(&rows)
 }
 
 /// Where a tile reads its rows of A.
@@ -163,6 +176,10 @@ pub(super) struct Target {
     pub residual: *const f32,
     /// Whether ReLU comes after all.
     pub relu: bool,
+    /// Where a whole tile goes that is rounded to bf16, which no other function comes before.
+    pub halves: Option<Halves>,
+    /// Rows that the tile will read or write, to be asked for: where the first starts, or null, and numbers of f32 from one to the next.
+    pub lines: [(*const f32, usize); 2],
 }
 
 impl Target {
@@ -171,6 +188,16 @@ impl Target {
     pub fn is_product(&self) -> bool {
         !self.accumulate && self.scale.is_none() && self.bias.is_null() && self.residual.is_null() && !self.relu
     }
+}
+
+/// Where a tile's rows in bf16 start, and what is added to them, or null; `ld` numbers from a row to the next.
+#[derive(Clone, Copy)]
+pub(super) struct Halves {
+    pub y: *mut bf16,
+    pub residual: *const bf16,
+    pub ld: usize,
+    /// Whether ReLU comes before.
+    pub relu: bool,
 }
 
 /// The tile's part of the scales of levels: a number is (sum - zero of the column) * scale of the row * scale of the column.
@@ -270,18 +297,18 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     // Lines of C, of what is added and of the next panel of B are asked for a few at a time: all at once they would hold up those that are needed now.
     let piece = a.piece(depth, MR);
     let pieces = depth.div_ceil(piece);
-    let (mut line, mut added, lines) = (out.c.cast_const(), out.residual, MR.div_ceil(pieces));
+    let ([(mut line, apart), (mut added, added_apart)], lines) = (out.lines, MR.div_ceil(pieces));
     let (mut ahead, ahead_lines) = (b.ahead, b.ahead.lines.div_ceil(pieces));
     let mut start = 0;
     while start < depth {
         for _ in 0..lines {
             s.prefetch(line);
             s.prefetch(line.wrapping_add(NV * S::LANES - 1));
-            line = line.wrapping_add(out.ldc);
-            if !out.residual.is_null() {
+            line = line.wrapping_add(apart);
+            if !added.is_null() {
                 s.prefetch(added);
                 s.prefetch(added.wrapping_add(NV * S::LANES - 1));
-                added = added.wrapping_add(out.ldc);
+                added = added.wrapping_add(added_apart);
             }
         }
         ahead.ask(s, ahead_lines);
@@ -347,6 +374,9 @@ unsafe fn store<S: Simd, D: Dot, const MR: usize, const NV: usize>(
                 let bias: [S::F; NV] = array(|v| s.load_ptr(out.bias.add(v * S::LANES)));
                 each(&mut sums, |_, v, x| s.add(x, bias[v]));
             }
+            if let Some(halves) = out.halves.filter(|_| NV == 2 && D::HALVES) {
+                return store_halves::<S, MR, NV>(s, sums, halves);
+            }
             if !out.residual.is_null() {
                 each(&mut sums, |r, v, x| s.add(x, s.load_ptr(out.residual.add(r * out.ldc + v * S::LANES))));
             }
@@ -368,6 +398,30 @@ unsafe fn store<S: Simd, D: Dot, const MR: usize, const NV: usize>(
             for (v, sums) in sums.iter().enumerate().take(cols.div_ceil(S::LANES)) {
                 finish::<S, D>(s, s.load(sums), r, v * S::LANES, cols, out);
             }
+        }
+    }
+}
+
+/// Writes a whole tile, finished and rounded.
+///
+/// # Safety
+/// As of [`run`].
+#[inline(always)]
+unsafe fn store_halves<S: Simd, const MR: usize, const NV: usize>(s: S, mut sums: [[S::F; NV]; MR], halves: Halves) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !halves.residual.is_null() {
+            each(&mut sums, |r, v, x| {
+                let added = halves.residual.add(r * halves.ld + v * S::LANES);
+                s.add(x, bf16::upper(s, core::slice::from_raw_parts(added, S::LANES)))
+            });
+        }
+        if halves.relu {
+            each(&mut sums, |_, _, x| map::vector(s, Unary::Relu, x));
+        }
+        for r in 0..MR {
+            let pairs = s.upper_halves(nearest(s, sums[r][0]), nearest(s, sums[r][NV - 1]));
+            s.store_ptr(pairs, halves.y.add(r * halves.ld).cast());
         }
     }
 }

@@ -1,0 +1,169 @@
+//! What a product is written as: f32, or rounded to bf16 tile by tile.
+
+use alloc::vec;
+
+use half::bf16;
+
+use super::nest::{self, slab_of};
+use super::rounded::{Rounds, round};
+use super::scratch::{self, Use};
+use super::tile::Halves;
+use super::{Finish, Left, Out, Right, complete, pack};
+use crate::isa::Isa;
+use crate::map::{self, Unary};
+use crate::par::Shared;
+use crate::simd::{Simd, SimdOp};
+
+/// The numbers of a product.
+pub(crate) trait Written: Copy + Default + Send + Sync {
+    /// C = act(A B + bias + residual). No size is 0.
+    fn product(
+        isa: Isa,
+        a: Left<'_>,
+        b: Right<'_, f32>,
+        c: &mut [Self],
+        ldc: usize,
+        finish: Finish<'_, f32, Self>,
+        threads: bool,
+    );
+    /// C = act(bias + residual), [m, n].
+    fn nothing(size: [usize; 2], c: &mut [Self], ldc: usize, finish: Finish<'_, f32, Self>);
+}
+
+impl Written for f32 {
+    fn product(
+        isa: Isa,
+        a: Left<'_>,
+        b: Right<'_, f32>,
+        c: &mut [f32],
+        ldc: usize,
+        finish: Finish<'_, f32>,
+        threads: bool,
+    ) {
+        nest::product(isa, a, b, Out { c, ldc, accumulate: false, finish, rounded: None }, threads);
+    }
+
+    fn nothing([m, n]: [usize; 2], c: &mut [f32], ldc: usize, finish: Finish<'_, f32>) {
+        c.chunks_mut(ldc).take(m).for_each(|row| row[..n].fill(0.0));
+        complete(m, n, c, ldc, &finish);
+    }
+}
+
+impl Written for bf16 {
+    fn product(
+        isa: Isa,
+        a: Left<'_>,
+        b: Right<'_, f32>,
+        y: &mut [bf16],
+        ldc: usize,
+        finish: Finish<'_, f32, bf16>,
+        threads: bool,
+    ) {
+        let ([m, k], n) = (a.size(), b.cols());
+        // Sums of several slabs wait in f32; of one, a tile is rounded from where it was just written.
+        let waiting = if slab_of(b.words(), k) < k { m * n } else { 0 };
+        let mut sums = scratch::take(Use::Unrounded, waiting);
+        let Finish { bias, residual, act } = finish;
+        let rounded = Some(Rounded { y: Shared::new(y), ldy: ldc, residual, act });
+        let finish = Finish { bias, ..Finish::default() };
+        let c = &mut pack::numbers(&mut sums)[..waiting];
+        nest::product(isa, a, b, Out { c, ldc: n, accumulate: false, finish, rounded }, threads);
+        scratch::give(Use::Unrounded, sums);
+    }
+
+    fn nothing([m, n]: [usize; 2], y: &mut [bf16], ldc: usize, finish: Finish<'_, f32, bf16>) {
+        let mut wide = vec![0.0; n];
+        for (i, y) in y.chunks_mut(ldc).take(m).enumerate() {
+            let residual =
+                finish.residual.map(|r| r[i * ldc..][..n].iter().map(|r| r.to_f32()).collect::<vec::Vec<_>>());
+            let finish = Finish { bias: finish.bias, residual: residual.as_deref(), act: finish.act };
+            <f32 as Written>::nothing([1, n], &mut wide, n, finish);
+            round(&wide, &mut y[..n]);
+        }
+    }
+}
+
+/// Where sums go that are rounded to bf16: y = bf16(act(sums + residual)).
+#[derive(Clone, Copy)]
+pub(super) struct Rounded<'a> {
+    y: Shared<bf16>,
+    ldy: usize,
+    residual: Option<&'a [bf16]>,
+    act: Option<Unary>,
+}
+
+impl Rounded<'_> {
+    /// The part of a tile that begins at an element, of sums with rows `ldc` apart.
+    ///
+    /// # Safety
+    /// The tile must be a part of the result that nobody else writes, and its sums readable and writable.
+    pub unsafe fn tile(
+        &self,
+        [row, col]: [usize; 2],
+        sums: *mut f32,
+        ldc: usize,
+        [rows, cols]: [usize; 2],
+    ) -> RoundTile {
+        let at = row * self.ldy + col;
+        RoundTile {
+            sums,
+            ldc,
+            // SAFETY: the caller's promise.
+            y: unsafe { self.y.at(at) },
+            residual: self.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr()),
+            ldy: self.ldy,
+            act: self.act,
+            rows,
+            cols,
+        }
+    }
+}
+
+/// A tile of sums, finished and rounded.
+pub(super) struct RoundTile {
+    sums: *mut f32,
+    ldc: usize,
+    y: *mut bf16,
+    residual: *const bf16,
+    ldy: usize,
+    act: Option<Unary>,
+    rows: usize,
+    cols: usize,
+}
+
+impl RoundTile {
+    /// Where it goes if a whole tile may be rounded as it is written: with ReLU or nothing to come.
+    pub fn halves(&self) -> Option<Halves> {
+        let relu = self.act == Some(Unary::Relu);
+        let plain = relu || self.act.is_none();
+        plain.then_some(Halves { y: self.y, residual: self.residual, ld: self.ldy, relu })
+    }
+
+    /// Where the first row goes, and where what is added to it is, or null, with words from a row to the next.
+    pub fn lines(&self) -> [(*const f32, usize); 2] {
+        [(self.y.cast_const().cast(), self.ldy / 2), (self.residual.cast(), self.ldy / 2)]
+    }
+}
+
+impl SimdOp for RoundTile {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        for r in 0..self.rows {
+            // SAFETY: the tile's row, of the sums, of the result and of what is added, by the promise of `Rounded::tile`.
+            let (sums, y) = unsafe {
+                let sums = core::slice::from_raw_parts_mut(self.sums.add(r * self.ldc), self.cols);
+                (sums, core::slice::from_raw_parts_mut(self.y.add(r * self.ldy), self.cols))
+            };
+            if !self.residual.is_null() {
+                // SAFETY: as above.
+                let residual = unsafe { core::slice::from_raw_parts(self.residual.add(r * self.ldy), self.cols) };
+                sums.iter_mut().zip(residual).for_each(|(x, r)| *x += f32::from_bits(u32::from(r.to_bits()) << 16));
+            }
+            if let Some(act) = self.act {
+                map::activate(s, act, sums);
+            }
+            y.iter_mut().zip(sums).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
+        }
+    }
+}
