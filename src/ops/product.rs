@@ -78,14 +78,18 @@ impl Prepared for Product {
 
     fn run(&self, x: &[&Tensor], joined: Joined<'_>, out: Meta) -> Tensor {
         let (x, act) = ((self.arrange)(x[0]), joined.act.or(self.act));
-        let bias = self.bias.as_ref().map(|b| b.as_slice());
+        let bias = || self.bias.as_ref().map(|b| b.as_slice());
         if let (DType::BF16, Some(multiply)) = (out.dtype, &self.by.rounded) {
             let residual = joined.residual.map(|r| r.converted(DType::BF16).packed());
-            let residual = residual.as_ref().map(|r| r.as_slice());
-            return Tensor::write(out.dims, |y| multiply(&x, Finish { bias, residual, act }, y));
+            return Tensor::write(out.dims, |y| {
+                let residual = residual.as_ref().map(|r| r.as_slice());
+                multiply(&x, Finish { bias: bias(), residual, act }, y);
+            });
         }
         let residual = joined.residual.map(|r| widened(r).packed());
-        let residual = residual.as_ref().map(|r| r.as_slice());
-        Tensor::write(out.dims, |y| (self.by.multiply)(&x, Finish { bias, residual, act }, y))
+        Tensor::write(out.dims, |y| {
+            let residual = residual.as_ref().map(|r| r.as_slice());
+            (self.by.multiply)(&x, Finish { bias: bias(), residual, act }, y);
+        })
     }
 }
