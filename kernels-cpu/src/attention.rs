@@ -16,6 +16,9 @@ use crate::softmax::softmax_row_def;
 use crate::view::Strided;
 pub use operand::Operand;
 
+/// Most numbers of a vector.
+const VECTOR: usize = 16;
+
 /// Sizes and options of one attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
@@ -65,7 +68,7 @@ impl Attention<'_> {
         if self.causal { (i + 1 + self.keys).saturating_sub(self.queries).min(self.keys) } else { self.keys }
     }
 
-    /// What the mask adds to the scores of an item: 0 or -infinity for each key.
+    /// What the mask adds to the scores of an item: 0 or -infinity for each key, and anything for what follows them.
     fn mask<F: Float>(&self, item: usize, out: &mut [F]) {
         match self.key_mask {
             Some(mask) => {
@@ -89,8 +92,21 @@ impl Attention<'_> {
 
     fn drop_all<F: Float>(&self, item: usize, x: &mut [F]) {
         if self.dropout.is_some() {
-            x.iter_mut().enumerate().for_each(|(at, x)| *x *= self.drop(item, at / self.keys, at % self.keys));
+            for (i, row) in x.chunks_mut(self.apart()).enumerate() {
+                row[..self.keys].iter_mut().enumerate().for_each(|(j, x)| *x *= self.drop(item, i, j));
+            }
         }
+    }
+
+    /// How far apart rows of scores lie: whole vectors of every tier.
+    fn apart(&self) -> usize {
+        self.keys.next_multiple_of(VECTOR)
+    }
+
+    /// Scores of a head as a matrix [queries, keys].
+    fn scores<'d, F>(&self, x: &'d [F]) -> Mat<'d, F> {
+        let apart = self.apart() as isize;
+        Mat { data: x, offset: 0, rows: self.queries, cols: self.keys, row_stride: apart, col_stride: 1 }
     }
 
     fn cost(&self) -> usize {
@@ -133,16 +149,16 @@ impl Attention<'_> {
         self.check(q, k, v);
         let (out, lse) = (Shared::new(out), Shared::new(lse));
         par::for_each(self.batch * heads, self.cost(), |items| {
-            let (mut p, mut o) = (vec![zero; tq * tk], vec![zero; tq * d]);
-            let (mut mask, mut factors) = (vec![zero; tk], vec![zero; tq]);
+            let (mut p, mut o) = (vec![zero; tq * self.apart()], vec![zero; tq * d]);
+            let (mut mask, mut factors) = (vec![zero; self.apart()], vec![zero; tq]);
             for item in items {
-                T::both(self.head(q, tq, item), self.head(k, tk, item).t(), &mut p);
+                T::both(self.head(q, tq, item), self.head(k, tk, item).t(), &mut p, self.apart());
                 self.mask(item, &mut mask);
                 // SAFETY: one head's rows, handed out once.
                 let lse = unsafe { lse.slice(item * tq..(item + 1) * tq) };
                 softmax(Weigh { attention: self, mask: &mask, scores: &mut p, lse, factors: Some(&mut factors) });
                 self.drop_all(item, &mut p);
-                T::right(Mat::new(&p, tq, tk), self.head(v, tk, item), &mut o);
+                T::right(self.scores(&p), self.head(v, tk, item), &mut o, d);
                 for ((i, o), &factor) in o.chunks(d).enumerate().zip(&factors) {
                     let at = self.row(item, tq, i);
                     // SAFETY: as above.
@@ -177,8 +193,8 @@ impl Attention<'_> {
         );
         let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
         par::for_each(self.batch * heads, self.cost() * 3, |items| {
-            let (mut p, mut dp) = (vec![zero; tq * tk], vec![zero; tq * tk]);
-            let (mut mask, mut lse_of_item) = (vec![zero; tk], vec![zero; tq]);
+            let (mut p, mut dp) = (vec![zero; tq * self.apart()], vec![zero; tq * self.apart()]);
+            let (mut mask, mut lse_of_item) = (vec![zero; self.apart()], vec![zero; tq]);
             let mut gradient = vec![zero; tq.max(tk) * d];
             for item in items {
                 let (q, k, v) = (self.head(q, tq, item), self.head(k, tk, item), self.head(v, tk, item));
@@ -190,15 +206,16 @@ impl Attention<'_> {
                     row_stride: (heads * d) as isize,
                     col_stride: 1,
                 };
-                T::both(q, k.t(), &mut p);
+                T::both(q, k.t(), &mut p, self.apart());
                 self.mask(item, &mut mask);
                 lse_of_item.copy_from_slice(&lse[item * tq..][..tq]);
                 softmax(Weigh { attention: self, mask: &mask, scores: &mut p, lse: &mut lse_of_item, factors: None });
-                T::right(dout, v.t(), &mut dp);
+                T::right(dout, v.t(), &mut dp, self.apart());
                 self.drop_all(item, &mut dp);
-                dispatch(ScoreGradient { p: &p, dp: &mut dp, cols: tk, scale: T::Sum::from_f64(self.scale) });
+                let scale = T::Sum::from_f64(self.scale);
+                dispatch(ScoreGradient { p: &p, dp: &mut dp, apart: self.apart(), cols: tk, scale });
                 self.drop_all(item, &mut p);
-                let (p, ds) = (Mat::new(&p, tq, tk), Mat::new(&dp, tq, tk));
+                let (p, ds) = (self.scores(&p), self.scores(&dp));
                 let mut put = |place: Shared<T::Sum>, n: usize, multiply: &dyn Fn(&mut [T::Sum])| {
                     multiply(&mut gradient[..n * d]);
                     for (i, row) in gradient[..n * d].chunks(d).enumerate() {
@@ -207,9 +224,9 @@ impl Attention<'_> {
                         unsafe { place.slice(at..at + d) }.copy_from_slice(row);
                     }
                 };
-                put(dv, tk, &|dv| T::sums(p.t(), dout, dv));
-                put(dq, tq, &|dq| T::right(ds, k, dq));
-                put(dk, tk, &|dk| T::right(ds.t(), q, dk));
+                put(dv, tk, &|dv| T::sums(p.t(), dout, dv, d));
+                put(dq, tq, &|dq| T::right(ds, k, dq, d));
+                put(dk, tk, &|dk| T::right(ds.t(), q, dk, d));
             }
         });
     }
@@ -235,7 +252,8 @@ fn softmax<F: Float>(w: Weigh<'_, F>) {
         }
         _ => {
             let (scores, lse, mut factors) = (w.scores, w.lse, w.factors);
-            for (i, row) in scores.chunks_mut(w.attention.keys).enumerate() {
+            for (i, row) in scores.chunks_mut(w.attention.apart()).enumerate() {
+                let row = &mut row[..w.attention.keys];
                 row.iter_mut().zip(w.mask).for_each(|(s, &m)| *s = scale * *s + m);
                 row[w.attention.reach(i)..].fill(F::NEG_INFINITY);
                 match &mut factors {
@@ -251,31 +269,37 @@ fn softmax<F: Float>(w: Weigh<'_, F>) {
     }
 }
 
-/// The last scores of a row, fewer than a vector.
-#[inline(always)]
-fn masked<S: Simd>(s: S, tail: &[f32], scale: S::F, mask: &[f32]) -> S::F {
-    s.fma(s.load_partial(tail, 0.0), scale, s.load_partial(mask, f32::NEG_INFINITY))
-}
+/// Positions in a vector.
+const POSITIONS: [f32; VECTOR] = {
+    let (mut positions, mut i) = ([0.0; VECTOR], 0);
+    while i < VECTOR {
+        positions[i] = i as f32;
+        i += 1;
+    }
+    positions
+};
 
 impl SimdOp for Weigh<'_, f32> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(mut self, s: S) {
-        let scale = s.splat(self.attention.scale as f32);
-        for (i, row) in self.scores.chunks_exact_mut(self.attention.keys).enumerate() {
-            let (row, unseen) = row.split_at_mut(self.attention.reach(i));
+        let (scale, none) = (s.splat(self.attention.scale as f32), s.splat(f32::NEG_INFINITY));
+        for (i, row) in self.scores.chunks_exact_mut(self.attention.apart()).enumerate() {
+            let seen = self.attention.reach(i);
+            // Whole vectors, as there is room; of the last one, which may be a part, what is not seen is -infinity.
+            let (body, unseen) = row.split_at_mut(seen.next_multiple_of(S::LANES));
+            let (mask, whole) = (&self.mask[..body.len()], seen / S::LANES * S::LANES);
+            let is_seen = s.lt(s.load(&POSITIONS), s.splat((seen - whole) as f32));
             unseen.fill(0.0);
-            let whole = row.len() / S::LANES * S::LANES;
-            let (body, tail) = row.split_at_mut(whole);
-            let (mask, mask_tail) = (&self.mask[..whole], &self.mask[whole..whole + tail.len()]);
             let shift = match self.factors {
                 Some(_) => {
-                    let mut top = s.splat(f32::NEG_INFINITY);
+                    let mut top = none;
                     for j in (0..whole).step_by(S::LANES) {
                         top = s.max(s.fma(s.load(&body[j..]), scale, s.load(&mask[j..])), top);
                     }
-                    if !tail.is_empty() {
-                        top = s.max(masked(s, tail, scale, mask_tail), top);
+                    if whole < seen {
+                        let last = s.fma(s.load(&body[whole..]), scale, s.load(&mask[whole..]));
+                        top = s.max(s.select(is_seen, last, none), top);
                     }
                     s.max_lane(top)
                 }
@@ -289,10 +313,11 @@ impl SimdOp for Weigh<'_, f32> {
                 sum = s.add(sum, e);
                 s.store(e, &mut body[j..]);
             }
-            if !tail.is_empty() {
-                let e = math::exp(s, s.sub(masked(s, tail, scale, mask_tail), c));
+            if whole < seen {
+                let last = s.fma(s.load(&body[whole..]), scale, s.load(&mask[whole..]));
+                let e = math::exp(s, s.sub(s.select(is_seen, last, none), c));
                 sum = s.add(sum, e);
-                s.store_partial(e, tail);
+                s.store(e, &mut body[whole..]);
             }
             if let Some(factors) = &mut self.factors {
                 let sum = s.sum(sum);
@@ -308,6 +333,7 @@ impl SimdOp for Weigh<'_, f32> {
 struct ScoreGradient<'a, F> {
     p: &'a [F],
     dp: &'a mut [F],
+    apart: usize,
     cols: usize,
     scale: F,
 }
@@ -316,7 +342,8 @@ impl<F: Float> SimdOp for ScoreGradient<'_, F> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, _: S) {
-        for (p, dp) in self.p.chunks_exact(self.cols).zip(self.dp.chunks_exact_mut(self.cols)) {
+        for (p, dp) in self.p.chunks_exact(self.apart).zip(self.dp.chunks_exact_mut(self.apart)) {
+            let (p, dp) = (&p[..self.cols], &mut dp[..self.cols]);
             let dot = lanes(self.cols, |j| p[j] * dp[j]);
             dp.iter_mut().zip(p).for_each(|(d, &p)| *d = p * (*d - dot) * self.scale);
         }
