@@ -75,6 +75,35 @@ fn largest<S: Simd, T: Lanes, const N: usize>(s: S, map: &[T], places: &[usize],
     }
 }
 
+/// As [`largest`], of a vector of channels of a map in f32, with where they were found: the pixel, or -1.
+#[inline(always)]
+fn largest_and_where<S: Simd>(
+    s: S,
+    map: &[f32],
+    places: &[usize],
+    channels: Range<usize>,
+    y: &mut [f32],
+    index: &mut [i32],
+    c: usize,
+) {
+    let (mut most, mut found) = (s.splat(f32::NEG_INFINITY), s.as_float(s.splat_i(-1)));
+    for (k, place) in places.iter().enumerate() {
+        let x = s.load_at(&map[place + channels.start..place + channels.end], 0, f32::NEG_INFINITY);
+        let at = s.as_float(s.splat_i((place / c) as i32));
+        // The first wins over nothing at all; NaN, which is not below and not above, over numbers.
+        let (wins, is_number, had_none) = (s.lt(most, x), s.eq(x, x), s.eq(most, most));
+        let nan_wins = |new: S::F, old: S::F| s.select(is_number, old, s.select(had_none, new, old));
+        (found, most) = match k {
+            0 => (at, x),
+            _ => (nan_wins(at, s.select(wins, at, found)), nan_wins(x, s.select(wins, x, most))),
+        };
+    }
+    s.store_at(most, &mut y[channels.clone()], 0);
+    let mut lanes = [0.0; 16];
+    s.store(found, &mut lanes);
+    index[channels].iter_mut().zip(lanes).for_each(|(index, at)| *index = at.to_bits().cast_signed());
+}
+
 /// As [`largest`], of all channels.
 #[inline(always)]
 fn all_largest<S: Simd, T: Lanes>(s: S, map: &[T], places: &[usize], y: &mut [T]) {
@@ -143,6 +172,13 @@ impl<F: Float> SimdOp for Max<'_, F> {
                 continue;
             }
             let mut index = self.index.as_mut().map(|index| &mut index[k * c..(k + 1) * c]);
+            if let (Some(index), Some(map)) = (&mut index, as_f32(map)) {
+                let y = as_f32_mut(y).expect("same type as the map");
+                for first in (0..c).step_by(S::LANES) {
+                    largest_and_where(s, map, &places, first..c.min(first + S::LANES), y, index, c);
+                }
+                continue;
+            }
             y.fill(F::NEG_INFINITY);
             index.iter_mut().for_each(|index| index.fill(-1));
             for &place in &places {
@@ -347,9 +383,11 @@ mod tests {
                 max_pool2d(&x, [n, h, w, c], &window, &mut alone, None);
                 assert_eq!(alone, y, "{isa} {window:?}");
                 let single = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<vec::Vec<_>>();
-                let mut singles = vec![7.0; y.len()];
+                let (mut singles, mut found) = (vec![7.0; y.len()], vec![7; y.len()]);
                 max_pool2d(&single(&x), [n, h, w, c], &window, &mut singles, None);
                 assert_eq!(singles, single(&y), "{isa} {window:?}");
+                max_pool2d(&single(&x), [n, h, w, c], &window, &mut singles, Some(&mut found));
+                assert!(singles == single(&y) && found == index, "{isa} {window:?}");
                 let half = |x: &[f64]| x.iter().map(|&x| bf16::from_f64(x)).collect::<vec::Vec<_>>();
                 let mut halves = vec![bf16::ZERO; y.len()];
                 max_pool2d_halves(&half(&x), [n, h, w, c], &window, &mut halves);
