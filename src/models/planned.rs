@@ -18,6 +18,8 @@ use crate::tensor::Tensor;
 
 /// Most shapes that have a plan at once; the one that was not used longest goes first.
 const MOST: usize = 16;
+/// With larger maps than of so many numbers each image is computed by all threads: those of two would not stay in a cache that threads share.
+const LARGE_MAP: usize = 1 << 21;
 
 /// How the weights of matrix products are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,8 +52,8 @@ pub enum Planning {
 /// much memory again as the network's, or are in [`PackedFiles`]. The bits are the same.
 pub struct Planned<'n> {
     network: &'n Network,
-    /// Whether images become maps, which for many of them would not stay in the caches.
-    maps: bool,
+    /// Of images that become maps, which for many of them would not stay in the caches: numbers of the largest for each pixel.
+    maps: Option<f64>,
     planning: Planning,
     state: Mutex<State>,
 }
@@ -77,13 +79,16 @@ impl<'n> Planned<'n> {
     /// As [`Planned::new`], with what files hold of the network's packed weights.
     pub fn with(network: &'n Network, planning: Planning, files: Arc<PackedFiles>) -> Self {
         let state = State { packs: Packs::with(files), shapes: Vec::new() };
-        let maps = matches!(NetworkConfig::of(network).vision(), Some(ImageTowerConfig::Resnet(_)));
+        let maps = match NetworkConfig::of(network).vision() {
+            Some(ImageTowerConfig::Resnet(config)) => Some(config.numbers_per_pixel()),
+            _ => None,
+        };
         Self { network, maps, planning, state: Mutex::new(state) }
     }
 
     /// Computes all images at once, as a device wants it.
     pub fn whole(self) -> Self {
-        Self { maps: false, ..self }
+        Self { maps: None, ..self }
     }
 
     /// As [`Network::say_images`].
@@ -154,11 +159,11 @@ impl<'n> Planned<'n> {
         Some(plan.profile(x).1)
     }
 
-    /// What is computed at once: images that become maps a few at a time on the CPU, one for each thread; else all.
+    /// What is computed at once: images that become maps a few at a time on the CPU, one for each thread, or one by all of them; else all.
     fn parts(&self, x: &[Tensor]) -> Vec<Vec<Tensor>> {
-        let (n, together) = (x[0].dims()[0], par::threads());
-        let images = x[0].dims().len() == 4;
-        if !self.maps || !images || n <= together {
+        let (Some(maps), &[n, _, h, w]) = (self.maps, &x[0].dims()[..]) else { return vec![x.to_vec()] };
+        let together = if maps * (h * w) as f64 > LARGE_MAP as f64 { 1 } else { par::threads() };
+        if n <= together {
             return vec![x.to_vec()];
         }
         let part = |first: usize| x.iter().map(|x| x.narrow(0, first, together.min(n - first))).collect();
@@ -260,7 +265,10 @@ mod tests {
         let together = par::threads();
         let pixels = Tensor::zeros([2 * together, 1, 8, 8], DType::F32);
         let planned = || Planned::with(&network, Planning::Never, Arc::default());
-        for (planned, at_once) in [(planned(), together), (planned().whole(), 2 * together)] {
+        // 8 channels on half of the rows and columns, then 32 on a fourth.
+        assert_eq!(planned().maps, Some(2.0));
+        let large = Planned { maps: Some(1e6), ..planned() };
+        for (planned, at_once) in [(planned(), together), (large, 1), (planned().whole(), 2 * together)] {
             planned.say_images(&pixels).unwrap();
             let shapes = planned.state.into_inner().unwrap().shapes;
             assert!(!shapes.is_empty() && shapes.iter().all(|shape| shape.inputs[0].dims[0] == at_once));

@@ -181,6 +181,11 @@ impl ResnetConfig {
         self.wide(self.depths.len().max(1) - 1)
     }
 
+    /// Numbers of the largest map for each pixel of an image.
+    pub fn numbers_per_pixel(&self) -> f64 {
+        (self.base as f64 / 4.0).max(self.wide(0) as f64 / 16.0)
+    }
+
     /// Rows and columns of the last map for pixels of this size.
     pub fn grid(&self, size: [usize; 2]) -> [usize; 2] {
         let halvings = 2 + (1..self.depths.len()).filter(|&stage| !self.dilated(stage)).count();
