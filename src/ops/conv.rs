@@ -124,7 +124,7 @@ impl Op for Conv2d {
         if !rounded && x[0].dtype != DType::F32 {
             return None;
         }
-        Product::prepare(constants, None, Tensor::packed, bytes, |weight| {
+        Product::prepare(constants, None, Tensor::packed, (bytes, rounded), |weight| {
             if !rounded {
                 let weight = kernel.pack(widened(weight).packed().as_slice())?;
                 return Some(Multiplies::new(move |map, finish, y| {

@@ -339,7 +339,7 @@ impl Op for Linear {
         }
         let kept = constants[1].is_some_and(|weight| packs.want(weight));
         let bytes = if kept { 0 } else { numbers(x[1].dtype).packed_bytes([x[1].dims[1], x[1].dims[0]]) };
-        Product::prepare(&constants, self.act, rows_of, bytes, |weight| {
+        Product::prepare(&constants, self.act, rows_of, (bytes, false), |weight| {
             let weight = packs.get(weight, || packed(weight, scale));
             Some(Multiplies::new(move |rows, finish, y| {
                 gemm::multiply(matrix(rows, 0), Right::Packed(&weight), y, weight.size()[1].max(1), finish, true);

@@ -41,12 +41,13 @@ pub(super) struct Product {
 }
 
 impl Product {
-    /// Of an op on x, a weight and perhaps a bias, if x alone changes; packed, the weight takes so many bytes. `pack` may see no gain in it.
+    /// Of an op on x, a weight and perhaps a bias, if x alone changes; packed, the weight takes so many bytes, and its product may be rounded or
+    /// not. `pack` may see no gain in it.
     pub(super) fn prepare(
         constants: &[Option<&Tensor>],
         act: Option<Unary>,
         arrange: fn(&Tensor) -> Tensor,
-        bytes: usize,
+        (bytes, rounds): (usize, bool),
         pack: impl FnOnce(&Tensor) -> Option<Multiplies>,
     ) -> Option<Box<dyn Prepared>> {
         if constants[0].is_some() {
@@ -59,7 +60,8 @@ impl Product {
         };
         let by = if count_beside(bytes) {
             // Nothing will be multiplied.
-            Multiplies { rounded: Some(Box::new(|_, _, _| ())), ..Multiplies::new(|_, _, _| ()) }
+            let rounded = rounds.then(|| Box::new(|_: &Tensor, _: Finish<'_, f32, bf16>, _: &mut [bf16]| ()) as _);
+            Multiplies { rounded, ..Multiplies::new(|_, _, _| ()) }
         } else {
             pack(weight)?
         };
