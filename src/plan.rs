@@ -365,12 +365,17 @@ impl<'a> Builder<'a> {
                 continue;
             };
             let may = if narrow.is_some() || matches!(role, Role::Cast(_)) { op.rounds() } else { op.joins() };
-            let over = out.dtype != self.metas[made].dtype || out.dtype == DType::BF16;
-            if !fits || !may || over || role == Role::Add && (act.is_some() || *residual) {
+            // The step's own result, which nothing has rounded yet.
+            let open = *out == self.metas[made] && out.dtype != DType::BF16;
+            let full = match role {
+                Role::Add => act.is_some() || *residual,
+                Role::Activation(_) => act.is_some(),
+                _ => false,
+            };
+            if !fits || !may || !open || full {
                 continue;
             }
             match role {
-                Role::Activation(_) if act.is_some() => continue,
                 Role::Activation(f) => *act = Some(f),
                 Role::Add => *residual = true,
                 _ => *out = traced.out,

@@ -78,12 +78,10 @@ pub fn copy<T: Copy + Send + Sync>(dims: &[usize], src: Strided<'_, T>, out: &mu
     src.check(dims);
     let (dims, [strides]) = collapse(dims, [src.strides]);
     let (row, step) = (dims[dims.len() - 1], strides[strides.len() - 1]);
-    if let ([outer @ .., rows, _], [.., 1, _], ..SHORT_ROW) = (&dims[..], &strides[..], row) {
+    if let ([.., rows, _], [.., 1, _], ..SHORT_ROW) = (&dims[..], &strides[..], row) {
         // The columns of a short row lie along memory: as channels do that become the last dimension.
-        let mut outer = outer.to_vec();
-        outer.push(1);
         return par::chunks_mut(out, rows * row, rows * row * 2, |r, out| {
-            let start = src.offset as isize + row_offset(r, &outer, &strides);
+            let start = src.offset as isize + row_offset(r, &dims[..dims.len() - 1], &strides);
             for j in 0..row {
                 let column = &src.data[(start + j as isize * step) as usize..][..*rows];
                 out[j..].iter_mut().step_by(row).zip(column).for_each(|(o, &x)| *o = x);

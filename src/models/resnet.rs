@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::Dims;
 use crate::nn::{ConvNorm, Linear, Module, Noted, Params, Statistics, join};
 use crate::ops::conv::Conv2d as Options;
+use crate::ops::matmul::sums;
 use crate::ops::pool::Window;
 use crate::tape::through;
 use crate::tensor::Tensor;
@@ -324,7 +324,7 @@ impl Resnet {
         let x = self.stem.forward_relu(&pixels.permute(&[0, 2, 3, 1]), None, statistics);
         let x = self.stem.kept(x, statistics).max_pool2d(Window::square(3, 2, 1));
         let map = self.stages.iter().fold(x, |x, blocks| stage(blocks, &x, statistics));
-        if map.dtype() == DType::BF16 { map.to_dtype(DType::F32) } else { map }
+        map.to_dtype(sums(map.dtype()))
     }
 
     /// The last map [n, rows, columns, width] to logits [n, classes]; nothing where there are no classes.

@@ -6,7 +6,7 @@ use super::{BatchNorm, Init, Module, Params, Statistics, join};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::conv::Conv2d as Options;
-use crate::ops::matmul::is_half;
+use crate::ops::matmul::{is_half, sums};
 use crate::tensor::Tensor;
 
 /// Convolution.
@@ -92,8 +92,8 @@ impl ConvNorm {
         }
         statistics.note(None);
         // Groups are multiplied in f32.
-        let x = if self.conv.options.groups > 1 { &widened(x) } else { x };
-        let [scale, shift] = self.norm.scale_and_shift(widened_type(x.dtype()));
+        let x = if self.conv.options.groups > 1 { &x.to_dtype(sums(x.dtype())) } else { x };
+        let [scale, shift] = self.norm.scale_and_shift(sums(x.dtype()));
         let scale = scale.reshape([scale.numel(), 1, 1, 1]);
         x.conv2d(&self.folded(&scale), Some(&shift), self.conv.options)
     }
@@ -115,7 +115,7 @@ impl ConvNorm {
             return self.norm.forward_relu(&self.conv.forward(x), residual, statistics);
         }
         let y = self.forward(x, statistics);
-        residual.map_or(y.clone(), |residual| y.add(&widened(residual))).relu()
+        residual.map_or(y.clone(), |residual| y.add(&residual.to_dtype(y.dtype()))).relu()
     }
 
     /// A map as it is kept: in bf16 behind a weight that is, where convolutions would round it anyway, and by running statistics.
@@ -124,14 +124,6 @@ impl ConvNorm {
         let rounds = weight.dtype() == DType::BF16 && weight.device().is_none() && bf16_is_quick();
         if rounds && !self.norm.goes_by_batch(statistics) { map.to_dtype(DType::BF16) } else { map }
     }
-}
-
-fn widened_type(dtype: DType) -> DType {
-    if is_half(dtype) { DType::F32 } else { dtype }
-}
-
-fn widened(map: &Tensor) -> Tensor {
-    map.to_dtype(widened_type(map.dtype()))
 }
 
 impl Module for ConvNorm {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use half::bf16;
-use kernels_cpu::conv::{self, Window};
+use kernels_cpu::conv::{self, PackedWeight, Window};
 use kernels_cpu::gemm::Finish;
 
 use crate::buffer::count_scratch;
@@ -84,11 +84,11 @@ impl Op for Conv2d {
     fn cpu(&self, x: &[&Tensor], out: Meta) -> Output {
         let kernel = self.kernel(x[0].meta(), x[1].meta());
         let (map, bias) = (x[0].packed(), x.get(2).map(|b| widened(b).packed()));
-        if map.dtype() == DType::F32 && is_rounded(&kernel, x[1].dtype(), map.dtype()) {
+        if is_rounded(&kernel, x[1].dtype(), map.dtype()) {
             count_scratch(|| kernel.bf16_bytes());
             let finish = || Finish { bias: bias.as_ref().map(|b| b.as_slice()), ..Finish::default() };
             return Tensor::write(out.dims, |y| {
-                kernel.forward_packed(map.as_slice(), &kernel.pack_bf16(x[1].packed().as_slice()), finish(), y)
+                multiply_rounded(&kernel, &map, &kernel.pack_bf16(x[1].packed().as_slice()), finish(), y)
             })
             .into();
         }
@@ -133,9 +133,8 @@ impl Op for Conv2d {
             }
             let weight = Arc::new(kernel.pack_bf16(weight.packed().as_slice()));
             let same = weight.clone();
-            let multiply = move |map: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| match map.dtype() {
-                DType::BF16 => kernel.forward_halves(map.as_slice(), &weight, finish, y),
-                _ => kernel.forward_packed(map.as_slice(), &weight, finish, y),
+            let multiply = move |map: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| {
+                multiply_rounded(&kernel, map, &weight, finish, y);
             };
             let rounded: Box<MultiplyRounded> = Box::new(move |map, finish, y| match map.dtype() {
                 DType::BF16 => kernel.forward_rounded::<bf16>(map.as_slice(), &same, finish, y),
@@ -254,6 +253,20 @@ impl Op for Conv2d {
 /// Whether the numbers of a map are rounded to those of its weight.
 fn is_rounded(kernel: &conv::Conv2d, weight: DType, map: DType) -> bool {
     weight == DType::BF16 && matches!(map, DType::F32 | DType::BF16) && kernel.rounds()
+}
+
+/// By a weight packed from bf16, of a map that is rounded or to be.
+fn multiply_rounded(
+    kernel: &conv::Conv2d,
+    map: &Tensor,
+    weight: &PackedWeight,
+    finish: Finish<'_, f32>,
+    y: &mut [f32],
+) {
+    match map.dtype() {
+        DType::BF16 => kernel.forward_halves(map.as_slice(), weight, finish, y),
+        _ => kernel.forward_packed(map.as_slice(), weight, finish, y),
+    }
 }
 
 /// A weight [out, in, kh, kw] as [out, kh, kw, in], which is the order of its device's kernels; rounded to bf16 beside a map that is.

@@ -150,7 +150,7 @@ pub(super) fn weight_fits(weight: DType, activations: DType) -> bool {
 }
 
 /// The type of sums of products with activations of a type.
-pub(super) fn sums(activations: DType) -> DType {
+pub(crate) fn sums(activations: DType) -> DType {
     if activations == DType::BF16 { DType::F32 } else { activations }
 }
 
@@ -201,7 +201,7 @@ pub(super) fn widened(weight: &Tensor) -> Tensor {
     }
     let packed = weight.packed();
     Tensor::write(*weight.dims(), |w| match packed.dtype() {
-        DType::BF16 => packed.as_slice::<bf16>().convert_to_f32_slice(w),
+        DType::BF16 => gemm::widen(packed.as_slice(), w),
         _ => packed.as_slice::<f16>().convert_to_f32_slice(w),
     })
 }

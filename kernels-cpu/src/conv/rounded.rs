@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use half::bf16;
 
-use super::gather::{Gather, PACKED_ROWS, RUN, Target};
+use super::gather::{Gather, Inside, PACKED_ROWS, RUN, Target};
 use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, phases};
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{
@@ -175,7 +175,7 @@ fn multiply_rounded<T: Rounds + Default, Y: Written>(
     y: &mut [Y],
     target: Target,
 ) {
-    let [depth, outputs] = matrix.size();
+    let ([depth, outputs], inside) = (matrix.size(), windows.inside());
     let (block, work) = (windows.even(windows.block(depth)), depth * outputs / 32 + depth);
     windows.blocks(block, work, outputs, y, target, |rows, _, into, shared| {
         let finish = finish.part(rows.start, outputs, 0..outputs);
@@ -184,7 +184,7 @@ fn multiply_rounded<T: Rounds + Default, Y: Written>(
         let data = &mut halves(&mut lines)[..rows.len() * apart];
         let round = |i: usize, out: &mut [bf16]| {
             let first = rows.start + i * PACKED_ROWS;
-            dispatch(RoundWindows { windows, first, channels, depth, whole, apart, out });
+            dispatch(RoundWindows { windows, inside: &inside, first, channels, depth, whole, apart, out });
         };
         if shared {
             par::chunks_mut(data, PACKED_ROWS * apart, PACKED_ROWS * depth / 4, round);
@@ -248,6 +248,7 @@ fn round_run<T: Rounds>(source: &[T], from: usize, line: &mut [bf16], run: Range
 /// Windows from a position on, rounded to bf16, each with zeros to `whole` numbers, as rows `apart`.
 struct RoundWindows<'a, T> {
     windows: &'a Gather<'a, T>,
+    inside: &'a Inside,
     first: usize,
     channels: usize,
     depth: usize,
@@ -260,10 +261,10 @@ impl<T: Rounds + Default> SimdOp for RoundWindows<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, _: S) {
-        let (windows, inside) = (self.windows, self.windows.inside());
+        let (windows, inside) = (self.windows, self.inside);
         let (mut at, c) = (windows.position(self.first), self.channels);
         for line in self.out.chunks_exact_mut(self.apart) {
-            if let Some(stands) = windows.stands(&inside, at) {
+            if let Some(stands) = windows.stands(inside, at) {
                 for (t, &tap) in inside.taps.iter().enumerate() {
                     round_run(windows.source, (stands + tap) as usize, line, t * c..(t + 1) * c);
                 }

@@ -76,7 +76,7 @@ impl Rounds for bf16 {
     #[inline(always)]
     fn upper<S: Simd>(s: S, x: &[bf16]) -> S::F {
         let mut upper = [0.0; 16];
-        upper.iter_mut().zip(&x[..S::LANES]).for_each(|(to, x)| *to = f32::from_bits(u32::from(x.to_bits()) << 16));
+        upper.iter_mut().zip(&x[..S::LANES]).for_each(|(to, x)| *to = wide(*x));
         s.load(&upper)
     }
     #[inline(always)]
@@ -111,6 +111,12 @@ pub fn round<T: Rounds>(x: &[T], y: &mut [bf16]) {
     });
 }
 
+/// A number of bf16 as f32.
+#[inline(always)]
+pub(super) fn wide(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
 /// Numbers of bf16 as f32.
 ///
 /// # Panics
@@ -130,7 +136,7 @@ impl SimdOp for WidenAll<'_> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, _: S) {
-        self.1.iter_mut().zip(self.0).for_each(|(y, x)| *y = f32::from_bits(u32::from(x.to_bits()) << 16));
+        self.1.iter_mut().zip(self.0).for_each(|(y, x)| *y = wide(*x));
     }
 }
 

@@ -18,14 +18,20 @@ pub(super) const fn size(isa: Isa) -> (usize, usize) {
     }
 }
 
-/// Whether [`run`] has a tile of just so many rows, and two vectors of columns are all.
-pub(super) fn is_whole(isa: Isa, rows: usize, cols: usize) -> bool {
-    let heights: &[usize] = match isa {
-        Isa::Avx512 => &[14, 8, 4],
-        Isa::Avx2 => &[6, 3],
-        _ => &[4],
-    };
-    cols == size(isa).1 && heights.contains(&rows)
+/// Rows of the tile for so many: lower ones for the last rows, so that nothing is multiplied for nothing.
+const fn height(isa: Isa, rows: usize) -> usize {
+    match (isa, rows) {
+        (Isa::Avx512, 9..) => 14,
+        (Isa::Avx512, 5..) => 8,
+        (Isa::Avx2, 4..) => 6,
+        (Isa::Avx2, _) => 3,
+        _ => 4,
+    }
+}
+
+/// Whether a tile has all its rows and columns.
+pub(super) const fn is_whole(isa: Isa, rows: usize, cols: usize) -> bool {
+    cols == size(isa).1 && rows == height(isa, rows)
 }
 
 /// Where a tile reads its rows of A.
@@ -245,14 +251,14 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     cols: usize,
     out: Target,
 ) {
-    // Lower tiles for the last rows: no multiplications for nothing. An element is the same sum in a tile of any height.
+    // An element is the same sum in a tile of any height.
     // SAFETY: the caller's promise.
     unsafe {
-        match (S::ISA, rows) {
-            (Isa::Avx512, 9..) => wide::<S, A, D, 14>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx512, 5..) => wide::<S, A, D, 8>(s, a, b, depth, rows, cols, out),
+        match (S::ISA, height(S::ISA, rows)) {
+            (Isa::Avx512, 14) => wide::<S, A, D, 14>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx512, 8) => wide::<S, A, D, 8>(s, a, b, depth, rows, cols, out),
             (Isa::Avx512, _) => wide::<S, A, D, 4>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx2, 4..) => wide::<S, A, D, 6>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx2, 6) => wide::<S, A, D, 6>(s, a, b, depth, rows, cols, out),
             (Isa::Avx2, _) => wide::<S, A, D, 3>(s, a, b, depth, rows, cols, out),
             _ => wide::<S, A, D, 4>(s, a, b, depth, rows, cols, out),
         }

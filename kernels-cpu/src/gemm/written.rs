@@ -1,14 +1,15 @@
 //! What a product is written as: f32, or rounded to bf16 tile by tile.
 
 use alloc::vec;
+use alloc::vec::Vec;
 
 use half::bf16;
 
 use super::nest::{self, slab_of};
-use super::rounded::{Rounds, round};
+use super::rounded::{Rounds, round, wide};
 use super::scratch::{self, Use};
 use super::tile::Halves;
-use super::{Finish, Left, Out, Right, complete, pack};
+use super::{Finish, Left, Out, Right, nothing, pack};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par::Shared;
@@ -44,8 +45,7 @@ impl Written for f32 {
     }
 
     fn nothing([m, n]: [usize; 2], c: &mut [f32], ldc: usize, finish: Finish<'_, f32>) {
-        c.chunks_mut(ldc).take(m).for_each(|row| row[..n].fill(0.0));
-        complete(m, n, c, ldc, &finish);
+        nothing(false, m, n, c, ldc, &finish);
     }
 }
 
@@ -74,8 +74,7 @@ impl Written for bf16 {
     fn nothing([m, n]: [usize; 2], y: &mut [bf16], ldc: usize, finish: Finish<'_, f32, bf16>) {
         let mut wide = vec![0.0; n];
         for (i, y) in y.chunks_mut(ldc).take(m).enumerate() {
-            let residual =
-                finish.residual.map(|r| r[i * ldc..][..n].iter().map(|r| r.to_f32()).collect::<vec::Vec<_>>());
+            let residual = finish.residual.map(|r| r[i * ldc..][..n].iter().map(|r| r.to_f32()).collect::<Vec<_>>());
             let finish = Finish { bias: finish.bias, residual: residual.as_deref(), act: finish.act };
             <f32 as Written>::nothing([1, n], &mut wide, n, finish);
             round(&wide, &mut y[..n]);
@@ -158,7 +157,7 @@ impl SimdOp for RoundTile {
             if !self.residual.is_null() {
                 // SAFETY: as above.
                 let residual = unsafe { core::slice::from_raw_parts(self.residual.add(r * self.ldy), self.cols) };
-                sums.iter_mut().zip(residual).for_each(|(x, r)| *x += f32::from_bits(u32::from(r.to_bits()) << 16));
+                sums.iter_mut().zip(residual).for_each(|(x, r)| *x += wide(*r));
             }
             if let Some(act) = self.act {
                 map::activate(s, act, sums);
