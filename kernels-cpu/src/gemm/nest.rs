@@ -75,6 +75,11 @@ fn pack_rows(isa: Isa, a: Mat<'_, f32>, ks: Range<usize>, lines: &mut [Line], th
     });
 }
 
+/// What job `i` of `jobs` does of so many tiles: one more than another at most, so that threads with as many jobs end together.
+fn share(tiles: usize, jobs: usize, i: usize) -> Range<usize> {
+    tiles * i / jobs..tiles * (i + 1) / jobs
+}
+
 pub(super) fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     if threads { par::for_each(items, cost, f) } else { f(0..items) }
 }
@@ -99,15 +104,13 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
         let row_jobs = wanted.min(row_tiles / 2).max(high).max(1);
         (row_jobs, (wanted / row_jobs).clamp(1, panels))
     };
-    let (tiles_per_job, panels_per_job) = (row_tiles.div_ceil(row_jobs), panels.div_ceil(col_jobs));
-    let (row_jobs, col_jobs) = (row_tiles.div_ceil(tiles_per_job), panels.div_ceil(panels_per_job));
 
     // Rows that many panels read, and those that would crowd each other out of the cache, are packed. Those that all jobs have in common each
     // thread packs once for itself, if it has panels enough to read them; else they are packed once for all, unless they are so many that they
     // would only pass through the caches. Words were written so that they are read in place.
     let panels_per_thread = panels / workers;
     let by_thread = row_jobs == 1 && col_jobs > 1 && m * k <= NEAR_A && panels_per_thread >= FEW_PANELS;
-    let meet = if by_thread { panels_per_thread } else { panels_per_job };
+    let meet = if by_thread { panels_per_thread } else { panels.div_ceil(col_jobs) };
     let pack_a = match a {
         Left::Mat(a) if a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || meet >= MANY_PANELS => Some(a),
         _ => None,
@@ -127,12 +130,13 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
             None => PackedRows::Own,
         };
         // About 16 multiply-adds take the time of one elementary operation.
-        let cost = tiles_per_job * mr * panels_per_job * nr * ks.len() / 16;
+        let cost = row_tiles.div_ceil(row_jobs) * mr * panels.div_ceil(col_jobs) * nr * ks.len() / 16;
         spread(threads, row_jobs * col_jobs, cost, &|range| {
             for job in range {
                 let (i, j) = (job % row_jobs, job / row_jobs);
-                let rows = i * tiles_per_job * mr..((i + 1) * tiles_per_job * mr).min(m);
-                let panels = j * panels_per_job..((j + 1) * panels_per_job).min(panels);
+                let tiles = share(row_tiles, row_jobs, i);
+                let rows = tiles.start * mr..(tiles.end * mr).min(m);
+                let panels = share(panels, col_jobs, j);
                 let job = Job {
                     a,
                     b,
