@@ -91,17 +91,24 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
     let slab = slab_of(words, k);
 
-    // Enough jobs that a disturbed thread does not hold up the rest, but where every job reads more rows of A than stay near, one for each
-    // thread. The larger operand is split, so that none of it is read twice; a job of rows is at least two tiles high.
+    // Enough jobs that a disturbed thread does not hold up the rest, but where every job reads more rows of A than stay near, two for each
+    // thread, and as many for each. The larger operand is split, so that none of it is read twice; a job of rows is at least two tiles high.
     let long = n > m && m * k > NEAR_A && !matches!(a, Left::Windows(_));
     let workers = if threads { par::threads() } else { 1 };
-    let wanted = if long || workers == 1 { workers } else { 4 * workers };
+    let wanted = match workers {
+        1 => 1,
+        _ if long => 2 * workers,
+        _ => 4 * workers,
+    };
     let high = row_tiles.div_ceil((NEAR_A / (mr * slab)).max(2));
     let (row_jobs, col_jobs) = if n > m {
         let col_jobs = wanted.min(panels);
         ((wanted / col_jobs).min(row_tiles / 2).max(high).max(1), col_jobs)
     } else {
-        let row_jobs = wanted.min(row_tiles / 2).max(high).max(1);
+        let row_jobs = match wanted.min(row_tiles / 2).max(1) {
+            few if few < high => high.next_multiple_of(workers).min(row_tiles),
+            jobs => jobs,
+        };
         (row_jobs, (wanted / row_jobs).clamp(1, panels))
     };
 
