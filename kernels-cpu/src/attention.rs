@@ -309,22 +309,29 @@ impl SimdOp for Weigh<'_, f32> {
             // Nothing seen: every score is -infinity, and stays so with a shift of 0.
             let c = s.splat(if shift == f32::NEG_INFINITY { 0.0 } else { shift });
             for j in (0..whole).step_by(S::LANES) {
-                let e = math::exp(s, s.sub(s.fma(s.load(&body[j..]), scale, s.load(&mask[j..])), c));
+                let e = math::exp_of_negative(s, s.sub(s.fma(s.load(&body[j..]), scale, s.load(&mask[j..])), c));
                 sum = s.add(sum, e);
                 s.store(e, &mut body[j..]);
             }
             if whole < seen {
                 let last = s.fma(s.load(&body[whole..]), scale, s.load(&mask[whole..]));
-                let e = math::exp(s, s.sub(s.select(is_seen, last, none), c));
+                let e = math::exp_of_negative(s, s.sub(s.select(is_seen, last, none), c));
                 sum = s.add(sum, e);
                 s.store(e, &mut body[whole..]);
             }
             if let Some(factors) = &mut self.factors {
-                let sum = s.sum(sum);
-                let none = sum == 0.0;
-                factors[i] = if none { 0.0 } else { 1.0 / sum };
-                self.lse[i] = if none { f32::NEG_INFINITY } else { shift + libm::logf(sum) };
+                (factors[i], self.lse[i]) = (s.sum(sum), shift);
             }
+        }
+        let Some(factors) = self.factors else { return };
+        for (sums, shifts) in factors.chunks_mut(S::LANES).zip(self.lse.chunks_mut(S::LANES)) {
+            let (mut sum, mut shift, n) = ([0.0; VECTOR], [0.0; VECTOR], sums.len());
+            (sum[..n].copy_from_slice(sums), shift[..n].copy_from_slice(shifts));
+            let (x, top) = (s.load(&sum), s.load(&shift));
+            let nothing = s.eq(x, s.splat(0.0));
+            s.store(s.select(nothing, x, s.div(s.splat(1.0), x)), &mut sum);
+            s.store(s.select(nothing, none, s.add(top, math::log(s, x))), &mut shift);
+            (sums.copy_from_slice(&sum[..n]), shifts.copy_from_slice(&shift[..n]));
         }
     }
 }

@@ -10,10 +10,17 @@ use crate::simd::Simd;
 /// e^x within 2 ulp. Below -87.33 (where the result would be denormal) it is 0; above 88.72 infinity.
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    // x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts so that n ln 2 is exact enough.
-    let n = s.round(s.mul(x, s.splat(core::f32::consts::LOG2_E)));
     // Within the range of exponents; beyond it the result is replaced below.
-    let n = s.max(s.min(n, s.splat(128.0)), s.splat(-127.0));
+    let y = exp_of_negative(s, s.min(x, s.splat(89.0)));
+    let y = s.select(s.lt(s.splat(88.722_84), x), s.splat(f32::INFINITY), y);
+    s.select(s.eq(x, x), y, x)
+}
+
+/// The bits of [`exp`] where x is at most 0, or NaN: the probabilities of a softmax.
+#[inline(always)]
+pub fn exp_of_negative<S: Simd>(s: S, x: S::F) -> S::F {
+    // x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts so that n ln 2 is exact enough.
+    let n = s.max(s.round(s.mul(x, s.splat(core::f32::consts::LOG2_E))), s.splat(-127.0));
     let r = s.fma(n, s.splat(-0.693_359_4), x);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.987_569_1e-4);
@@ -21,10 +28,7 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
         p = s.fma(p, r, s.splat(c));
     }
     let y = s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0));
-    let y = s.scale(y, n);
-    let y = s.select(s.lt(x, s.splat(-87.336_54)), s.splat(0.0), y);
-    let y = s.select(s.lt(s.splat(88.722_84), x), s.splat(f32::INFINITY), y);
-    s.select(s.eq(x, x), y, x)
+    s.select(s.lt(x, s.splat(-87.336_54)), s.splat(0.0), s.scale(y, n))
 }
 
 /// Natural logarithm within 2 ulp. 0 gives -infinity, negative numbers NaN; denormals are taken as they are.

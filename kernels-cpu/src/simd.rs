@@ -212,7 +212,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn max_lane(self, a: Self::F) -> f32 {
         let mut lanes = [0.0f32; 16];
         self.store(a, &mut lanes);
-        lanes[1..Self::LANES].iter().fold(lanes[0], |m, &x| if x > m { x } else { m })
+        let mut half = Self::LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+            }
+            half /= 2;
+        }
+        lanes[0]
     }
 }
 

@@ -43,12 +43,12 @@ impl SimdOp for Row<'_> {
         }
         let mut sum = s.splat(0.0);
         for v in body.chunks_exact_mut(S::LANES) {
-            let e = math::exp(s, s.sub(s.load(v), s.splat(top)));
+            let e = math::exp_of_negative(s, s.sub(s.load(v), s.splat(top)));
             sum = s.add(sum, e);
             s.store(e, v);
         }
         if !tail.is_empty() {
-            let e = math::exp(s, s.sub(s.load_partial(tail, f32::NEG_INFINITY), s.splat(top)));
+            let e = math::exp_of_negative(s, s.sub(s.load_partial(tail, f32::NEG_INFINITY), s.splat(top)));
             sum = s.add(sum, e);
             s.store_partial(e, tail);
         }
