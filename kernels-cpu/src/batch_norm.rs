@@ -1,111 +1,16 @@
 //! Batch norm (Ioffe and Szegedy 2015) of rows [rows, cols]: statistics of each column over all rows.
 
+mod sums;
+
 use alloc::vec;
 use alloc::vec::Vec;
-use core::ops::Range;
 
 use crate::float::Float;
 use crate::map::Unary;
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
-
-/// Rows summed in the type itself before the sum goes to f64.
-const GROUP: usize = 64;
-/// Rows of one job. A multiple of [`GROUP`].
-const CHUNK: usize = 1024;
-
-struct Sum<'a, F, T> {
-    rows: Range<usize>,
-    term: &'a T,
-    sum: &'a mut [F],
-}
-
-impl<F: Float, T: Fn(usize, &mut [F])> SimdOp for Sum<'_, F, T> {
-    type Output = ();
-    #[inline(always)]
-    fn eval<S: Simd>(self, _: S) {
-        for r in self.rows {
-            (self.term)(r, self.sum);
-        }
-    }
-}
-
-/// Sums of `width` columns: `term(row, sums)` adds a row. In groups of rows, whose sums are added in order in f64.
-fn column_sums<F: Float>(rows: usize, width: usize, term: impl Fn(usize, &mut [F]) + Sync) -> Vec<f64> {
-    let parts = par::map_chunks(rows, CHUNK, width * 2, |range| {
-        let (mut total, mut sum) = (vec![0.0; width], vec![F::ZERO; width]);
-        for start in range.clone().step_by(GROUP) {
-            sum.fill(F::ZERO);
-            dispatch(Sum { rows: start..range.end.min(start + GROUP), term: &term, sum: &mut sum });
-            total.iter_mut().zip(&sum).for_each(|(total, s)| *total += s.to_f64());
-        }
-        total
-    });
-    parts.iter().fold(vec![0.0; width], |mut total, part| {
-        total.iter_mut().zip(part).for_each(|(total, s)| *total += s);
-        total
-    })
-}
-
-/// Of some rows: their mean and the sum of the squares about it, column by column.
-#[derive(Clone, Default)]
-struct Moments {
-    rows: f64,
-    mean: Vec<f64>,
-    squares: Vec<f64>,
-}
-
-impl Moments {
-    fn new(cols: usize) -> Self {
-        Self { rows: 0.0, mean: vec![0.0; cols], squares: vec![0.0; cols] }
-    }
-
-    /// Together with those of other rows (Chan, Golub and LeVeque 1983).
-    fn join(&mut self, rows: f64, of_others: impl Iterator<Item = (f64, f64)>) {
-        let (all, before) = (self.rows + rows, self.rows);
-        let (share, between) = (rows / all, before * rows / all);
-        for ((mean, squares), (other_mean, other_squares)) in self.mean.iter_mut().zip(&mut self.squares).zip(of_others)
-        {
-            let apart = other_mean - *mean;
-            *mean += apart * share;
-            *squares += other_squares + apart * apart * between;
-        }
-        self.rows = all;
-    }
-}
-
-/// Mean and biased variance of each column of x [rows, cols], in two passes over a group of rows while it is in the cache.
-///
-/// # Panics
-/// If there are no rows, or lengths do not fit.
-pub fn statistics<F: Float>(x: &[F], mean: &mut [F], var: &mut [F]) {
-    let cols = mean.len();
-    assert!(cols == var.len() && (cols == 0 || !x.is_empty() && x.len().is_multiple_of(cols)), "batch_norm: lengths");
-    let rows = x.len() / cols.max(1);
-    let parts = par::map_chunks(rows, CHUNK, cols * 3, |range| {
-        let mut moments = Moments::new(cols);
-        let [mut mean, mut squares] = [0; 2].map(|_| vec![F::ZERO; cols]);
-        for start in range.clone().step_by(GROUP) {
-            let rows = start..range.end.min(start + GROUP);
-            let count = rows.len() as f64;
-            mean.fill(F::ZERO);
-            let term = |r: usize, sum: &mut [F]| sum.iter_mut().zip(&x[r * cols..][..cols]).for_each(|(s, &x)| *s += x);
-            dispatch(Sum { rows: rows.clone(), term: &term, sum: &mut mean });
-            mean.iter_mut().for_each(|mean| *mean = F::from_f64(mean.to_f64() / count));
-            squares.fill(F::ZERO);
-            let term = |r: usize, sum: &mut [F]| {
-                sum.iter_mut().zip(&x[r * cols..][..cols]).zip(&mean).for_each(|((s, &x), &m)| *s += (x - m) * (x - m));
-            };
-            dispatch(Sum { rows, term: &term, sum: &mut squares });
-            moments.join(count, mean.iter().zip(&squares).map(|(mean, squares)| (mean.to_f64(), squares.to_f64())));
-        }
-        moments
-    });
-    let mut all = Moments::new(cols);
-    parts.iter().for_each(|part| all.join(part.rows, part.mean.iter().copied().zip(part.squares.iter().copied())));
-    mean.iter_mut().zip(all.mean).for_each(|(mean, m)| *mean = F::from_f64(m));
-    var.iter_mut().zip(all.squares).for_each(|(var, s)| *var = F::from_f64(s / rows as f64));
-}
+use sums::column_sums;
+pub use sums::statistics;
 
 /// What follows a norm in the same pass: y = relu(norm + residual), each where it is given.
 #[derive(Clone, Copy, Debug)]

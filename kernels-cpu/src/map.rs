@@ -232,7 +232,7 @@ pub(crate) fn vector<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
         Unary::Sigmoid => math::sigmoid(s, x),
         Unary::Silu => s.mul(x, math::sigmoid(s, x)),
         Unary::Softplus => {
-            let tail = math::log(s, s.add(one, math::exp(s, s.sub(s.splat(0.0), s.abs(x)))));
+            let tail = math::log(s, s.add(one, math::exp_of_negative(s, s.sub(s.splat(0.0), s.abs(x)))));
             s.add(s.max(x, s.splat(0.0)), tail)
         }
     }

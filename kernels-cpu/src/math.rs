@@ -94,7 +94,7 @@ pub fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
 /// below 3e-7; nothing cancels in the lower tail. Formula 7.1.26 of Abramowitz and Stegun (1964).
 #[inline(always)]
 pub fn normal_cdf<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
-    let e = exp(s, s.mul(s.splat(-0.5), s.mul(x, x)));
+    let e = exp_of_negative(s, s.mul(s.splat(-0.5), s.mul(x, x)));
     // Their p is divided by sqrt 2 and their coefficients by 2.
     let t = s.div(s.splat(1.0), s.fma(s.abs(x), s.splat(0.231_641_89), s.splat(1.0)));
     let mut p = s.splat(0.530_702_714_5);
