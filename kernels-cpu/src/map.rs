@@ -225,7 +225,7 @@ pub(crate) fn vector<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
         Unary::Square => s.mul(x, x),
         Unary::Tanh => math::tanh(s, x),
         Unary::Erf => math::erf(s, x),
-        Unary::Gelu => s.mul(x, math::normal_cdf(s, x).0),
+        Unary::Gelu => math::gelu(s, x),
         Unary::GeluTanh => s.mul(s.mul(s.splat(0.5), x), s.add(one, math::tanh(s, gelu_inner(s, x)))),
         Unary::QuickGelu => s.mul(x, math::sigmoid(s, s.mul(s.splat(1.702), x))),
         Unary::Relu => s.select(s.lt(s.splat(0.0), x), x, s.mul(x, s.splat(0.0))),

@@ -105,6 +105,24 @@ pub fn normal_cdf<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
     (s.select(s.lt(x, s.splat(0.0)), tail, s.sub(s.splat(1.0), tail)), e)
 }
 
+/// x times the normal distribution function of x: absolute error below 1.5e-6, and of the function below 3e-7. Without an exponential, as
+/// a fraction of polynomials fitted to (F(x) - 1/2) / x in x^2, on at most 5.45; there F is 0 and 1 but for 3e-8.
+#[inline(always)]
+pub fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
+    const MOST: f32 = 5.45;
+    let within = s.max(s.min(x, s.splat(MOST)), s.splat(-MOST));
+    let u = s.mul(within, within);
+    let (mut p, mut q) = (s.splat(2.306_428_3e-8), s.splat(1.206_840_5e-6));
+    for c in [6.354_598e-6, 1.665_090_5e-4, 4.663_611e-3, 3.360_703e-2, 3.989_422_3e-1] {
+        p = s.fma(p, u, s.splat(c));
+    }
+    for c in [7.299_847_5e-5, 1.871_331_7e-3, 2.850_889_8e-2, 2.509_063_5e-1, 1.0] {
+        q = s.fma(q, u, s.splat(c));
+    }
+    let f = s.fma(within, s.div(p, q), s.splat(0.5));
+    s.mul(x, s.select(s.lt(s.splat(-MOST), within), f, s.splat(0.0)))
+}
+
 /// Error function, absolute error below 3e-7 (relative below 4e-7 near 0).
 #[inline(always)]
 pub fn erf<S: Simd>(s: S, x: S::F) -> S::F {
@@ -152,6 +170,7 @@ mod tests {
         Sigmoid,
         Erf,
         NormalCdf,
+        Gelu,
     }
 
     struct Run<'a>(F, &'a [f32]);
@@ -168,6 +187,7 @@ mod tests {
                     F::Sigmoid => sigmoid(s, v),
                     F::Erf => erf(s, v),
                     F::NormalCdf => normal_cdf(s, v).0,
+                    F::Gelu => gelu(s, v),
                 };
                 s.store(r, y);
             }
@@ -241,6 +261,13 @@ mod tests {
     fn erf_bound() {
         let worst = worst(F::Erf, libm::erf, |y, e| (y - e).abs() / e.abs());
         assert!(worst < 4e-7, "{worst}");
+    }
+
+    #[test]
+    fn gelu_bound() {
+        let exact = |x: f64| 0.5 * x * libm::erfc(-x * core::f64::consts::FRAC_1_SQRT_2);
+        let near = worst(F::Gelu, exact, |y, e| (y - e).abs() / (1.0 + e.abs()));
+        assert!(near < 1.5e-6, "{near}");
     }
 
     #[test]
