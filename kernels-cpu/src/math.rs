@@ -16,7 +16,7 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.select(s.eq(x, x), y, x)
 }
 
-/// The bits of [`exp`] where x is at most 0, or NaN: the probabilities of a softmax.
+/// The bits of [`exp`] where x is at most 0, but for roundings, or NaN: the probabilities of a softmax.
 #[inline(always)]
 pub fn exp_of_negative<S: Simd>(s: S, x: S::F) -> S::F {
     // x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts so that n ln 2 is exact enough.
@@ -105,8 +105,8 @@ pub fn normal_cdf<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
     (s.select(s.lt(x, s.splat(0.0)), tail, s.sub(s.splat(1.0), tail)), e)
 }
 
-/// x times the normal distribution function of x: absolute error below 1.5e-6, and of the function below 3e-7. Without an exponential, as
-/// a fraction of polynomials fitted to (F(x) - 1/2) / x in x^2, on at most 5.45; there F is 0 and 1 but for 3e-8.
+/// x times the normal distribution function F of x: the error is below 1.5e-6 (1 + |x F(x)|), that of F below 3e-7. Without an exponential, as a fraction
+/// of polynomials in x^2 fitted to (F(x) - 1/2) / x up to |x| = 5.45, where F is 0 or 1 but for 3e-8.
 #[inline(always)]
 pub fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
     const MOST: f32 = 5.45;

@@ -235,6 +235,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn jobs_share_all_tiles_evenly() {
+        for (tiles, jobs) in [(1, 1), (74, 8), (7, 7), (15, 4), (1000, 24)] {
+            let shares: Vec<Range<usize>> = (0..jobs).map(|i| share(tiles, jobs, i)).collect();
+            assert!(shares.iter().cloned().flatten().eq(0..tiles), "{tiles} tiles, {jobs} jobs: {shares:?}");
+            assert!(shares.iter().all(|share| (tiles / jobs..=tiles.div_ceil(jobs)).contains(&share.len())));
+        }
+        // Two threads, half of the jobs each.
+        assert_eq!([0, 4].map(|first| (first..first + 4).map(|i| share(74, 8, i).len()).sum::<usize>()), [37, 37]);
+    }
+
     /// Rows 1024 apart have all their lines in one of 64 sets, of which each has room for a few; rows 48 apart go through all of them.
     #[test]
     fn rows_a_power_of_two_apart_crowd_each_other_out() {
