@@ -225,6 +225,7 @@ impl SimdOp for PackPanel<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
     #[test]
     fn slabs_are_as_few_as_fit_and_about_equal() {
