@@ -99,9 +99,10 @@ impl<T: Copy + Default + Send + Sync> Gather<'_, T> {
         is_inside.then(|| (((n * h + i * down) * w + j * right) * self.channels) as isize)
     }
 
-    /// Whether windows are the pixels themselves: then there is no step, or but one pixel.
+    /// Whether windows are the pixels themselves. With a step, a grid may be as large as its map by padding that other rows of the kernel read.
     pub(super) fn is_plain(&self) -> bool {
-        self.grid == self.size && self.offsets.iter().all(|o| o[..] == [0])
+        let stays = |k: usize| self.step[k] == 1 || self.grid[k] <= 1;
+        self.grid == self.size && stays(0) && stays(1) && self.offsets.iter().all(|o| o[..] == [0])
     }
 
     /// Where windows over few channels have taps that lie side by side along a row: columns before a map's own, and columns in all, so that no
