@@ -324,16 +324,11 @@ impl SimdOp for Weigh<'_, f32> {
             }
         }
         let Some(factors) = self.factors else { return };
-        for (sums, shifts) in factors.chunks_mut(S::LANES).zip(self.lse.chunks_mut(S::LANES)) {
-            let (mut sum, mut shift, n) = ([0.0; VECTOR], [0.0; VECTOR], sums.len());
-            sum[..n].copy_from_slice(sums);
-            shift[..n].copy_from_slice(shifts);
-            let (x, top) = (s.load(&sum), s.load(&shift));
-            let nothing = s.eq(x, s.splat(0.0));
-            s.store(s.select(nothing, x, s.div(s.splat(1.0), x)), &mut sum);
-            s.store(s.select(nothing, none, s.add(top, math::log(s, x))), &mut shift);
-            sums.copy_from_slice(&sum[..n]);
-            shifts.copy_from_slice(&shift[..n]);
+        for i in (0..factors.len()).step_by(S::LANES) {
+            let (sum, shift) = (s.load_at(factors, i, 0.0), s.load_at(self.lse, i, 0.0));
+            let nothing = s.eq(sum, s.splat(0.0));
+            s.store_at(s.select(nothing, sum, s.div(s.splat(1.0), sum)), factors, i);
+            s.store_at(s.select(nothing, none, s.add(shift, math::log(s, sum))), self.lse, i);
         }
     }
 }

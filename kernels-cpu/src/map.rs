@@ -258,7 +258,7 @@ fn derivative<S: Simd>(s: S, op: Unary, v: S::F) -> S::F {
         Unary::Recip => s.sub(zero, s.mul(v, v)),
         Unary::Square => s.add(v, v),
         Unary::Tanh => s.sub(one, s.mul(v, v)),
-        Unary::Erf => s.mul(s.splat(TWO_OVER_SQRT_PI as f32), math::exp(s, s.sub(zero, s.mul(v, v)))),
+        Unary::Erf => s.mul(s.splat(TWO_OVER_SQRT_PI as f32), math::exp_of_negative(s, s.sub(zero, s.mul(v, v)))),
         Unary::Gelu => {
             let (cdf, e) = math::normal_cdf(s, v);
             s.fma(v, s.mul(s.splat(INV_SQRT_2PI as f32), e), cdf)

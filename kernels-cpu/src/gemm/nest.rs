@@ -111,13 +111,14 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
         };
         (row_jobs, (wanted / row_jobs).clamp(1, panels))
     };
+    let (tiles_per_job, panels_per_job) = (row_tiles.div_ceil(row_jobs), panels.div_ceil(col_jobs));
 
     // Rows that many panels read, and those that would crowd each other out of the cache, are packed. Those that all jobs have in common each
     // thread packs once for itself, if it has panels enough to read them; else they are packed once for all, unless they are so many that they
     // would only pass through the caches. Words were written so that they are read in place.
     let panels_per_thread = panels / workers;
     let by_thread = row_jobs == 1 && col_jobs > 1 && m * k <= NEAR_A && panels_per_thread >= FEW_PANELS;
-    let meet = if by_thread { panels_per_thread } else { panels.div_ceil(col_jobs) };
+    let meet = if by_thread { panels_per_thread } else { panels_per_job };
     let pack_a = match a {
         Left::Mat(a) if a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || meet >= MANY_PANELS => Some(a),
         _ => None,
@@ -137,7 +138,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
             None => PackedRows::Own,
         };
         // About 16 multiply-adds take the time of one elementary operation.
-        let cost = row_tiles.div_ceil(row_jobs) * mr * panels.div_ceil(col_jobs) * nr * ks.len() / 16;
+        let cost = tiles_per_job * mr * panels_per_job * nr * ks.len() / 16;
         spread(threads, row_jobs * col_jobs, cost, &|range| {
             for job in range {
                 let (i, j) = (job % row_jobs, job / row_jobs);
