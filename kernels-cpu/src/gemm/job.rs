@@ -220,14 +220,23 @@ impl Job<'_> {
             for At { outer, inner: i, part, nth } in Order::new([outer, inner], parts, together) {
                 let (t, p) = if rows_first { (outer, i) } else { (i, outer) };
                 let (i, waits, p) = (t * mr, i, self.panels.start + p);
-                // What comes after this panel comes to the second-level cache by parts, one with each tile of rows; where panels are gone
-                // through for each tile, all at the first.
-                let part_of = |ahead: Ahead| match rows_first {
-                    true => ahead.part(0, if t == 0 && part == 0 { usize::MAX } else { 0 }),
-                    false => {
-                        let share = ahead.lines.div_ceil(tiles * parts);
-                        ahead.part(nth * share, share)
+                // What comes after this panel comes to the second-level cache by parts, one with each tile of rows. Where panels are gone
+                // through for each tile, all at the first one, and then the next tile's rows, a part with each panel.
+                let by_parts = |ahead: Ahead, tiles: usize| {
+                    let share = ahead.lines.div_ceil(tiles * parts);
+                    ahead.part(nth * share, share)
+                };
+                let part_of = |next_panel: Ahead| match rows_first {
+                    true if t == 0 => {
+                        if part == 0 {
+                            next_panel
+                        } else {
+                            Ahead::NONE
+                        }
                     }
+                    true if t + 1 == tiles => Ahead::NONE,
+                    true => by_parts(rows_of(start, depth, t + 1).lines(mr.min(m - i - mr), depth), panels),
+                    false => by_parts(next_panel, tiles),
                 };
                 let b = match (self.b, self.packed_b) {
                     (Right::Loose(b), _) if p < self.direct_b => {

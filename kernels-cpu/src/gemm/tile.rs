@@ -53,6 +53,11 @@ pub(super) trait Rows: Copy {
     /// # Safety
     /// The row and the step must be the tile's.
     unsafe fn at(&self, r: usize, k: usize) -> *const f32;
+    /// The lines of so many rows over so many steps, for an earlier tile to ask for. None where something else brought them near.
+    #[inline(always)]
+    fn lines(&self, _rows: usize, _depth: usize) -> Ahead {
+        Ahead::NONE
+    }
 }
 
 /// Rows anywhere in a matrix whose numbers follow each other along k.
@@ -67,6 +72,10 @@ impl Rows for Strided {
     #[inline(always)]
     unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
         self.start.wrapping_offset(r as isize * self.row_stride).wrapping_add(k)
+    }
+    #[inline(always)]
+    fn lines(&self, rows: usize, depth: usize) -> Ahead {
+        Ahead::new(self.start, rows, depth.div_ceil(16), self.row_stride)
     }
 }
 
