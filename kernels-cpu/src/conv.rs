@@ -232,10 +232,7 @@ impl Conv2d {
         self.check_finish(x.len(), y.len(), &finish);
         match &weight.0 {
             Order::Winograd(weight) => weight.multiply(self, x, finish, y),
-            Order::Rounded(weight) => {
-                let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
-                rounded::multiply(&self.windows(x), weight, finish, y, target);
-            }
+            Order::Rounded(weight) => self.multiply_words(x, weight, finish, y),
             Order::Windows(weight) => {
                 assert_eq!(weight.len(), self.groups, "conv2d: groups of the weight for {self:?}");
                 let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };

@@ -29,7 +29,7 @@ pub(crate) use nest::MOST_PACKED_BYTES;
 pub(crate) use pack::numbers;
 pub use packed::{Kept, Packed};
 pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, round, widen};
-pub(crate) use rounded::{halves, multiply_halves};
+pub(crate) use rounded::{bf16_is_in_words, halves, multiply_halves};
 use words::Words;
 pub(crate) use written::Written;
 

@@ -139,11 +139,8 @@ impl Unary {
             Self::GeluTanh => c(0.5) * x * (F::ONE + (c(SQRT_2_OVER_PI) * (x + c(0.044715) * x * x * x)).tanh()),
             Self::QuickGelu => x * sigmoid(c(1.702) * x),
             Self::Relu => {
-                if x > F::ZERO {
-                    x
-                } else {
-                    x * F::ZERO
-                }
+                // NaN stays.
+                if F::ZERO > x { F::ZERO } else { x }
             }
             Self::Sigmoid => sigmoid(x),
             Self::Silu => x * sigmoid(x),
@@ -228,7 +225,7 @@ pub(crate) fn vector<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
         Unary::Gelu => math::gelu(s, x),
         Unary::GeluTanh => s.mul(s.mul(s.splat(0.5), x), s.add(one, math::tanh(s, gelu_inner(s, x)))),
         Unary::QuickGelu => s.mul(x, math::sigmoid(s, s.mul(s.splat(1.702), x))),
-        Unary::Relu => s.select(s.lt(s.splat(0.0), x), x, s.mul(x, s.splat(0.0))),
+        Unary::Relu => s.max(s.splat(0.0), x),
         Unary::Sigmoid => math::sigmoid(s, x),
         Unary::Silu => s.mul(x, math::sigmoid(s, x)),
         Unary::Softplus => {

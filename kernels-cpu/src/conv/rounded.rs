@@ -1,5 +1,6 @@
 //! Convolution of maps in bf16, or rounded to it, with weights of bf16, in one group: products of bf16 over gathered windows, whose sums are f32.
 
+use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -9,8 +10,8 @@ use super::gather::{Gather, Inside, PACKED_ROWS, RUN, Target};
 use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, phases};
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{
-    Finish, Mat, Numbers, Packed, Right, Rounds, Written, accumulate_bf16, bf16_is_quick, halves, multiply_bf16,
-    multiply_halves, numbers, round,
+    Finish, Mat, Numbers, Packed, Right, Rounds, Written, accumulate_bf16, bf16_is_in_words, bf16_is_quick, halves,
+    multiply_bf16, multiply_halves, numbers, round,
 };
 use crate::par;
 use crate::simd::{Simd, SimdOp, dispatch};
@@ -33,12 +34,67 @@ impl Conv2d {
     /// If its length does not fit the sizes, or there are several groups.
     pub fn pack_bf16(&self, weight: &[bf16]) -> PackedWeight {
         assert!(self.lengths()[1] == weight.len() && self.groups == 1, "conv2d: length of the weight for {self:?}");
-        PackedWeight(Order::Rounded(Packed::bf16(self.matrix(&self.reordered(weight), 0))))
+        PackedWeight(Order::Rounded(self.by_words(&self.reordered(weight), Packed::bf16)))
     }
 
     /// Bytes that [`Conv2d::pack_bf16`] makes of the weight.
     pub fn packed_bf16_bytes(&self) -> usize {
-        Numbers::Bf16.packed_bytes([self.depth(), self.output])
+        let depth = self.row_of_words().map_or(self.depth(), |row| self.window.kernel[0] * row);
+        Numbers::Bf16.packed_bytes([depth, self.output])
+    }
+
+    /// Numbers of a row of the kernel over few channels, filled up to whole words, where windows start at words too and rows of them are read
+    /// where they lie.
+    fn row_of_words(&self) -> Option<usize> {
+        let (c, row) = (self.input, self.window.kernel[1] * self.input);
+        let side_by_side = c < RUN && row >= RUN && self.window.dilation[1] == 1;
+        let starts = (self.window.stride[1] * c).is_multiple_of(2);
+        (side_by_side && starts && bf16_is_in_words()).then(|| row.next_multiple_of(2))
+    }
+
+    /// A weight [output][tap][channel] as it is multiplied: rows of the kernel are filled up with zeros where they are read by words.
+    fn by_words<T: Copy + Default>(&self, ordered: &[T], pack: impl Fn(Mat<'_, T>) -> Packed) -> Packed {
+        let row = self.window.kernel[1] * self.input;
+        let Some(whole) = self.row_of_words().filter(|&whole| whole > row) else {
+            return pack(self.matrix(ordered, 0));
+        };
+        let mut filled = vec![T::default(); ordered.len() / row * whole];
+        filled
+            .chunks_exact_mut(whole)
+            .zip(ordered.chunks_exact(row))
+            .for_each(|(to, row)| to[..row.len()].copy_from_slice(row));
+        pack(Mat::new(&filled, self.output, self.window.kernel[0] * whole).t())
+    }
+
+    /// Maps times a weight packed from [`Conv2d::by_words`], finished.
+    pub(super) fn multiply_words<T: Rounds + Default, Y: Written>(
+        &self,
+        x: &[T],
+        weight: &Packed,
+        finish: Finish<'_, f32, Y>,
+        y: &mut [Y],
+    ) {
+        let (windows, target) = (self.windows(x), Target { size: self.grid(), step: [1, 1], start: [0, 0] });
+        let (Some(row), Some([left, wide])) = (self.row_of_words(), windows.columns()) else {
+            return multiply(&windows, weight, finish, y, target);
+        };
+        // Rows of the copies are whole words, too.
+        let (c, wide) = (self.input, wide + wide * self.input % 2);
+        let len = self.n * self.size[0] * wide * c;
+        let mut lines = scratch::take(Use::Maps, len / 2);
+        let (rows, _) = windows.by_rows([left, wide], &mut halves(&mut lines)[..len], |x, y| round(x, y));
+        let (offsets, [down, right]) = ([rows.offsets[0].clone(), vec![0]], self.window.stride);
+        let words = Gather {
+            source: &numbers(&mut lines)[..len / 2],
+            n: self.n,
+            size: [self.size[0], wide * c / 2],
+            channels: 1,
+            grid: self.grid(),
+            step: [down, right * c / 2],
+            offsets,
+        };
+        words.multiply_in_place(words.source, 0..row / 2, Right::Packed(weight), y, self.output, finish);
+        scratch::give(Use::Maps, lines);
     }
 
     /// Bytes that the products in bf16 take beside their operands, about: the weight in the kernels' order and packed.
@@ -57,9 +113,8 @@ impl Conv2d {
                 && bias.is_none_or(|b| b.len() == self.output),
             "conv2d: lengths for {self:?}"
         );
-        let packed = Packed::rounded(self.matrix(&self.reordered(weight), 0));
-        let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
-        multiply(&self.windows(x), &packed, Finish { bias, ..Finish::default() }, y, target);
+        let packed = self.by_words(&self.reordered(weight), Packed::rounded);
+        self.multiply_words(x, &packed, Finish { bias, ..Finish::default() }, y);
     }
 
     /// As [`Conv2d::forward_packed`] for a weight of [`Conv2d::pack_bf16`] and a map that is rounded.
@@ -93,8 +148,7 @@ impl Conv2d {
     ) {
         self.check_finish(x.len(), y.len(), &finish);
         let Order::Rounded(weight) = &weight.0 else { panic!("conv2d: a weight that is not packed from bf16") };
-        let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
-        multiply(&self.windows(x), weight, finish, y, target);
+        self.multiply_words(x, weight, finish, y);
     }
 
     /// dx, from dy and the weight.
@@ -135,7 +189,7 @@ impl Conv2d {
 }
 
 /// Windows times a matrix [taps * channels, outputs], finished.
-pub(super) fn multiply<T: Rounds + Default, Y: Written>(
+fn multiply<T: Rounds + Default, Y: Written>(
     windows: &Gather<'_, T>,
     matrix: &Packed,
     finish: Finish<'_, f32, Y>,

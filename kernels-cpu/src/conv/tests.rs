@@ -224,7 +224,10 @@ proptest! {
 #[test]
 fn blocks_of_rounded_windows_have_the_same_bits_for_any_threads() {
     for (n, side, input, output, window) in [
+        // Rows of taps that are whole words once they are filled up, that are so before, and that start between two.
         (1, 47, 3, 64, Window::square(7, 2, 3)),
+        (2, 21, 4, 33, Window::square(5, 1, 2)),
+        (1, 22, 3, 32, Window::square(7, 1, 3)),
         (2, 15, 70, 33, Window::square(3, 1, 1)),
         (1, 7, 260, 65, Window::square(3, 1, 1)),
         (3, 28, 64, 40, Window::square(1, 1, 0)),
@@ -236,6 +239,33 @@ fn blocks_of_rounded_windows_have_the_same_bits_for_any_threads() {
         let conv = Conv2d { n, size: [side, side + 2], input, output, groups: 1, window };
         for isa in crate::isa::Isa::available() {
             check_rounded(&conv, isa, 5).unwrap();
+        }
+    }
+}
+
+/// Written in bf16, NaN stays NaN whatever its bits are and wherever it is from, and nothing else becomes it.
+#[cfg(feature = "rayon")]
+#[test]
+fn what_is_not_a_number_is_not_lost_by_rounding() {
+    use half::bf16;
+    let conv = Conv2d { n: 1, size: [5, 6], input: 32, output: 64, groups: 1, window: Window::square(1, 1, 0) };
+    let [nx, nw, ny] = conv.lengths();
+    let (x, w) = (vec![bf16::ONE; nx], vec![bf16::ONE; nw]);
+    for isa in crate::isa::Isa::available() {
+        for bits in [0x7fff_ffff, 0xffff_ffff, 0x7f80_0001, 0xff80_0001, 0x7fc0_0000] {
+            let (mut bias, mut residual, mut x) = (vec![0.0; 64], vec![bf16::ZERO; ny], x.clone());
+            bias[5] = f32::from_bits(bits);
+            residual[7 * 64 + 9] = bf16::from_bits((bits >> 16) as u16 | 1);
+            x[11 * 32 + 3] = bf16::from_bits((bits >> 16) as u16 | 1);
+            for act in [None, Some(Unary::Relu), Some(Unary::Gelu)] {
+                let finish = Finish { bias: Some(&bias[..]), residual: Some(&residual[..]), act };
+                let mut y = vec![bf16::ZERO; ny];
+                par::Pool::on(isa, 1).install(|| conv.forward_rounded(&x, &conv.pack_bf16(&w), finish, &mut y));
+                for (i, y) in y.iter().enumerate() {
+                    let expected = i % 64 == 5 || i == 7 * 64 + 9 || i / 64 == 11;
+                    assert_eq!(y.is_nan(), expected, "{isa}, {bits:x}, {act:?}: {y} at {i}");
+                }
+            }
         }
     }
 }

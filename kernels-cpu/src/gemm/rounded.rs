@@ -46,11 +46,17 @@ pub trait Rounds: Copy + Send + Sync {
 /// The nearest bf16 in the upper halves of words, whose lower ones may hold anything.
 #[inline(always)]
 pub(super) fn nearest<S: Simd>(s: S, x: S::F) -> S::F {
+    // A sum with NaN is one that rounding does not lose.
+    s.select(s.eq(x, x), nearest_sum(s, x), s.add(x, x))
+}
+
+/// As [`nearest`], of sums of products of bf16: where such a sum is NaN, its lower half is 0, as that of a bf16 and of the processor's own NaN
+/// is, and rounding leaves it.
+#[inline(always)]
+pub(super) fn nearest_sum<S: Simd>(s: S, x: S::F) -> S::F {
     let bits = s.bits(x);
     let odd = s.and_i(s.shr_i::<16>(bits), s.splat_i(1));
-    let nearest = s.as_float(s.add_i(bits, s.add_i(odd, s.splat_i(0x7fff))));
-    // A sum with NaN is one that rounding does not lose.
-    s.select(s.eq(x, x), nearest, s.add(x, x))
+    s.as_float(s.add_i(bits, s.add_i(odd, s.splat_i(0x7fff))))
 }
 
 impl Rounds for f32 {
@@ -281,6 +287,11 @@ pub(super) fn apart(k: usize) -> usize {
 /// Whether products of bf16 are quicker than those of f32 on the tier in use.
 pub fn bf16_is_quick() -> bool {
     Words::bf16(Isa::current()).numbers() > 1
+}
+
+/// Whether they take two numbers to a word, which are read where they lie.
+pub(crate) fn bf16_is_in_words() -> bool {
+    Words::bf16(Isa::current()) == Words::Bf16
 }
 
 /// Lines as numbers of bf16.

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::rounded::{Rounds, nearest};
+use super::rounded::{Rounds, nearest_sum};
 use super::words::Dot;
 use crate::isa::Isa;
 use crate::map::{self, Unary};
@@ -386,7 +386,11 @@ unsafe fn store<S: Simd, D: Dot, const MR: usize, const NV: usize>(
                 });
             }
             if !out.bias.is_null() {
-                let bias: [S::F; NV] = array(|v| s.load_ptr(out.bias.add(v * S::LANES)));
+                let mut bias: [S::F; NV] = array(|v| s.load_ptr(out.bias.add(v * S::LANES)));
+                if D::HALVES {
+                    // As `nearest_sum` takes it.
+                    bias = array(|v| s.select(s.eq(bias[v], bias[v]), bias[v], s.splat(f32::NAN)));
+                }
                 each(&mut sums, |_, v, x| s.add(x, bias[v]));
             }
             if let Some(halves) = out.halves.filter(|_| NV == 2 && D::HALVES) {
@@ -435,7 +439,7 @@ unsafe fn store_halves<S: Simd, const MR: usize, const NV: usize>(s: S, mut sums
             each(&mut sums, |_, _, x| map::vector(s, Unary::Relu, x));
         }
         for r in 0..MR {
-            let pairs = s.upper_halves(nearest(s, sums[r][0]), nearest(s, sums[r][NV - 1]));
+            let pairs = s.upper_halves(nearest_sum(s, sums[r][0]), nearest_sum(s, sums[r][NV - 1]));
             s.store_ptr(pairs, halves.y.add(r * halves.ld).cast());
         }
     }
