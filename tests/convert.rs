@@ -66,7 +66,7 @@ fn cases(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
-    tensor.to_vec::<f32>().into_iter().map(f32::to_bits).collect()
+    tensor.to_dtype(DType::F32).to_vec::<f32>().into_iter().map(f32::to_bits).collect()
 }
 
 #[track_caller]
@@ -169,13 +169,12 @@ fn fewer_bits_cost_what_they_should() {
             for inputs in [example.inputs(), Inputs::drawn(&converted.config, 1)] {
                 for (what, error) in deviations(&source, &converted.network().unwrap(), &inputs).unwrap() {
                     println!("{name} {}: {what} {error:.1e}", precision.name());
-                    // Matrices of these ResNets are convolutions, which int8 leaves in f32. In half all of them are rounded, and sums over few channels average
+                    // Matrices of these ResNets are convolutions, in bf16 beside int8. In half all of them are rounded, and sums over few channels average
                     // little of it (ResNet-50 in bf16: 4e-3).
                     let convolved =
                         ["own", "tier.eval"].contains(&name) && (what.contains("image") || what.contains("patch"));
-                    let exact = convolved && precision == Precision::Int8 && error == 0.0;
                     let most = if convolved && precision != Precision::Int8 { 2.0 * most } else { most };
-                    assert!(exact || (least..most).contains(&error), "{name} {}: {what} {error}", precision.name());
+                    assert!((least..most).contains(&error), "{name} {}: {what} {error}", precision.name());
                 }
             }
         }
@@ -308,7 +307,7 @@ fn int8_stays_the_same_int8() {
     Pipeline::open(first.path(), true).unwrap().convert(again.path(), &conversion).unwrap();
     let tensors = |folder: &Path| Checkpoint::open(folder, true).unwrap().tensors().unwrap();
     let (before, after) = (tensors(first.path()), tensors(again.path()));
-    assert!(before.iter().all(|(name, t)| bits(t) == bits(&after[name])));
+    assert!(before.iter().all(|(name, t)| t.dtype() == after[name].dtype() && bits(t) == bits(&after[name])));
     let kept = Weights::open_folder(again.path(), true).unwrap();
     assert!(kept.metas().any(|(_, meta)| meta.dtype == DType::I8));
 }

@@ -65,6 +65,8 @@ impl<T> Strided<'_, T> {
 
 /// Rows of fewer elements than these are short.
 const SHORT_ROW: usize = 16;
+/// Elements that a thread copies at a time, or a row of more.
+const TOGETHER: usize = 4096;
 
 /// The elements of `src` in row-major order.
 ///
@@ -88,16 +90,29 @@ pub fn copy<T: Copy + Send + Sync>(dims: &[usize], src: Strided<'_, T>, out: &mu
             }
         });
     }
-    par::chunks_mut(out, row, row * 2, |r, out| {
-        let start = src.offset as isize + row_offset(r, &dims, &strides);
-        if step == 1 {
-            out.copy_from_slice(&src.data[start as usize..][..row]);
-        } else {
-            let mut at = start;
-            for o in out {
-                *o = src.data[at as usize];
-                at += step;
+    // Rows follow each other evenly along the dimension before theirs: divisions for each of them would take longer than a short one.
+    let (rows, apart) = match dims.len() {
+        1 => (1, 0),
+        n => (dims[n - 2], strides[n - 2]),
+    };
+    let together = (TOGETHER / row).max(1);
+    par::chunks_mut(out, together * row, together * row * 2, |chunk, out| {
+        let (mut start, mut left) = (0, 0);
+        for (r, out) in (chunk * together..).zip(out.chunks_exact_mut(row)) {
+            if left == 0 {
+                start = src.offset as isize + row_offset(r, &dims, &strides);
+                left = rows - r % rows;
             }
+            if step == 1 {
+                out.copy_from_slice(&src.data[start as usize..][..row]);
+            } else {
+                let mut at = start;
+                for o in out {
+                    *o = src.data[at as usize];
+                    at += step;
+                }
+            }
+            (start, left) = (start + apart, left - 1);
         }
     });
 }

@@ -183,26 +183,26 @@ impl Checkpoint {
 
     /// How the matrices are kept: as most of their numbers are.
     pub fn precision(&self) -> Precision {
-        let kept = [
-            (Precision::F32, DType::F32),
-            (Precision::Bf16, DType::BF16),
-            (Precision::F16, DType::F16),
-            (Precision::Int8, DType::I8),
-        ];
         let metas = || self.parts.iter().flat_map(|part| &part.read.metas);
-        let numbers = |dtype: DType| -> usize {
-            // Convolutions are kept in f32 beside other types as well, and say nothing then.
-            let in_half = matches!(dtype, DType::BF16 | DType::F16);
-            let counts =
-                |name: &str, meta| precision::is_matrix(name, meta) || in_half && precision::is_convolution(name, meta);
+        let numbers = |dtype: DType, counts: &dyn Fn(&str, Meta) -> bool| -> usize {
             let of_type = metas().filter(|(name, meta)| meta.dtype == dtype && counts(name, **meta));
             of_type.map(|(_, meta)| meta.dims.numel()).sum()
         };
+        let matrices = |dtype| numbers(dtype, &precision::is_matrix);
+        let convolutions = |dtype| numbers(dtype, &precision::is_convolution);
+        // Convolutions are kept in f32 beside other types as well, and say nothing then; in bf16 they lie beside int8 too.
+        let int8 = match matrices(DType::I8) {
+            0 => 0,
+            levels => levels + convolutions(DType::BF16),
+        };
+        let kept = [
+            (Precision::Int8, int8),
+            (Precision::F16, matrices(DType::F16) + convolutions(DType::F16)),
+            (Precision::Bf16, matrices(DType::BF16) + convolutions(DType::BF16)),
+            (Precision::F32, matrices(DType::F32)),
+        ];
         // Where there are none it is f32, the last.
-        kept.into_iter()
-            .rev()
-            .max_by_key(|(_, dtype)| numbers(*dtype))
-            .map_or(Precision::F32, |(precision, _)| precision)
+        kept.into_iter().max_by_key(|(_, numbers)| *numbers).map_or(Precision::F32, |(precision, _)| precision)
     }
 
     fn recognised(path: &Path, weights: Weights) -> Result<Self> {

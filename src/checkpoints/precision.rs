@@ -1,6 +1,7 @@
 //! How many bits of its weights a file keeps: f32, half, or 8-bit integers with a scale per output channel.
 //!
-//! Weights of linear layers and tables of embeddings, which are matrices, are kept in fewer bits, and in half those of convolutions. In int8 a matrix W [out, in] is the
+//! Weights of linear layers and tables of embeddings, which are matrices, are kept in fewer bits, and those of convolutions in half: in bf16
+//! beside int8, whose products gain nothing there. In int8 a matrix W [out, in] is the
 //! tensor `NAME` of i8 [out, in] and the tensor `NAME.scale` of f32 `[out]`: W[i, j] = scale[i] q[i, j], where scale[i] is the largest
 //! |W[i, j]| of the row over 127 and q is rounded to the nearest, -127 to 127.
 
@@ -14,7 +15,7 @@ use crate::nn::SCALE;
 use crate::op::Meta;
 use crate::tensor::Tensor;
 
-/// The type in which a file keeps matrices, and weights of convolutions if it is half; all else is f32.
+/// The type in which a file keeps matrices, and weights of convolutions ([`DType::BF16`] beside int8); all else is f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Precision {
@@ -59,6 +60,7 @@ impl Precision {
             Self::Bf16 if in_half => DType::BF16,
             Self::F16 if in_half => DType::F16,
             Self::Int8 if is_matrix(name, meta) && !is_table(name) => DType::I8,
+            Self::Int8 if is_convolution(name, meta) => DType::BF16,
             _ => DType::F32,
         }
     }
@@ -90,8 +92,8 @@ impl Precision {
     pub fn stored(self, parameters: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
         let mut out = Vec::with_capacity(parameters.len());
         for (name, tensor) in without_levels(parameters) {
-            let matrix = is_matrix(&name, tensor.meta());
-            let in_half = matrix || is_convolution(&name, tensor.meta());
+            let (matrix, convolution) = (is_matrix(&name, tensor.meta()), is_convolution(&name, tensor.meta()));
+            let in_half = matrix || convolution;
             let wide = tensor.to_dtype(DType::F32).packed();
             match self {
                 Self::Bf16 if in_half => out.push((name, wide.to_dtype(DType::BF16))),
@@ -105,6 +107,7 @@ impl Precision {
                     let (levels, scale) = narrowed(&name, &wide)?;
                     out.extend([(format!("{name}{SCALE}"), scale), (name, levels)]);
                 }
+                Self::Int8 if convolution => out.push((name, wide.to_dtype(DType::BF16))),
                 _ => out.push((name, wide)),
             }
         }
@@ -244,7 +247,7 @@ mod tests {
         assert_eq!(types(Precision::F16), [&["a.weight f16", "c.weight f16"], &rest[..]].concat());
         assert_eq!(
             types(Precision::Int8),
-            [&["a.weight.scale f32", "a.weight i8", "c.weight f32"], &rest[..]].concat()
+            [&["a.weight.scale f32", "a.weight i8", "c.weight bf16"], &rest[..]].concat()
         );
         assert!(Precision::F16.stored(parameters(65519.0)).is_ok());
         let error = Precision::F16.stored(parameters(65520.0)).unwrap_err().to_string();
