@@ -333,7 +333,7 @@ thread_local! {
     static RECOMPUTING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `f`; where `on`, networks on this thread keep only the inputs of their blocks and stages for backward, which computes these again
+/// Runs `f`; where `on`, networks on this thread keep only the inputs of their blocks for backward, which computes these again
 /// ([`checkpoint`]): the same bits for less memory and one more forward.
 pub fn recomputing<R>(on: bool, f: impl FnOnce() -> R) -> R {
     scoped::with(&RECOMPUTING, on, f)

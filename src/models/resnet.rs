@@ -266,17 +266,19 @@ impl Module for Block {
     }
 }
 
-/// One block after the other; of a batch's statistics, those of the first time are noted where they are computed again.
-fn stage(blocks: &Vec<Block>, x: &Tensor, statistics: &mut Statistics) -> Tensor {
-    let forward = |blocks: &[Block], x: &Tensor, statistics: &mut Statistics| {
-        blocks.iter().fold(x.clone(), |x, block| block.forward(&x, statistics))
-    };
-    let Statistics::Batch(noted) = statistics else { return forward(blocks, x, statistics) };
+/// A part of the network; of a batch's statistics, those of the first time are noted where it is computed again.
+fn part<P: Clone + Send + Sync + 'static>(
+    part: &P,
+    x: &Tensor,
+    statistics: &mut Statistics,
+    forward: fn(&P, &Tensor, &mut Statistics) -> Tensor,
+) -> Tensor {
+    let Statistics::Batch(noted) = statistics else { return forward(part, x, statistics) };
     let found = Arc::new(Mutex::new(Noted::default()));
     let place = found.clone();
-    let y = through(blocks, x, move |blocks, x| {
+    let y = through(part, x, move |part, x| {
         let mut own = Statistics::batch();
-        let y = forward(blocks, x, &mut own);
+        let y = forward(part, x, &mut own);
         *place.lock().unwrap_or_else(|e| e.into_inner()) = own.into_noted();
         y
     });
@@ -321,9 +323,11 @@ impl Resnet {
 
     /// Pixels [n, c, h, w] to the last map [n, rows, columns, width].
     pub fn forward(&self, pixels: &Tensor, statistics: &mut Statistics) -> Tensor {
-        let x = self.stem.forward_relu(&pixels.permute(&[0, 2, 3, 1]), None, statistics);
-        let x = self.stem.kept(x, statistics).max_pool2d(Window::square(3, 2, 1));
-        let map = self.stages.iter().fold(x, |x, blocks| stage(blocks, &x, statistics));
+        let x = part(&self.stem, &pixels.permute(&[0, 2, 3, 1]), statistics, |stem, x, statistics| {
+            let x = stem.forward_relu(x, None, statistics);
+            stem.kept(x, statistics).max_pool2d(Window::square(3, 2, 1))
+        });
+        let map = self.stages.iter().flatten().fold(x, |x, block| part(block, &x, statistics, Block::forward));
         map.to_dtype(sums(map.dtype()))
     }
 
