@@ -16,6 +16,9 @@ use crate::par::Shared;
 use crate::simd::{Simd, SimdOp, again};
 use scratch::{Name, Use};
 
+/// Words of both operands that a first-level cache holds, so that nothing of them is asked for.
+const NEAREST: usize = 1 << 13;
+
 /// A block of C over a range of k.
 pub(super) struct Job<'a> {
     pub a: Left<'a>,
@@ -211,6 +214,7 @@ impl Job<'_> {
             prepare([start, depth]);
             // A slab of B that stays in the second-level cache is gone through for each tile of rows, which then is read once. Else a panel
             // stays near for all tiles.
+            let asked = if (m + panels * nr) * depth <= NEAREST { 0 } else { usize::MAX };
             let rows_first = panels < tiles && panels * nr * depth <= NEAR;
             let (outer, inner) = if rows_first { (tiles, panels) } else { (panels, tiles) };
             // AMX takes what stays by parts that the first-level cache holds, each for a few tiles, whose sums wait meanwhile.
@@ -227,15 +231,9 @@ impl Job<'_> {
                     ahead.part(nth * share, share)
                 };
                 let part_of = |next_panel: Ahead| match rows_first {
-                    true if t == 0 => {
-                        if part == 0 {
-                            next_panel
-                        } else {
-                            Ahead::NONE
-                        }
-                    }
+                    true if t == 0 => next_panel.part(0, if part == 0 { usize::MAX } else { 0 }),
                     true if t + 1 == tiles => Ahead::NONE,
-                    true => by_parts(rows_of(start, depth, t + 1).lines(mr.min(m - i - mr), depth), panels),
+                    true => by_parts(rows_of(start, depth, t + 1).lines(mr.min(m - i - mr).min(asked), depth), panels),
                     false => by_parts(next_panel, tiles),
                 };
                 let b = match (self.b, self.packed_b) {
@@ -252,7 +250,7 @@ impl Job<'_> {
                         Columns { start: own.panel(p, nr * depth), step: nr as isize, ahead: part_of(own.next) }
                     }
                     _ => {
-                        let next = self.after(p, start, nr);
+                        let next = self.after(p, start, nr).part(0, asked);
                         Columns { start: self.panel(p, start, nr), step: nr as isize, ahead: part_of(next) }
                     }
                 };
