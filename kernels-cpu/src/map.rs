@@ -547,6 +547,9 @@ mod tests {
             assert_eq!(at(Unary::Softplus, -200.0), (0.0, 0.0), "{isa}");
             assert_eq!(at(Unary::Sigmoid, -200.0), (0.0, 0.0), "{isa}");
             assert_eq!(at(Unary::Gelu, -200.0), (0.0, 0.0), "{isa}");
+            for x in [-1.0f32, f32::NEG_INFINITY] {
+                assert_eq!(at(Unary::Relu, x).0.to_bits(), 0, "{isa}: ReLU of {x}");
+            }
             assert!(at(Unary::Relu, f32::NAN).0.is_nan() && at(Unary::Abs, f32::NAN).0.is_nan(), "{isa}");
         }
     }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::float::{Float, as_f32, as_f32_mut};
 use crate::par::{self, Shared};
-use crate::simd::{Simd, SimdOp, dispatch};
+use crate::simd::{Simd, SimdOp, array, dispatch};
 
 /// Sixteen running sums, combined as a tree: fast, and the same order on every call.
 #[inline(always)]
@@ -44,27 +44,48 @@ struct Forward<'a, F> {
 impl SimdOp for Forward<'_, f32> {
     type Output = ();
     #[inline(always)]
-    fn eval<S: Simd>(self, s: S) {
-        let cols = self.weight.len();
-        let rows = self.x.chunks_exact(cols).zip(self.y.chunks_exact_mut(cols));
-        for ((x, y), (mean_out, rstd_out)) in rows.zip(self.mean.iter_mut().zip(self.rstd)) {
-            let mut sum = s.splat(0.0);
-            for i in (0..cols).step_by(S::LANES) {
-                sum = s.add(sum, s.load_at(x, i, 0.0));
-            }
-            let mean = s.sum(sum) / cols as f32;
-            let mut squares = s.splat(0.0);
-            for i in (0..cols).step_by(S::LANES) {
-                let d = s.sub(s.load_at(x, i, mean), s.splat(mean));
-                squares = s.fma(d, d, squares);
-            }
-            let rstd = 1.0 / libm::sqrtf(s.sum(squares) / cols as f32 + self.eps);
-            for i in (0..cols).step_by(S::LANES) {
-                let z = s.mul(s.sub(s.load_at(x, i, 0.0), s.splat(mean)), s.splat(rstd));
-                s.store_at(s.fma(z, s.load_at(self.weight, i, 0.0), s.load_at(self.bias, i, 0.0)), y, i);
-            }
-            (*mean_out, *rstd_out) = (mean, rstd);
+    fn eval<S: Simd>(mut self, s: S) {
+        // Two rows at a time, as one has little to do while its sums wait for each other.
+        let pairs = self.mean.len() / 2;
+        for pair in 0..pairs {
+            self.rows::<S, 2>(s, 2 * pair);
         }
+        if self.mean.len() % 2 == 1 {
+            self.rows::<S, 1>(s, 2 * pairs);
+        }
+    }
+}
+
+impl Forward<'_, f32> {
+    /// `R` rows from one on.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(&mut self, s: S, first: usize) {
+        let (cols, start) = (self.weight.len(), first * self.weight.len());
+        let x: [&[f32]; R] = array(|r| &self.x[start + r * cols..][..cols]);
+        let mut sums = [s.splat(0.0); R];
+        for i in (0..cols).step_by(S::LANES) {
+            for r in 0..R {
+                sums[r] = s.add(sums[r], s.load_at(x[r], i, 0.0));
+            }
+        }
+        let mean: [f32; R] = array(|r| s.sum(sums[r]) / cols as f32);
+        let mut squares = [s.splat(0.0); R];
+        for i in (0..cols).step_by(S::LANES) {
+            for r in 0..R {
+                let d = s.sub(s.load_at(x[r], i, mean[r]), s.splat(mean[r]));
+                squares[r] = s.fma(d, d, squares[r]);
+            }
+        }
+        let rstd: [f32; R] = array(|r| 1.0 / libm::sqrtf(s.sum(squares[r]) / cols as f32 + self.eps));
+        for i in (0..cols).step_by(S::LANES) {
+            let (weight, bias) = (s.load_at(self.weight, i, 0.0), s.load_at(self.bias, i, 0.0));
+            for r in 0..R {
+                let z = s.mul(s.sub(s.load_at(x[r], i, 0.0), s.splat(mean[r])), s.splat(rstd[r]));
+                s.store_at(s.fma(z, weight, bias), &mut self.y[start + r * cols..][..cols], i);
+            }
+        }
+        self.mean[first..first + R].copy_from_slice(&mean);
+        self.rstd[first..first + R].copy_from_slice(&rstd);
     }
 }
 

@@ -107,6 +107,9 @@ impl Drop for Small {
 
 /// Beyond so many bytes a block is large.
 const LARGE: usize = 1 << 20;
+/// Bytes that may always be kept beyond what was in use at once: blocks of a few sizes do not fit each other's places, and giving pages back to
+/// take them again costs more than they are worth.
+const SLACK: usize = 16 << 20;
 
 /// Block sizes: eighths of a power of two, so that at most a fifth is wasted and freed blocks fit again; of large blocks, which need not fit, whole
 /// pages.
@@ -134,7 +137,7 @@ pub struct Memory {
 }
 
 /// Freed blocks, kept for the next: small ones for those of their class, large ones in the arena. What is in use and what is kept together exceed
-/// the most that was ever in use at once by an eighth at most.
+/// the most that was ever in use at once by an eighth at most, or by [`SLACK`].
 struct Pool<S, P> {
     small: BTreeMap<usize, Vec<S>>,
     /// Bytes of free small blocks.
@@ -219,10 +222,10 @@ impl<S, P: Pages> Pool<S, P> {
         self.shrink();
     }
 
-    /// Frees what is kept, largest first, until use and kept together are within an eighth above the peak.
+    /// Frees what is kept, largest first, until use and kept together are within an eighth, or [`SLACK`], above the peak.
     fn shrink(&mut self) {
         let Memory { now, peak, .. } = self.memory;
-        let most = peak + peak / 8;
+        let most = peak + (peak / 8).max(SLACK);
         let excess = (now + self.kept + self.large.idle()).saturating_sub(most);
         if excess > 0 {
             self.large.trim(excess);

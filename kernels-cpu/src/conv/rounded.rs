@@ -44,7 +44,7 @@ impl Conv2d {
     }
 
     /// Numbers of a row of the kernel over few channels, filled up to whole words, where windows start at words too and rows of them are read
-    /// where they lie.
+    /// where they lie. The number that fills a row up is multiplied by 0: where it is not finite, so is the sum.
     fn row_of_words(&self) -> Option<usize> {
         let (c, row) = (self.input, self.window.kernel[1] * self.input);
         let side_by_side = c < RUN && row >= RUN && self.window.dilation[1] == 1;
@@ -75,7 +75,8 @@ impl Conv2d {
         y: &mut [Y],
     ) {
         let (windows, target) = (self.windows(x), Target { size: self.grid(), step: [1, 1], start: [0, 0] });
-        let (Some(row), Some([left, wide])) = (self.row_of_words(), windows.columns()) else {
+        let by_words = self.row_of_words().zip(windows.columns()).filter(|_| !y.is_empty());
+        let Some((row, [left, wide])) = by_words else {
             return multiply(&windows, weight, finish, y, target);
         };
         // Rows of the copies are whole words, too.
