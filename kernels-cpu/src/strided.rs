@@ -1,6 +1,7 @@
 //! Copies between layouts.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::par::{self, Shared};
 use crate::view::Strided;
@@ -41,6 +42,25 @@ pub(crate) fn row_offset(mut row: usize, dims: &[usize], strides: &[isize]) -> i
     offset
 }
 
+/// Calls `f` with each of some rows and where it starts. Along the dimension before theirs rows follow each other evenly: divisions for each of them
+/// would take longer than a short one.
+#[inline(always)]
+fn each_row(rows: Range<usize>, dims: &[usize], strides: &[isize], offset: usize, mut f: impl FnMut(usize, isize)) {
+    let (even, apart) = match dims.len() {
+        1 => (1, 0),
+        n => (dims[n - 2], strides[n - 2]),
+    };
+    let (mut start, mut left) = (0, 0);
+    for r in rows {
+        if left == 0 {
+            start = offset as isize + row_offset(r, dims, strides);
+            left = even - r % even;
+        }
+        f(r, start);
+        (start, left) = (start + apart, left - 1);
+    }
+}
+
 fn check<T>(dims: &[usize], data: &[T], offset: usize, strides: &[isize]) {
     let (mut low, mut high) = (offset as isize, offset as isize);
     for (&d, &s) in dims.iter().zip(strides) {
@@ -65,8 +85,6 @@ impl<T> Strided<'_, T> {
 
 /// Rows of fewer elements than these are short.
 const SHORT_ROW: usize = 16;
-/// Elements that a thread copies at a time, or a row of more.
-const TOGETHER: usize = 4096;
 
 /// The elements of `src` in row-major order.
 ///
@@ -90,19 +108,11 @@ pub fn copy<T: Copy + Send + Sync>(dims: &[usize], src: Strided<'_, T>, out: &mu
             }
         });
     }
-    // Rows follow each other evenly along the dimension before theirs: divisions for each of them would take longer than a short one.
-    let (rows, apart) = match dims.len() {
-        1 => (1, 0),
-        n => (dims[n - 2], strides[n - 2]),
-    };
-    let together = (TOGETHER / row).max(1);
-    par::chunks_mut(out, together * row, together * row * 2, |chunk, out| {
-        let (mut start, mut left) = (0, 0);
-        for (r, out) in (chunk * together..).zip(out.chunks_exact_mut(row)) {
-            if left == 0 {
-                start = src.offset as isize + row_offset(r, &dims, &strides);
-                left = rows - r % rows;
-            }
+    let (count, places) = (out.len() / row, Shared::new(out));
+    par::for_each(count, row * 2, |rows| {
+        each_row(rows, &dims, &strides, src.offset, |r, start| {
+            // SAFETY: rows are disjoint, each handed out once.
+            let out = unsafe { places.slice(r * row..(r + 1) * row) };
             if step == 1 {
                 out.copy_from_slice(&src.data[start as usize..][..row]);
             } else {
@@ -112,8 +122,7 @@ pub fn copy<T: Copy + Send + Sync>(dims: &[usize], src: Strided<'_, T>, out: &mu
                     at += step;
                 }
             }
-            (start, left) = (start + apart, left - 1);
-        }
+        });
     });
 }
 
@@ -131,8 +140,7 @@ pub fn write<T: Copy + Send + Sync>(dims: &[usize], src: &[T], dst: &mut [T], of
     let (row, step) = (dims[dims.len() - 1], strides[strides.len() - 1]);
     let shared = Shared::new(dst);
     par::for_each(src.len() / row, row * 2, |rows| {
-        for r in rows {
-            let start = offset as isize + row_offset(r, &dims, &strides);
+        each_row(rows, &dims, &strides, offset, |r, start| {
             let src = &src[r * row..][..row];
             if step == 1 {
                 // SAFETY: inside (checked above); rows are distinct places by the contract.
@@ -143,7 +151,7 @@ pub fn write<T: Copy + Send + Sync>(dims: &[usize], src: &[T], dst: &mut [T], of
                     unsafe { *shared.at((start + i as isize * step) as usize) = x };
                 }
             }
-        }
+        });
     });
 }
 

@@ -53,15 +53,23 @@ pub(super) fn is_table(name: &str) -> bool {
 }
 
 impl Precision {
+    /// The type in which a file of this precision keeps a parameter.
+    fn kept(self, name: &str, meta: Meta) -> DType {
+        let (matrix, convolution) = (is_matrix(name, meta), is_convolution(name, meta));
+        match self {
+            Self::Bf16 if matrix || convolution => DType::BF16,
+            Self::F16 if matrix || convolution => DType::F16,
+            Self::Int8 if matrix => DType::I8,
+            Self::Int8 if convolution => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
     /// The type in which a network of this precision has a parameter.
     pub(super) fn of_parameter(self, name: &str, meta: Meta) -> DType {
-        let in_half = is_matrix(name, meta) || is_convolution(name, meta);
-        match self {
-            Self::Bf16 if in_half => DType::BF16,
-            Self::F16 if in_half => DType::F16,
-            Self::Int8 if is_matrix(name, meta) && !is_table(name) => DType::I8,
-            Self::Int8 if is_convolution(name, meta) => DType::BF16,
-            _ => DType::F32,
+        match self.kept(name, meta) {
+            DType::I8 if is_table(name) => DType::F32,
+            dtype => dtype,
         }
     }
 
@@ -92,23 +100,16 @@ impl Precision {
     pub fn stored(self, parameters: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
         let mut out = Vec::with_capacity(parameters.len());
         for (name, tensor) in without_levels(parameters) {
-            let (matrix, convolution) = (is_matrix(&name, tensor.meta()), is_convolution(&name, tensor.meta()));
-            let in_half = matrix || convolution;
             let wide = tensor.to_dtype(DType::F32).packed();
-            match self {
-                Self::Bf16 if in_half => out.push((name, wide.to_dtype(DType::BF16))),
-                Self::F16 if in_half => {
-                    if wide.as_slice::<f32>().iter().any(|x| x.is_finite() && x.abs() >= BEYOND_F16) {
-                        return Err(Error::new(format!("{name} has values that f16 cannot hold; take bf16")));
-                    }
-                    out.push((name, wide.to_dtype(DType::F16)));
-                }
-                Self::Int8 if matrix => {
+            match self.kept(&name, tensor.meta()) {
+                DType::I8 => {
                     let (levels, scale) = narrowed(&name, &wide)?;
                     out.extend([(format!("{name}{SCALE}"), scale), (name, levels)]);
                 }
-                Self::Int8 if convolution => out.push((name, wide.to_dtype(DType::BF16))),
-                _ => out.push((name, wide)),
+                DType::F16 if wide.as_slice::<f32>().iter().any(|x| x.is_finite() && x.abs() >= BEYOND_F16) => {
+                    return Err(Error::new(format!("{name} has values that f16 cannot hold; take bf16")));
+                }
+                dtype => out.push((name, wide.to_dtype(dtype))),
             }
         }
         Ok(out)

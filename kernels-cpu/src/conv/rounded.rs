@@ -74,28 +74,8 @@ impl Conv2d {
         finish: Finish<'_, f32, Y>,
         y: &mut [Y],
     ) {
-        let (windows, target) = (self.windows(x), Target { size: self.grid(), step: [1, 1], start: [0, 0] });
-        let by_words = self.row_of_words().zip(windows.columns()).filter(|_| !y.is_empty());
-        let Some((row, [left, wide])) = by_words else {
-            return multiply(&windows, weight, finish, y, target);
-        };
-        // Rows of the copies are whole words, too.
-        let (c, wide) = (self.input, wide + wide * self.input % 2);
-        let len = self.n * self.size[0] * wide * c;
-        let mut lines = scratch::take(Use::Maps, len / 2);
-        let (rows, _) = windows.by_rows([left, wide], &mut halves(&mut lines)[..len], |x, y| round(x, y));
-        let (offsets, [down, right]) = ([rows.offsets[0].clone(), vec![0]], self.window.stride);
-        let words = Gather {
-            source: &numbers(&mut lines)[..len / 2],
-            n: self.n,
-            size: [self.size[0], wide * c / 2],
-            channels: 1,
-            grid: self.grid(),
-            step: [down, right * c / 2],
-            offsets,
-        };
-        words.multiply_in_place(words.source, 0..row / 2, Right::Packed(weight), y, self.output, finish);
-        scratch::give(Use::Maps, lines);
+        let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };
+        multiply(&self.windows(x), self.row_of_words(), weight, finish, y, target);
     }
 
     /// Bytes that the products in bf16 take beside their operands, about: the weight in the kernels' order and packed.
@@ -166,7 +146,7 @@ impl Conv2d {
             let (windows, target, taps) = self.phase(dy, row, col);
             let depth = taps[0].len() * taps[1].len() * self.output;
             let packed = Packed::rounded(Mat::new(&self.by_tap(weight, &taps), depth, self.input));
-            multiply(&windows, &packed, Finish::default(), dx, target);
+            multiply(&windows, None, &packed, Finish::default(), dx, target);
         }
     }
 
@@ -189,9 +169,10 @@ impl Conv2d {
     }
 }
 
-/// Windows times a matrix [taps * channels, outputs], finished.
+/// Windows times a matrix [taps * channels, outputs], finished. Its rows of taps may be filled up to so many numbers ([`Conv2d::row_of_words`]).
 fn multiply<T: Rounds + Default, Y: Written>(
     windows: &Gather<'_, T>,
+    row_of_words: Option<usize>,
     matrix: &Packed,
     finish: Finish<'_, f32, Y>,
     y: &mut [Y],
@@ -211,11 +192,21 @@ fn multiply<T: Rounds + Default, Y: Written>(
     if !windows.is_plain() && target.is_whole(windows.grid) && channels >= RUN && matrix.reads_windows(channels) {
         return multiply_in_place(windows, matrix, finish, y);
     }
-    if let Some(columns) = windows.columns().filter(|_| target.is_whole(windows.grid)) {
-        let len = windows.n * windows.size[0] * columns[1] * channels;
+    if let Some([left, wide]) = windows.columns().filter(|_| target.is_whole(windows.grid)) {
+        // Rows of the copies are whole words where they are read by words.
+        let wide = wide + row_of_words.map_or(0, |_| wide * channels % 2);
+        let len = windows.n * windows.size[0] * wide * channels;
         let mut lines = scratch::take(Use::Maps, len.div_ceil(2));
-        let (rows, run) = windows.by_rows(columns, &mut halves(&mut lines)[..len], |x, y| round(x, y));
-        multiply_rounded(&rows, run, matrix, finish, y, target);
+        let (rows, run) = windows.by_rows([left, wide], &mut halves(&mut lines)[..len], |x, y| round(x, y));
+        if let Some(row) = row_of_words {
+            let (offsets, [down, right]) = ([rows.offsets[0].clone(), vec![0]], windows.step);
+            let (n, size, step) = (windows.n, [windows.size[0], wide * channels / 2], [down, right * channels / 2]);
+            let source = &numbers(&mut lines)[..len / 2];
+            let words = Gather { source, n, size, channels: 1, grid: windows.grid, step, offsets };
+            words.multiply_in_place(source, 0..row / 2, Right::Packed(matrix), y, outputs, finish);
+        } else {
+            multiply_rounded(&rows, run, matrix, finish, y, target);
+        }
         return scratch::give(Use::Maps, lines);
     }
     multiply_rounded(windows, channels, matrix, finish, y, target);

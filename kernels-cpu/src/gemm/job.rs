@@ -212,9 +212,9 @@ impl Job<'_> {
         for start in self.ks.clone().step_by(self.slab) {
             let depth = self.slab.min(self.ks.end - start);
             prepare([start, depth]);
+            let is_nearest = (m + panels * nr) * depth <= NEAREST;
             // A slab of B that stays in the second-level cache is gone through for each tile of rows, which then is read once. Else a panel
             // stays near for all tiles.
-            let asked = if (m + panels * nr) * depth <= NEAREST { 0 } else { usize::MAX };
             let rows_first = panels < tiles && panels * nr * depth <= NEAR;
             let (outer, inner) = if rows_first { (tiles, panels) } else { (panels, tiles) };
             // AMX takes what stays by parts that the first-level cache holds, each for a few tiles, whose sums wait meanwhile.
@@ -226,15 +226,16 @@ impl Job<'_> {
                 let (i, waits, p) = (t * mr, i, self.panels.start + p);
                 // What comes after this panel comes to the second-level cache by parts, one with each tile of rows. Where panels are gone
                 // through for each tile, all at the first one, and then the next tile's rows, a part with each panel.
-                let by_parts = |ahead: Ahead, tiles: usize| {
-                    let share = ahead.lines.div_ceil(tiles * parts);
+                let by_parts = |ahead: Ahead| {
+                    let share = ahead.lines.div_ceil(inner * parts);
                     ahead.part(nth * share, share)
                 };
                 let part_of = |next_panel: Ahead| match rows_first {
+                    _ if is_nearest => Ahead::NONE,
                     true if t == 0 => next_panel.part(0, if part == 0 { usize::MAX } else { 0 }),
                     true if t + 1 == tiles => Ahead::NONE,
-                    true => by_parts(rows_of(start, depth, t + 1).lines(mr.min(m - i - mr).min(asked), depth), panels),
-                    false => by_parts(next_panel, tiles),
+                    true => by_parts(rows_of(start, depth, t + 1).lines(mr.min(m - i - mr), depth)),
+                    false => by_parts(next_panel),
                 };
                 let b = match (self.b, self.packed_b) {
                     (Right::Loose(b), _) if p < self.direct_b => {
@@ -250,7 +251,7 @@ impl Job<'_> {
                         Columns { start: own.panel(p, nr * depth), step: nr as isize, ahead: part_of(own.next) }
                     }
                     _ => {
-                        let next = self.after(p, start, nr).part(0, asked);
+                        let next = self.after(p, start, nr);
                         Columns { start: self.panel(p, start, nr), step: nr as isize, ahead: part_of(next) }
                     }
                 };
