@@ -92,23 +92,19 @@ mod pool {
         if rayon::current_thread_index().is_some() { rayon::spawn(f) } else { default().0.spawn(f) }
     }
 
-    /// Splits `range` in halves down to `grain`.
-    pub(super) fn split(range: Range<usize>, grain: usize, f: Work<'_>) {
-        fn halves(range: Range<usize>, grain: usize, f: Work<'_>) {
-            if range.len() <= grain {
-                return f(range);
+    /// Shares `items` out as so many pieces, of which none has more than one more than another, by halving.
+    pub(super) fn split(items: usize, pieces: usize, f: Work<'_>) {
+        fn halves(items: usize, pieces: usize, part: Range<usize>, f: Work<'_>) {
+            if part.len() == 1 {
+                return f(items * part.start / pieces..items * part.end / pieces);
             }
-            let middle = range.start + (range.len() / grain).div_ceil(2) * grain;
-            let middle = middle.min(range.end);
-            if middle == range.end {
-                return f(range);
-            }
-            rayon::join(|| halves(range.start..middle, grain, f), || halves(middle..range.end, grain, f));
+            let middle = part.start.midpoint(part.end);
+            rayon::join(|| halves(items, pieces, part.start..middle, f), || halves(items, pieces, middle..part.end, f));
         }
         if rayon::current_thread_index().is_some() {
-            halves(range, grain, f)
+            halves(items, pieces, 0..pieces, f)
         } else {
-            default().install(|| halves(range, grain, f))
+            default().install(|| halves(items, pieces, 0..pieces, f))
         }
     }
 }
@@ -149,8 +145,8 @@ fn spread(items: usize, cost: usize, f: Work<'_>) {
         let threads = threads();
         if threads > 1 && items > 1 && items.saturating_mul(cost) >= SERIAL_BELOW {
             // A few pieces per thread, so that a disturbed one does not hold up the rest, and none too small.
-            let pieces = (items.saturating_mul(cost) / (SERIAL_BELOW / 4)).clamp(1, threads * 4);
-            return pool::split(0..items, items.div_ceil(pieces), f);
+            let pieces = (items.saturating_mul(cost) / (SERIAL_BELOW / 4)).clamp(1, items.min(threads * 4));
+            return pool::split(items, pieces, f);
         }
     }
     let _ = cost;
@@ -244,6 +240,21 @@ mod tests {
     #[test]
     fn one_thread_gets_all_items_at_once() {
         Pool::new(1).install(|| for_each(1000, SERIAL_BELOW, |range| assert_eq!(range, 0..1000)));
+    }
+
+    #[test]
+    fn pieces_are_as_equal_as_can_be() {
+        for (items, threads) in [(10, 2), (14, 2), (1001, 3), (3, 7)] {
+            let sizes = std::sync::Mutex::new(Vec::new());
+            Pool::new(threads)
+                .install(|| for_each(items, SERIAL_BELOW, |range| sizes.lock().unwrap().push(range.len())));
+            let sizes = sizes.into_inner().unwrap();
+            let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+            assert!(
+                sizes.len() == items.min(4 * threads) && most - least <= 1,
+                "{items} items on {threads}: {sizes:?}"
+            );
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
         let apart = a.at(1, 0).byte_offset_from(a.at(0, 0));
         let upper = a.at(0, 0).wrapping_byte_offset(-apart * back as isize);
         let (lower, columns) = (upper.wrapping_byte_offset(16 * apart), b.start);
-        let (steps, mut ahead) = (part.depth / 16, b.ahead);
+        let (steps, mut ahead) = (part.depth / 16, b.ahead[0]);
         let (lines, of_c) = (ahead.lines.div_ceil(steps), if part.last { rows.div_ceil(steps) } else { 0 });
         // A line that a row shares with the next step is read again.
         let in_lines = (upper as usize | apart as usize).is_multiple_of(64);

@@ -19,6 +19,9 @@ use scratch::{Name, Use};
 /// Words of both operands that a first-level cache holds, so that nothing of them is asked for.
 const NEAREST: usize = 1 << 13;
 
+/// Turns of the outer loop over tiles that ask for what is packed after them.
+const LAST_TURNS: usize = 4;
+
 /// A block of C over a range of k.
 pub(super) struct Job<'a> {
     pub a: Left<'a>,
@@ -75,7 +78,7 @@ impl WordsOp for Job<'_> {
                     start: element(&a, self.rows.start + t * mr, start),
                     row_stride: a.row_stride,
                 };
-                self.tiles(s, d, |_| (), rows_of);
+                self.tiles(s, d, |_| Ahead::NONE, rows_of);
             }
             (Left::Mat(a), packed) => {
                 assert!(matches!(D::WORDS, Words::F32), "words lie as they should");
@@ -93,11 +96,21 @@ impl WordsOp for Job<'_> {
                 let (mut lines, packed) = scratch::take_named(Use::Rows, name, room);
                 let own = pack::numbers(&mut lines).as_mut_ptr();
                 let slab_at = |start: usize| own.wrapping_add((start - self.ks.start) * apart);
-                let pack = |columns: [usize; 2]| {
-                    if !packed && common.is_none() {
-                        let rows = [self.rows.start, self.rows.len()];
-                        // SAFETY: rows and columns of A, into a buffer of their size and a vector.
-                        unsafe { pack::panels(s, a, rows, mr, columns, slab_at(columns[0])) };
+                let pack = |[start, depth]: [usize; 2]| {
+                    if packed || common.is_some() {
+                        return Ahead::NONE;
+                    }
+                    let rows = [self.rows.start, self.rows.len()];
+                    // SAFETY: rows and columns of A, into a buffer of their size and a vector.
+                    unsafe { pack::panels(s, a, rows, mr, [start, depth], slab_at(start), mr * depth) };
+                    // Next come the rows over the next slab, or those of the next job.
+                    let (end, next) = (self.rows.end, start + depth);
+                    let left = self.slab.min(self.ks.end - next);
+                    let first = [self.ks.start, self.slab.min(self.ks.len())];
+                    if left > 0 {
+                        Ahead::of(&a, rows, [next, left])
+                    } else {
+                        Ahead::of(&a, [end, rows[1].min(a.rows - end)], first)
                     }
                 };
                 let rows_of = |start: usize, depth: usize, t: usize| {
@@ -127,7 +140,7 @@ impl WordsOp for Job<'_> {
                     channels: windows.channels,
                     first: start,
                 };
-                self.tiles(s, d, |_| (), rows_of);
+                self.tiles(s, d, |_| Ahead::NONE, rows_of);
             }
         }
     }
@@ -190,13 +203,14 @@ impl Job<'_> {
         Some(tile::Scale { rows: rows.as_ptr(), cols: cols.as_ptr(), zero: zero.as_ptr().cast() })
     }
 
-    /// Every tile, slab by slab, each after it was `prepare`d. `rows_of` gives a tile's rows over a slab that starts somewhere and is so deep.
+    /// Every tile, slab by slab, each after it was `prepare`d, which says where its next rows will be packed from. `rows_of` gives a tile's rows over a
+    /// slab that starts somewhere and is so deep.
     #[inline(always)]
     fn tiles<S: Simd, D: Dot, A: tile::Rows>(
         &self,
         s: S,
         _: D,
-        prepare: impl Fn([usize; 2]),
+        prepare: impl Fn([usize; 2]) -> Ahead,
         rows_of: impl Fn(usize, usize, usize) -> A,
     ) {
         let (mr, nr) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
@@ -211,35 +225,41 @@ impl Job<'_> {
         let mut unrounded = self.rounded.map(|_| vec![Line::ZERO; (mr * nr).div_ceil(16) + 1]);
         for start in self.ks.clone().step_by(self.slab) {
             let depth = self.slab.min(self.ks.end - start);
-            prepare([start, depth]);
+            let packed_later = prepare([start, depth]);
             let is_nearest = (m + panels * nr) * depth <= NEAREST;
             // A slab of B that stays in the second-level cache is gone through for each tile of rows, which then is read once. Else a panel
             // stays near for all tiles.
             let rows_first = panels < tiles && panels * nr * depth <= NEAR;
-            let (outer, inner) = if rows_first { (tiles, panels) } else { (panels, tiles) };
+            let (turns, inner) = if rows_first { (tiles, panels) } else { (panels, tiles) };
             // AMX takes what stays by parts that the first-level cache holds, each for a few tiles, whose sums wait meanwhile.
             let (parts, together) =
                 if D::TILES && inner > 1 { (depth.div_ceil(amx::DEEP), amx::TOGETHER) } else { (1, inner) };
             let deep = if parts > 1 { depth.div_ceil(parts).next_multiple_of(D::WORDS.step()) } else { depth };
-            for At { outer, inner: i, part, nth } in Order::new([outer, inner], parts, together) {
-                let (t, p) = if rows_first { (outer, i) } else { (i, outer) };
+            for At { outer: turn, inner: i, part, nth } in Order::new([turns, inner], parts, together) {
+                let (t, p) = if rows_first { (turn, i) } else { (i, turn) };
                 let (i, waits, p) = (t * mr, i, self.panels.start + p);
                 // What comes after this panel comes to the second-level cache by parts, one with each tile of rows. Where panels are gone
-                // through for each tile, all at the first one, and then the next tile's rows, a part with each panel.
-                let by_parts = |ahead: Ahead| {
-                    let share = ahead.lines.div_ceil(inner * parts);
-                    ahead.part(nth * share, share)
+                // through for each tile, all at the first one, and then the next tile's rows, a part with each panel. Rows that are packed
+                // after these come with the last turns alone, not to take the place of these too soon.
+                let by_parts = |ahead: Ahead, [turn, turns]: [usize; 2]| {
+                    let share = ahead.lines.div_ceil(inner * parts * turns);
+                    ahead.part((turn * inner * parts + nth) * share, share)
                 };
-                let part_of = |next_panel: Ahead| match rows_first {
+                let of_b = |next_panel: Ahead| match rows_first {
                     _ if is_nearest => Ahead::NONE,
                     true if t == 0 => next_panel.part(0, if part == 0 { usize::MAX } else { 0 }),
                     true if t + 1 == tiles => Ahead::NONE,
-                    true => by_parts(rows_of(start, depth, t + 1).lines(mr.min(m - i - mr), depth)),
-                    false => by_parts(next_panel),
+                    true => by_parts(rows_of(start, depth, t + 1).lines(mr.min(m - i - mr), depth), [0, 1]),
+                    false => by_parts(next_panel, [0, 1]),
+                };
+                let last_turns = turns.min(LAST_TURNS);
+                let of_a = match (turn + last_turns).checked_sub(turns) {
+                    Some(turn) if !is_nearest => by_parts(packed_later, [turn, last_turns]),
+                    _ => Ahead::NONE,
                 };
                 let b = match (self.b, self.packed_b) {
                     (Right::Loose(b), _) if p < self.direct_b => {
-                        Columns { start: element(&b, start, p * nr), step: b.row_stride, ahead: Ahead::NONE }
+                        Columns { start: element(&b, start, p * nr), step: b.row_stride, ahead: [Ahead::NONE, of_a] }
                     }
                     (Right::Loose(b), None) => {
                         let all = if rows_first { self.panels.clone() } else { p..p + 1 };
@@ -248,11 +268,11 @@ impl Job<'_> {
                             // SAFETY: the panels are the job's, and B was checked.
                             unsafe { own.pack(s, &b, first..all.end, self.panels.end, nr, [start, depth]) };
                         }
-                        Columns { start: own.panel(p, nr * depth), step: nr as isize, ahead: part_of(own.next) }
+                        Columns { start: own.panel(p, nr * depth), step: nr as isize, ahead: [of_b(own.next), of_a] }
                     }
                     _ => {
                         let next = self.after(p, start, nr);
-                        Columns { start: self.panel(p, start, nr), step: nr as isize, ahead: part_of(next) }
+                        Columns { start: self.panel(p, start, nr), step: nr as isize, ahead: [of_b(next), of_a] }
                     }
                 };
                 let (rows, cols) = (mr.min(m - i), nr.min(n - p * nr));

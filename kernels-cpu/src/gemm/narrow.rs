@@ -10,7 +10,7 @@ use core::ops::Range;
 
 use half::bf16;
 
-use super::nest::{PackPanel, slab_of, spread};
+use super::nest::{PackPanels, slab_of, spread};
 use super::pack::{self, Line};
 use super::packed::Packed;
 use super::scratch::{self, Use};
@@ -131,7 +131,10 @@ impl Packed {
                         let depth = slab.min(k - start);
                         // SAFETY: one panel of a slab, handed out once; the product of panels and slabs has room for it.
                         let out = unsafe { place.at((start * panels + p * depth) * nr) };
-                        eval_on(isa, PackPanel { x, rows: [0, real], width: nr, columns: [start, depth], out });
+                        eval_on(
+                            isa,
+                            PackPanels { x, rows: [0, real], width: nr, columns: [start, depth], out, apart: 0 },
+                        );
                     }
                 }
             });

@@ -16,7 +16,7 @@ use scratch::{Name, Use};
 /// seldom; twice as long for AMX, which has C to pass over sooner. Fixed, as a size probed from the machine's caches would change bits between machines.
 const KC: usize = 512;
 /// Numbers of packed B that several slabs may take together.
-const PACKED_B: usize = 1 << 20;
+const PACKED_B: usize = 1 << 21;
 /// Bytes of an operand that is packed in passing.
 pub(crate) const MOST_PACKED_BYTES: usize = PACKED_B * size_of::<f32>();
 /// With at most so many rows of C, rows of B are read where they lie: packing them would not pay ...
@@ -25,14 +25,16 @@ const FEW_ROWS: usize = 128;
 const FAR_APART: usize = 1024;
 /// Numbers that stay in a second-level cache beside what passes through.
 pub(super) const NEAR: usize = 1 << 16;
-/// Words of A that stay in a second-level cache beside a panel of B, job after job, and the most that a slab of a job's rows takes: half of 2 MiB.
+/// Words of A that are packed once for all jobs of a thread.
 const NEAR_A: usize = 1 << 18;
+/// Most words that a slab of a job's rows takes, which stay in a second-level cache of 1 MiB beside two panels of B.
+const MOST_ROWS: usize = 3 << 16;
 /// Rows of A that so many panels of B meet on each thread are packed by each ...
 const FEW_PANELS: usize = 4;
 /// ... and so many, however they lie.
 const MANY_PANELS: usize = 16;
 /// Most numbers of rows that are packed for several jobs.
-const PACKED_A: usize = 1 << 20;
+const PACKED_A: usize = 1 << 21;
 
 /// Slabs of about equal length, which depends on K alone: for `k` words.
 pub(super) fn slab_of(words: Words, k: usize) -> usize {
@@ -43,34 +45,33 @@ pub(super) fn slab_of(words: Words, k: usize) -> usize {
 /// Rows `ks` of `b` but for its `skip` first panels, as [slab][panel][depth][width].
 pub(super) fn pack_panels(isa: Isa, b: Mat<'_, f32>, ks: Range<usize>, skip: usize, lines: &mut [Line], threads: bool) {
     let (_, nr) = tile::size(isa);
-    let (slab, panels) = (slab_of(Words::F32, b.rows), b.cols.div_ceil(nr) - skip);
-    let place = Shared::new(pack::numbers(lines));
-    spread(threads, ks.len().div_ceil(slab) * panels, 2 * nr * slab, &|range| {
-        for item in range {
-            let (i, p) = (item / panels, item % panels);
-            let depth = slab.min(ks.len() - i * slab);
-            // SAFETY: one panel, handed out once; the product of panels and slabs has room for it.
-            let out = unsafe { place.at((i * slab * panels + p * depth) * nr) };
-            let first = (skip + p) * nr;
-            let rows = [first, nr.min(b.cols - first)];
-            eval_on(isa, PackPanel { x: b.t(), rows, width: nr, columns: [ks.start + i * slab, depth], out });
-        }
-    });
+    pack_slabs(isa, b.t(), [skip, nr], ks, &|depth| depth * nr, lines, threads);
 }
 
-/// Columns `ks` of `a`, as [slab][tile of rows][depth][height], each tile in a place of [`packed_tile`].
-fn pack_rows(isa: Isa, a: Mat<'_, f32>, ks: Range<usize>, lines: &mut [Line], threads: bool) {
-    let (mr, _) = tile::size(isa);
-    let (slab, tiles) = (slab_of(Words::F32, a.cols), a.rows.div_ceil(mr));
+/// Columns `ks` of `x` but for its `skip` first panels of `width` rows, as [slab][panel][depth][width], where a panel has so much room.
+fn pack_slabs(
+    isa: Isa,
+    x: Mat<'_, f32>,
+    [skip, width]: [usize; 2],
+    ks: Range<usize>,
+    room: &(dyn Fn(usize) -> usize + Sync),
+    lines: &mut [Line],
+    threads: bool,
+) {
+    let (slab, panels) = (slab_of(Words::F32, x.cols), x.rows.div_ceil(width) - skip);
     let place = Shared::new(pack::numbers(lines));
-    spread(threads, ks.len().div_ceil(slab) * tiles, mr * slab, &|range| {
-        for item in range {
-            let (i, t) = (item / tiles, item % tiles);
+    spread(threads, ks.len().div_ceil(slab) * panels, 2 * width * slab, &|mut range| {
+        while !range.is_empty() {
+            // Those of one slab together: rows that lie side by side are read in long runs.
+            let (i, p) = (range.start / panels, range.start % panels);
+            let together = range.len().min(panels - p);
+            range.start += together;
             let depth = slab.min(ks.len() - i * slab);
-            let rows = [t * mr, mr.min(a.rows - t * mr)];
-            // SAFETY: one tile's rows, handed out once; tiles of all slabs have room.
-            let out = unsafe { place.at(i * tiles * packed_tile(mr, slab) + t * packed_tile(mr, depth)) };
-            eval_on(isa, PackPanel { x: a, rows, width: mr, columns: [ks.start + i * slab, depth], out });
+            // SAFETY: panels that are handed out once; all of all slabs have room.
+            let out = unsafe { place.at(i * panels * room(slab) + p * room(depth)) };
+            let first = (skip + p) * width;
+            let rows = [first, (together * width).min(x.rows - first)];
+            eval_on(isa, PackPanels { x, rows, width, columns: [ks.start + i * slab, depth], out, apart: room(depth) });
         }
     });
 }
@@ -100,7 +101,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
         _ if long => 2 * workers,
         _ => 4 * workers,
     };
-    let high = row_tiles.div_ceil((NEAR_A / (mr * slab)).max(2));
+    let high = row_tiles.div_ceil((MOST_ROWS / (mr * slab)).max(2));
     let (row_jobs, col_jobs) = if n > m {
         let col_jobs = wanted.min(panels);
         ((wanted / col_jobs).min(row_tiles / 2).max(high).max(1), col_jobs)
@@ -128,7 +129,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let run = |packed_b: Option<&[Line]>, direct_b: usize, ks: Range<usize>| {
         let common = pack_a.filter(|_| together).map(|a| {
             let mut lines = scratch::take(Use::CommonRows, ks.len().div_ceil(slab) * row_tiles * packed_tile(mr, slab));
-            pack_rows(isa, a, ks.clone(), &mut lines, threads);
+            pack_slabs(isa, a, [0, mr], ks.clone(), &|depth| packed_tile(mr, depth), &mut lines, threads);
             lines
         });
         let packed_a = match &common {
@@ -206,20 +207,22 @@ fn crowds_cache_sets(stride: isize, rows: usize) -> bool {
     stride.unsigned_abs().is_multiple_of(16) && rows > 4 * period
 }
 
-pub(super) struct PackPanel<'a> {
+pub(super) struct PackPanels<'a> {
     pub x: Mat<'a, f32>,
     pub rows: [usize; 2],
     pub width: usize,
     pub columns: [usize; 2],
     pub out: *mut f32,
+    /// From a panel to the next.
+    pub apart: usize,
 }
 
-impl SimdOp for PackPanel<'_> {
+impl SimdOp for PackPanels<'_> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         // SAFETY: the caller gives rows and columns of the matrix, and a place of their size.
-        unsafe { pack::panels(s, self.x, self.rows, self.width, self.columns, self.out) }
+        unsafe { pack::panels(s, self.x, self.rows, self.width, self.columns, self.out, self.apart) }
     }
 }
 

@@ -52,7 +52,7 @@ impl OwnPanels {
         let numbers = pack::numbers(&mut self.lines);
         assert!(numbers.len() >= panels.len() * nr * columns[1] + 16, "gemm: no room for panels {panels:?}");
         // SAFETY: the caller's promise, and there is room.
-        unsafe { pack::panels(s, b.t(), rows, nr, columns, numbers.as_mut_ptr()) };
+        unsafe { pack::panels(s, b.t(), rows, nr, columns, numbers.as_mut_ptr(), nr * columns[1]) };
     }
 
     /// Where a panel of so many numbers lies.
@@ -67,19 +67,16 @@ impl OwnPanels {
     }
 }
 
-/// The lines of a panel over rows `start..start + depth` of B, where they lie. Their pages are looked at, as lines of a mapped file's page that
-/// nobody has looked at yet are asked for in vain.
+/// The lines of a panel over rows `start..start + depth` of B, where they lie. Of a weight, whose rows are B's columns, pages are looked at, as lines of a
+/// mapped file's page that nobody has looked at yet are asked for in vain.
 fn lines_of(b: &Mat<'_, f32>, panel: usize, nr: usize, [start, depth]: [usize; 2]) -> Ahead {
     let columns = nr.min(b.cols - panel * nr);
     let first = element(b, start, panel * nr);
-    let (runs, run, apart) = match (b.row_stride, b.col_stride) {
-        (1, apart) => (columns, depth, apart),
-        (apart, 1) => (depth, columns, apart),
-        _ => return Ahead::NONE,
-    };
-    for r in (0..runs).step_by((AT_ONCE / apart.unsigned_abs().max(1)).max(1)) {
-        // SAFETY: an element of B, which was checked to lie in its data.
-        unsafe { first.wrapping_offset(r as isize * apart).read_volatile() };
+    if b.row_stride == 1 {
+        for c in (0..columns).step_by((AT_ONCE / b.col_stride.unsigned_abs().max(1)).max(1)) {
+            // SAFETY: an element of B, which was checked to lie in its data.
+            unsafe { first.wrapping_offset(c as isize * b.col_stride).read_volatile() };
+        }
     }
-    Ahead::new(first, runs, run.div_ceil(16), apart)
+    Ahead::of(&b.t(), [panel * nr, columns], [start, depth])
 }

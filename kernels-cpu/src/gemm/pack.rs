@@ -32,7 +32,7 @@ pub(super) fn bytes(numbers: &mut [f32]) -> &mut [u8] {
     unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 4 * numbers.len()) }
 }
 
-/// Rows `first..first + rows` of `x`, columns `start..start + depth`, as `[panel][depth][width]`. The places of missing rows of
+/// Rows `first..first + rows` of `x`, columns `start..start + depth`, as `[panel][depth][width]`, panels `apart` numbers apart. The places of missing rows of
 /// the last panel get numbers that mean nothing. Columns of B are rows of its transpose.
 ///
 /// # Safety
@@ -46,6 +46,7 @@ pub(super) unsafe fn panels<S: Simd>(
     width: usize,
     [start, depth]: [usize; 2],
     out: *mut f32,
+    apart: usize,
 ) {
     // SAFETY: positions are of rows and columns of `x`, or of the panels; vectors are kept within the rows that they read, and
     // may write beyond their panel's width only into places that are written later or are the spare vector.
@@ -60,17 +61,20 @@ pub(super) unsafe fn panels<S: Simd>(
             const STEPS: usize = 8;
             for p in (0..depth).step_by(STEPS) {
                 let steps = STEPS.min(depth - p);
-                for r in (0..rows).step_by(width) {
-                    let (real, panel) = (width.min(rows - r), out.add(r * depth));
-                    for p in p..p + steps {
-                        copy(s, at(r, p), real, panel.add(p * width));
+                for next in p + steps..depth.min(p + steps + STEPS) {
+                    for line in (0..rows).step_by(16) {
+                        s.prefetch(at(line, next));
                     }
+                }
+                for r in (0..rows).step_by(width) {
+                    let (real, panel) = (width.min(rows - r), out.add(r / width * apart));
+                    copy(s, at(r, p), x.col_stride, [steps, real], panel.add(p * width), width);
                 }
             }
             return;
         }
         for r in (0..rows).step_by(width) {
-            let (real, panel) = (width.min(rows - r), out.add(r * depth));
+            let (real, panel) = (width.min(rows - r), out.add(r / width * apart));
             let mut done = 0;
             if x.col_stride == 1 {
                 for p in (0..whole).step_by(S::LANES) {
@@ -90,20 +94,26 @@ pub(super) unsafe fn panels<S: Simd>(
     }
 }
 
-/// `n` numbers.
+/// `steps` runs of `n` numbers, which are `apart` numbers apart and become `step` apart.
 #[inline(always)]
-unsafe fn copy<S: Simd>(s: S, x: *const f32, n: usize, out: *mut f32) {
-    let mut i = 0;
+unsafe fn copy<S: Simd>(s: S, x: *const f32, apart: isize, [steps, n]: [usize; 2], out: *mut f32, step: usize) {
+    let (whole, rest) = (n / S::LANES * S::LANES, n % S::LANES);
     // SAFETY: the caller's promise.
     unsafe {
-        while i + S::LANES <= n {
-            s.store_ptr(s.load_ptr(x.add(i)), out.add(i));
-            i += S::LANES;
-        }
-        if i < n {
-            let (x, out) =
-                (core::slice::from_raw_parts(x.add(i), n - i), core::slice::from_raw_parts_mut(out.add(i), n - i));
-            s.store_partial(s.load_partial(x, 0.0), out);
+        for i in 0..steps {
+            let (x, out) = (x.offset(i as isize * apart), out.add(i * step));
+            if n == 2 * S::LANES {
+                s.store_ptr(s.load_ptr(x), out);
+                s.store_ptr(s.load_ptr(x.add(S::LANES)), out.add(S::LANES));
+                continue;
+            }
+            for v in (0..whole).step_by(S::LANES) {
+                s.store_ptr(s.load_ptr(x.add(v)), out.add(v));
+            }
+            if rest > 0 {
+                let x = core::slice::from_raw_parts(x.add(whole), rest);
+                s.store_partial(s.load_partial(x, 0.0), core::slice::from_raw_parts_mut(out.add(whole), rest));
+            }
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use super::Mat;
+use super::job::element;
 use super::rounded::{Rounds, nearest_sum};
 use super::words::Dot;
 use crate::isa::Isa;
@@ -128,8 +130,8 @@ impl Rows for Windowed {
 pub(super) struct Columns {
     pub start: *const f32,
     pub step: isize,
-    /// What later tiles will read, and this one is to ask for.
-    pub ahead: Ahead,
+    /// What later tiles will read, and this one is to ask for: of B, and of rows of A that are packed.
+    pub ahead: [Ahead; 2],
 }
 
 /// Lines of 16 numbers to be asked for: runs of them that follow each other, and start a distance apart.
@@ -152,6 +154,16 @@ impl Ahead {
     /// `runs` of so many lines, `apart` numbers from one to the next; the address may be any.
     pub fn new(start: *const f32, runs: usize, run: usize, apart: isize) -> Self {
         Self { next: start, lines: runs * run, left: run, run, gap: apart - 16 * run as isize }
+    }
+
+    /// The lines of rows `first..first + rows` of `x` over columns `start..start + depth`. None where neither follow each other.
+    pub fn of(x: &Mat<'_, f32>, [first, rows]: [usize; 2], [start, depth]: [usize; 2]) -> Self {
+        let place = element(x, first, start);
+        match (x.row_stride, x.col_stride) {
+            (apart, 1) => Self::new(place, rows, depth.div_ceil(16), apart),
+            (1, apart) => Self::new(place, depth, rows.div_ceil(16), apart),
+            _ => Self::NONE,
+        }
     }
 
     /// So many of them from one on, or as many as there are.
@@ -313,7 +325,7 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     let piece = a.piece(depth, MR);
     let pieces = depth.div_ceil(piece);
     let ([(mut line, apart), (mut added, added_apart)], lines) = (out.lines, MR.div_ceil(pieces));
-    let (mut ahead, ahead_lines) = (b.ahead, b.ahead.lines.div_ceil(pieces));
+    let (mut ahead, ahead_lines) = (b.ahead, b.ahead.map(|ahead| ahead.lines.div_ceil(pieces)));
     let mut start = 0;
     while start < depth {
         for _ in 0..lines {
@@ -326,7 +338,10 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
                 added = added.wrapping_add(added_apart);
             }
         }
-        ahead.ask(s, ahead_lines);
+        ahead[0].ask(s, ahead_lines[0]);
+        if A::PACKED {
+            ahead[1].ask(s, ahead_lines[1]);
+        }
         let steps = piece.min(depth - start).min(a.run(start));
         // SAFETY: the caller's promise.
         unsafe {
