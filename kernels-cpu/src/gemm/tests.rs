@@ -199,6 +199,30 @@ fn rows_that_each_thread_packs_are_those_of_the_product() {
     }
 }
 
+/// A^T B over many slabs, as the gradient of a weight is: rows packed by each job or for all of them, B in two rounds.
+#[test]
+fn a_product_of_transposed_rows_has_the_bits_of_their_copies() {
+    let k = 2500;
+    for (m, n) in [(120, 850), (900, 850), (850, 33)] {
+        let (a, b) = (values(k * m, 1), values(k * n, 2));
+        let copied: Vec<f32> = (0..m * k).map(|i| a[i % k * m + i / k]).collect();
+        let product = |a: Mat<'_, f32>, threads: usize| {
+            par::Pool::new(threads).install(|| {
+                let mut c = vec![f32::NAN; m * n];
+                gemm(a, Mat::new(&b, k, n), false, &mut c, n, None);
+                c
+            })
+        };
+        let plain = product(Mat::new(&copied, m, k), 1);
+        for threads in [1, 2, 3] {
+            assert!(
+                product(Mat::new(&a, k, m).t(), threads) == plain,
+                "[{m}, {k}] times [{k}, {n}] on {threads} threads"
+            );
+        }
+    }
+}
+
 /// A slab of B that is more than is packed at a time.
 #[test]
 fn a_wide_product_has_the_bits_of_its_columns() {
