@@ -101,11 +101,7 @@ mod pool {
             let middle = part.start.midpoint(part.end);
             rayon::join(|| halves(items, pieces, part.start..middle, f), || halves(items, pieces, middle..part.end, f));
         }
-        if rayon::current_thread_index().is_some() {
-            halves(items, pieces, 0..pieces, f)
-        } else {
-            default().install(|| halves(items, pieces, 0..pieces, f))
-        }
+        enter(|| halves(items, pieces, 0..pieces, f))
     }
 }
 

@@ -32,8 +32,8 @@ pub(super) fn bytes(numbers: &mut [f32]) -> &mut [u8] {
     unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 4 * numbers.len()) }
 }
 
-/// Rows `first..first + rows` of `x`, columns `start..start + depth`, as `[panel][depth][width]`, panels `apart` numbers apart. The places of missing rows of
-/// the last panel get numbers that mean nothing. Columns of B are rows of its transpose.
+/// Rows `first..first + rows` of `x`, columns `start..start + depth`, as `[panel][depth][width]`, panels `apart` numbers apart. The
+/// places of missing rows of the last panel get numbers that mean nothing. Columns of B are rows of its transpose.
 ///
 /// # Safety
 /// The rows and columns must be in `x`, whose elements must be in its data. `out` must have room for the panels and one more
@@ -102,11 +102,6 @@ unsafe fn copy<S: Simd>(s: S, x: *const f32, apart: isize, [steps, n]: [usize; 2
     unsafe {
         for i in 0..steps {
             let (x, out) = (x.offset(i as isize * apart), out.add(i * step));
-            if n == 2 * S::LANES {
-                s.store_ptr(s.load_ptr(x), out);
-                s.store_ptr(s.load_ptr(x.add(S::LANES)), out.add(S::LANES));
-                continue;
-            }
             for v in (0..whole).step_by(S::LANES) {
                 s.store_ptr(s.load_ptr(x.add(v)), out.add(v));
             }
