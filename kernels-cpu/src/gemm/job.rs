@@ -4,13 +4,13 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::nest::NEAR;
+use super::nest;
 use super::own::OwnPanels;
 use super::pack::{self, Line};
 use super::tile::{self, Ahead, Columns, Target};
 use super::words::{Dot, Words, WordsOp};
 use super::written::{RoundTile, Rounded};
-use super::{Finish, Left, Mat, Right, amx, scratch};
+use super::{Finish, Left, Mat, Right, amx, rounded, scratch};
 use crate::map::{self, Unary};
 use crate::par::Shared;
 use crate::simd::{Simd, SimdOp, again};
@@ -27,6 +27,8 @@ pub(super) struct Job<'a> {
     pub a: Left<'a>,
     pub b: Right<'a, f32>,
     pub rows: Range<usize>,
+    /// How many of them the last tile begins before its place.
+    pub early: usize,
     pub panels: Range<usize>,
     /// Panels of B that are packed; without them the job packs its own as it comes to them.
     pub packed_b: Option<&'a [Line]>,
@@ -49,6 +51,8 @@ pub(super) struct Job<'a> {
 pub(super) enum PackedRows<'a> {
     /// Nobody: they are read where they lie.
     None,
+    /// Nobody, but the job copies them so that they do not crowd each other out of a cache.
+    Apart,
     /// The job.
     Own,
     /// The first of the jobs that a thread has of a product, which all have the same rows.
@@ -71,14 +75,25 @@ impl WordsOp for Job<'_> {
     #[inline(always)]
     fn eval<S: Simd, D: Dot>(self, s: S, d: D) {
         let (mr, _) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
-        let tiles = self.rows.len().div_ceil(mr);
+        let (tiles, early) = (self.rows.len().div_ceil(mr), self.early);
         match (self.a, self.packed_a) {
             (Left::Mat(a), PackedRows::None) | (Left::Words(a, _), _) => {
                 let rows_of = |start: usize, _: usize, t: usize| tile::Strided {
-                    start: element(&a, self.rows.start + t * mr, start),
+                    start: element(&a, self.rows.start + self.tile_at(t, mr), start),
                     row_stride: a.row_stride,
                 };
                 self.tiles(s, d, |_| Ahead::NONE, rows_of);
+            }
+            (Left::Mat(a), PackedRows::Apart) => {
+                let apart = rounded::apart(self.slab.min(self.ks.len()));
+                let mut lines = scratch::take(Use::Rows, mr * apart);
+                let near = pack::numbers(&mut lines).as_mut_ptr();
+                let rows_of = |start: usize, _: usize, t: usize| {
+                    let start = element(&a, self.rows.start + self.tile_at(t, mr), start);
+                    tile::Copied { from: tile::Strided { start, row_stride: a.row_stride }, near, apart }
+                };
+                self.tiles(s, d, |_| Ahead::NONE, rows_of);
+                scratch::give(Use::Rows, lines);
             }
             (Left::Mat(a), packed) => {
                 assert!(matches!(D::WORDS, Words::F32), "words lie as they should");
@@ -102,16 +117,8 @@ impl WordsOp for Job<'_> {
                     }
                     let rows = [self.rows.start, self.rows.len()];
                     // SAFETY: rows and columns of A, into a buffer of their size and a vector.
-                    unsafe { pack::panels(s, a, rows, mr, [start, depth], slab_at(start), mr * depth) };
-                    // Next come the rows over the next slab, or those of the next job.
-                    let (end, next) = (self.rows.end, start + depth);
-                    let left = self.slab.min(self.ks.end - next);
-                    let first = [self.ks.start, self.slab.min(self.ks.len())];
-                    if left > 0 {
-                        Ahead::of(&a, rows, [next, left])
-                    } else {
-                        Ahead::of(&a, [end, rows[1].min(a.rows - end)], first)
-                    }
+                    unsafe { pack::panels(s, a, rows, [mr, early], [start, depth], slab_at(start), mr * depth) };
+                    self.next_rows(&a, start + depth)
                 };
                 let rows_of = |start: usize, depth: usize, t: usize| {
                     let start = match common {
@@ -133,6 +140,14 @@ impl WordsOp for Job<'_> {
                 let taps = windows.taps;
                 let mut table = vec![core::ptr::null::<f32>(); tiles * mr * taps];
                 (windows.locate)(self.rows.clone(), mr, &mut table);
+                if early > 0 {
+                    // The last tile's rows, after those of the tile before that are its own now.
+                    let (before, last) = table[(tiles - 2) * mr * taps..].split_at_mut(mr * taps);
+                    for (before, last) in before.chunks(mr).zip(last.chunks_mut(mr)) {
+                        last.copy_within(..mr - early, early);
+                        last[..early].copy_from_slice(&before[mr - early..]);
+                    }
+                }
                 let table = table.as_ptr();
                 let rows_of = |start: usize, _: usize, t: usize| tile::Windowed {
                     table: table.wrapping_add(t * mr * taps),
@@ -203,6 +218,24 @@ impl Job<'_> {
         Some(tile::Scale { rows: rows.as_ptr(), cols: cols.as_ptr(), zero: zero.as_ptr().cast() })
     }
 
+    /// The lines of the rows of A after a slab that ends before a column: those over the next one, or those of the next job.
+    #[inline(always)]
+    fn next_rows(&self, a: &Mat<'_, f32>, column: usize) -> Ahead {
+        let (rows, left) = (self.rows.len(), self.slab.min(self.ks.end - column));
+        if left > 0 {
+            return Ahead::of(a, [self.rows.start, rows], [column, left]);
+        }
+        let first = [self.ks.start, self.slab.min(self.ks.len())];
+        Ahead::of(a, [self.rows.end, rows.min(a.rows - self.rows.end)], first)
+    }
+
+    /// The row of the job's that a tile begins with, of tiles of so many; after the last one, how many rows there are.
+    #[inline(always)]
+    fn tile_at(&self, t: usize, mr: usize) -> usize {
+        let (place, rows) = (t * mr, self.rows.len());
+        if place < rows && place + mr >= rows { place - self.early } else { place.min(rows) }
+    }
+
     /// Every tile, slab by slab, each after it was `prepare`d, which says where its next rows will be packed from. `rows_of` gives a tile's rows over a
     /// slab that starts somewhere and is so deep.
     #[inline(always)]
@@ -227,9 +260,7 @@ impl Job<'_> {
             let depth = self.slab.min(self.ks.end - start);
             let packed_later = prepare([start, depth]);
             let is_nearest = (m + panels * nr) * depth <= NEAREST;
-            // A slab of B that stays in the second-level cache is gone through for each tile of rows, which then is read once. Else a panel
-            // stays near for all tiles.
-            let rows_first = panels < tiles && panels * nr * depth <= NEAR;
+            let rows_first = nest::goes_by_rows([m, depth, panels * nr]);
             let (turns, inner) = if rows_first { (tiles, panels) } else { (panels, tiles) };
             // AMX takes what stays by parts that the first-level cache holds, each for a few tiles, whose sums wait meanwhile.
             let (parts, together) =
@@ -237,7 +268,8 @@ impl Job<'_> {
             let deep = if parts > 1 { depth.div_ceil(parts).next_multiple_of(D::WORDS.step()) } else { depth };
             for At { outer: turn, inner: i, part, nth } in Order::new([turns, inner], parts, together) {
                 let (t, p) = if rows_first { (turn, i) } else { (i, turn) };
-                let (i, waits, p) = (t * mr, i, self.panels.start + p);
+                let (waits, p) = (i, self.panels.start + p);
+                let (i, end) = (self.tile_at(t, mr), self.tile_at(t + 1, mr));
                 // What comes after this panel comes to the second-level cache by parts, one with each tile of rows. Where panels are gone
                 // through for each tile, all at the first one, and then the next tile's rows, a part with each panel. Rows that are packed
                 // after these come with the last turns alone, not to take the place of these too soon.
@@ -249,7 +281,7 @@ impl Job<'_> {
                     _ if is_nearest => Ahead::NONE,
                     true if t == 0 => next_panel.part(0, if part == 0 { usize::MAX } else { 0 }),
                     true if t + 1 == tiles => Ahead::NONE,
-                    true => by_parts(rows_of(start, depth, t + 1).lines(mr.min(m - i - mr), depth), [0, 1]),
+                    true => by_parts(rows_of(start, depth, t + 1).lines(self.tile_at(t + 2, mr) - end, depth), [0, 1]),
                     false => by_parts(next_panel, [0, 1]),
                 };
                 let last_turns = turns.min(LAST_TURNS);
@@ -275,7 +307,7 @@ impl Job<'_> {
                         Columns { start: self.panel(p, start, nr), step: nr as isize, ahead: [of_b(next), of_a] }
                     }
                 };
-                let (rows, cols) = (mr.min(m - i), nr.min(n - p * nr));
+                let (rows, cols) = (end - i, nr.min(n - p * nr));
                 let (whole, last) = (part + 1 == parts, start + depth == self.k);
                 let finish = if last { self.finish } else { Finish::default() };
                 // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
@@ -323,7 +355,11 @@ impl Job<'_> {
                             out,
                         );
                     } else {
-                        tile::run::<S, A, D>(s, rows_of(start, depth, t), b, depth, rows, cols, out);
+                        let a = rows_of(start, depth, t);
+                        if nth == 0 || !rows_first {
+                            a.bring(s, rows, depth);
+                        }
+                        tile::run::<S, A, D>(s, a, b, depth, rows, cols, out);
                     }
                     if let Some(act) = finish.act.filter(|_| whole && !out.relu) {
                         again(s, Activate { act, c: out.c, ldc: self.ldc, rows, cols });

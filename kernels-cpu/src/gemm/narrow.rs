@@ -38,7 +38,7 @@ pub enum Numbers {
 
 /// What tells how this program packs on the tier in use from how another does: a hash of a matrix of several slabs and panels, packed.
 pub fn packing() -> u64 {
-    const SIZE: [usize; 2] = [1030, 40];
+    const SIZE: [usize; 2] = [1600, 40];
     let numbers: Vec<f32> = (0..SIZE[0] * SIZE[1]).map(|i| i as f32).collect();
     let half: Vec<bf16> = (0..numbers.len()).map(|i| bf16::from_bits(i as u16)).collect();
     let packed = [Packed::new(Mat::new(&numbers, SIZE[0], SIZE[1])), Packed::bf16(Mat::new(&half, SIZE[0], SIZE[1]))];
@@ -133,7 +133,7 @@ impl Packed {
                         let out = unsafe { place.at((start * panels + p * depth) * nr) };
                         eval_on(
                             isa,
-                            PackPanels { x, rows: [0, real], width: nr, columns: [start, depth], out, apart: 0 },
+                            PackPanels { x, rows: [0, real], width: [nr, 0], columns: [start, depth], out, apart: 0 },
                         );
                     }
                 }

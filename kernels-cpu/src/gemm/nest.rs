@@ -12,9 +12,11 @@ use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, eval_on};
 use scratch::{Name, Use};
 
-/// Longest slab of k: a panel of B over it comes from the second-level cache, which the tile's products hide, and C is passed over
-/// seldom; twice as long for AMX, which has C to pass over sooner. Fixed, as a size probed from the machine's caches would change bits between machines.
-const KC: usize = 512;
+/// Longest slab of k: a panel of B over it comes from the second-level cache, which the tile's products hide, and C is passed over seldom. Fixed, as
+/// a size probed from the machine's caches would change bits between machines.
+const KC: usize = 768;
+/// And for AMX, which has C to pass over sooner.
+const KC_IN_TILES: usize = 1024;
 /// Numbers of packed B that several slabs may take together.
 const PACKED_B: usize = 1 << 21;
 /// Bytes of an operand that is packed in passing.
@@ -24,7 +26,9 @@ const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
 const FAR_APART: usize = 1024;
 /// Numbers that stay in a second-level cache beside what passes through.
-pub(super) const NEAR: usize = 1 << 16;
+pub(super) const NEAR: usize = 1 << 17;
+/// From so many rows of C for each of its columns on, rows of A are what passes.
+const TALL: usize = 3;
 /// Words of A that are packed once for all jobs of a thread.
 const NEAR_A: usize = 1 << 18;
 /// Most words that a slab of a job's rows takes, which stay in a second-level cache of 1 MiB beside two panels of B.
@@ -38,21 +42,24 @@ const PACKED_A: usize = 1 << 21;
 
 /// Slabs of about equal length, which depends on K alone: for `k` words.
 pub(super) fn slab_of(words: Words, k: usize) -> usize {
-    let most = if words.in_tiles() { 2 * KC } else { KC };
+    let most = if words.in_tiles() { KC_IN_TILES } else { KC };
     k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(words.step())
 }
 
 /// Rows `ks` of `b` but for its `skip` first panels, as [slab][panel][depth][width].
 pub(super) fn pack_panels(isa: Isa, b: Mat<'_, f32>, ks: Range<usize>, skip: usize, lines: &mut [Line], threads: bool) {
     let (_, nr) = tile::size(isa);
-    pack_slabs(isa, b.t(), [skip, nr], ks, &|depth| depth * nr, lines, threads);
+    pack_slabs(isa, b.t(), skip, [nr, 0], ks, &|depth| depth * nr, lines, threads);
 }
 
-/// Columns `ks` of `x` but for its `skip` first panels of `width` rows, as [slab][panel][depth][width], where a panel has so much room.
+/// Columns `ks` of `x` but for its `skip` first panels of `width` rows, as [slab][panel][depth][width], where a panel has so much room. A last one
+/// that is not whole begins `early` rows before its place.
+#[allow(clippy::too_many_arguments)]
 fn pack_slabs(
     isa: Isa,
     x: Mat<'_, f32>,
-    [skip, width]: [usize; 2],
+    skip: usize,
+    [width, early]: [usize; 2],
     ks: Range<usize>,
     room: &(dyn Fn(usize) -> usize + Sync),
     lines: &mut [Line],
@@ -71,7 +78,17 @@ fn pack_slabs(
             let out = unsafe { place.at(i * panels * room(slab) + p * room(depth)) };
             let first = (skip + p) * width;
             let rows = [first, (together * width).min(x.rows - first)];
-            eval_on(isa, PackPanels { x, rows, width, columns: [ks.start + i * slab, depth], out, apart: room(depth) });
+            eval_on(
+                isa,
+                PackPanels {
+                    x,
+                    rows,
+                    width: [width, early],
+                    columns: [ks.start + i * slab, depth],
+                    out,
+                    apart: room(depth),
+                },
+            );
         }
     });
 }
@@ -79,6 +96,12 @@ fn pack_slabs(
 /// What job `i` of `jobs` does of so many tiles: one more than another at most, so that threads with as many jobs end together.
 fn share(tiles: usize, jobs: usize, i: usize) -> Range<usize> {
     tiles * i / jobs..tiles * (i + 1) / jobs
+}
+
+/// Whether a job of [m, k, n] over a slab goes through all of B, which stays in the second-level cache, for each tile of rows, which then is read once.
+/// Else a panel of B stays near for all tiles, while the next one comes.
+pub(super) fn goes_by_rows([m, k, n]: [usize; 3]) -> bool {
+    m >= TALL * n && n * k <= NEAR
 }
 
 pub(super) fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
@@ -112,16 +135,21 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
         };
         (row_jobs, (wanted / row_jobs).clamp(1, panels))
     };
+    let early =
+        if words.in_tiles() || share(row_tiles, row_jobs, row_jobs - 1).len() == 1 { 0 } else { tile::early(isa, m) };
     let (tiles_per_job, panels_per_job) = (row_tiles.div_ceil(row_jobs), panels.div_ceil(col_jobs));
 
     // Rows that many panels read, and those that would crowd each other out of the cache, are packed. Those that all jobs have in common each
     // thread packs once for itself, if it has panels enough to read them; else they are packed once for all, unless they are so many that they
-    // would only pass through the caches. Words were written so that they are read in place.
+    // would only pass through the caches. Where each tile of rows meets all panels at once, the crowded ones are copied one after the other, as
+    // they are. Words were written so that they are read in place.
     let panels_per_thread = panels / workers;
     let by_thread = row_jobs == 1 && col_jobs > 1 && m * k <= NEAR_A && panels_per_thread >= FEW_PANELS;
     let meet = if by_thread { panels_per_thread } else { panels_per_job };
+    let crowded = matches!(a, Left::Mat(a) if crowds_cache_sets(a.row_stride, mr));
+    let apart = crowded && col_jobs == 1 && goes_by_rows([tiles_per_job * mr, slab, panels * nr]);
     let pack_a = match a {
-        Left::Mat(a) if a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || meet >= MANY_PANELS => Some(a),
+        Left::Mat(a) if a.col_stride != 1 || crowded && !apart || meet >= MANY_PANELS => Some(a),
         _ => None,
     };
     let together = col_jobs > 1 && !by_thread && row_tiles * mr * k <= PACKED_A;
@@ -129,14 +157,15 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let run = |packed_b: Option<&[Line]>, direct_b: usize, ks: Range<usize>| {
         let common = pack_a.filter(|_| together).map(|a| {
             let mut lines = scratch::take(Use::CommonRows, ks.len().div_ceil(slab) * row_tiles * packed_tile(mr, slab));
-            pack_slabs(isa, a, [0, mr], ks.clone(), &|depth| packed_tile(mr, depth), &mut lines, threads);
+            pack_slabs(isa, a, 0, [mr, early], ks.clone(), &|depth| packed_tile(mr, depth), &mut lines, threads);
             lines
         });
-        let packed_a = match &common {
-            _ if pack_a.is_none() => PackedRows::None,
-            Some(lines) => PackedRows::Common(lines),
-            None if by_thread => PackedRows::PerThread(Name::new()),
-            None => PackedRows::Own,
+        let packed_a = match (pack_a, &common) {
+            (None, _) if apart => PackedRows::Apart,
+            (None, _) => PackedRows::None,
+            (_, Some(lines)) => PackedRows::Common(lines),
+            _ if by_thread => PackedRows::PerThread(Name::new()),
+            _ => PackedRows::Own,
         };
         // About 16 multiply-adds take the time of one elementary operation.
         let cost = tiles_per_job * mr * panels_per_job * nr * ks.len() / 16;
@@ -149,6 +178,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
                 let job = Job {
                     a,
                     b,
+                    early: if rows.end == m { early } else { 0 },
                     rows,
                     panels,
                     packed_b,
@@ -204,13 +234,14 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
 fn crowds_cache_sets(stride: isize, rows: usize) -> bool {
     let lines = stride.unsigned_abs() / 16;
     let period = 64 >> lines.trailing_zeros().min(6);
-    stride.unsigned_abs().is_multiple_of(16) && rows > 4 * period
+    stride.unsigned_abs().is_multiple_of(16) && rows > 8 * period
 }
 
 pub(super) struct PackPanels<'a> {
     pub x: Mat<'a, f32>,
     pub rows: [usize; 2],
-    pub width: usize,
+    /// And how many rows a last one begins early.
+    pub width: [usize; 2],
     pub columns: [usize; 2],
     pub out: *mut f32,
     /// From a panel to the next.
@@ -255,12 +286,12 @@ mod tests {
     #[test]
     fn rows_a_power_of_two_apart_crowd_each_other_out() {
         for (stride, rows, crowded) in [
-            (1024, 5, true),
-            (1024, 4, false),
+            (1024, 9, true),
+            (1024, 8, false),
             (-1024, 14, true),
-            (512, 9, true),
-            (512, 8, false),
-            (2048, 5, true),
+            (512, 17, true),
+            (512, 16, false),
+            (2048, 9, true),
             (48, 200, false),
             (1030, 14, false),
         ] {

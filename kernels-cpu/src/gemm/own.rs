@@ -52,7 +52,7 @@ impl OwnPanels {
         let numbers = pack::numbers(&mut self.lines);
         assert!(numbers.len() >= panels.len() * nr * columns[1] + 16, "gemm: no room for panels {panels:?}");
         // SAFETY: the caller's promise, and there is room.
-        unsafe { pack::panels(s, b.t(), rows, nr, columns, numbers.as_mut_ptr(), nr * columns[1]) };
+        unsafe { pack::panels(s, b.t(), rows, [nr, 0], columns, numbers.as_mut_ptr(), nr * columns[1]) };
     }
 
     /// Where a panel of so many numbers lies.

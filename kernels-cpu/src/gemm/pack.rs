@@ -33,7 +33,8 @@ pub(super) fn bytes(numbers: &mut [f32]) -> &mut [u8] {
 }
 
 /// Rows `first..first + rows` of `x`, columns `start..start + depth`, as `[panel][depth][width]`, panels `apart` numbers apart. The
-/// places of missing rows of the last panel get numbers that mean nothing. Columns of B are rows of its transpose.
+/// places of missing rows of the last panel get numbers that mean nothing; it begins `early` rows before its place. Columns of B are rows of
+/// its transpose.
 ///
 /// # Safety
 /// The rows and columns must be in `x`, whose elements must be in its data. `out` must have room for the panels and one more
@@ -43,7 +44,7 @@ pub(super) unsafe fn panels<S: Simd>(
     s: S,
     x: Mat<'_, f32>,
     [first, rows]: [usize; 2],
-    width: usize,
+    [width, early]: [usize; 2],
     [start, depth]: [usize; 2],
     out: *mut f32,
     apart: usize,
@@ -52,8 +53,12 @@ pub(super) unsafe fn panels<S: Simd>(
     // may write beyond their panel's width only into places that are written later or are the spare vector.
     unsafe {
         let at = |r: usize, p: usize| {
-            let offset = (first + r) as isize * x.row_stride + (start + p) as isize * x.col_stride;
+            let offset = r as isize * x.row_stride + (start + p) as isize * x.col_stride;
             x.data.as_ptr().offset(x.offset as isize + offset)
+        };
+        let panel_at = |r: usize| {
+            let early = if rows - r < width { early } else { 0 };
+            (first + r - early, width.min(rows - r + early), out.add(r / width * apart))
         };
         let whole = depth / S::LANES * S::LANES;
         if x.row_stride == 1 {
@@ -63,18 +68,18 @@ pub(super) unsafe fn panels<S: Simd>(
                 let steps = STEPS.min(depth - p);
                 for next in p + steps..depth.min(p + steps + STEPS) {
                     for line in (0..rows).step_by(16) {
-                        s.prefetch(at(line, next));
+                        s.prefetch(at(first + line, next));
                     }
                 }
                 for r in (0..rows).step_by(width) {
-                    let (real, panel) = (width.min(rows - r), out.add(r / width * apart));
+                    let (r, real, panel) = panel_at(r);
                     copy(s, at(r, p), x.col_stride, [steps, real], panel.add(p * width), width);
                 }
             }
             return;
         }
         for r in (0..rows).step_by(width) {
-            let (real, panel) = (width.min(rows - r), out.add(r / width * apart));
+            let (r, real, panel) = panel_at(r);
             let mut done = 0;
             if x.col_stride == 1 {
                 for p in (0..whole).step_by(S::LANES) {
@@ -95,8 +100,18 @@ pub(super) unsafe fn panels<S: Simd>(
 }
 
 /// `steps` runs of `n` numbers, which are `apart` numbers apart and become `step` apart.
+///
+/// # Safety
+/// The caller must have checked the runs and have room for as many.
 #[inline(always)]
-unsafe fn copy<S: Simd>(s: S, x: *const f32, apart: isize, [steps, n]: [usize; 2], out: *mut f32, step: usize) {
+pub(super) unsafe fn copy<S: Simd>(
+    s: S,
+    x: *const f32,
+    apart: isize,
+    [steps, n]: [usize; 2],
+    out: *mut f32,
+    step: usize,
+) {
     let (whole, rest) = (n / S::LANES * S::LANES, n % S::LANES);
     // SAFETY: the caller's promise.
     unsafe {

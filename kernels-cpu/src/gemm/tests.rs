@@ -21,7 +21,7 @@ fn mat(data: &[f32], rows: usize, cols: usize, transposed: bool, pad: usize) -> 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn every_tier_is_the_definition(m in 0usize..40, n in 0usize..70, k in prop_oneof![0usize..20, 250usize..520], ta in any::<bool>(), tb in any::<bool>(),
+    fn every_tier_is_the_definition(m in 0usize..40, n in 0usize..70, k in prop_oneof![0usize..20, 250usize..800], ta in any::<bool>(), tb in any::<bool>(),
                                     pad in 0usize..3, accumulate in any::<bool>(), biased in any::<bool>(), seed in any::<u64>()) {
         let a = values(pad + (m + pad) * (k + pad) + m.max(k) * 3, seed);
         let b = values(pad + (n + pad) * (k + pad) + n.max(k) * 3, seed ^ 1);
@@ -55,7 +55,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn packed_and_finished_products_have_the_bits_of_their_parts(m in 0usize..40, n in 0usize..70, k in prop_oneof![0usize..20, 250usize..520], tb in any::<bool>(),
+    fn packed_and_finished_products_have_the_bits_of_their_parts(m in 0usize..40, n in 0usize..70, k in prop_oneof![0usize..20, 250usize..800], tb in any::<bool>(),
                                                                  pad in 0usize..3, biased in any::<bool>(), added in any::<bool>(), act in prop_oneof![Just(None), Just(Some(Unary::Gelu)), Just(Some(Unary::Relu))], seed in any::<u64>()) {
         let (a, b) = (values(pad + (m + pad) * (k + pad) + m.max(k) * 3, seed), values(pad + (n + pad) * (k + pad) + n.max(k) * 3, seed ^ 1));
         let (a, b) = (mat(&a, m, k, false, pad), mat(&b, k, n, tb, pad));
@@ -135,7 +135,7 @@ impl crate::simd::SimdOp for Activated<'_> {
 
 #[test]
 fn bits_depend_on_k_alone() {
-    let (k, n) = (700, 200);
+    let (k, n) = (800, 200);
     let (a, b) = (values(300 * k, 1), values(k * n, 2));
     let run = |m: usize, threads: usize| {
         par::Pool::new(threads).install(|| {
@@ -148,7 +148,7 @@ fn bits_depend_on_k_alone() {
     for threads in [2, 3, 7] {
         assert!(run(300, threads) == whole, "{threads} threads");
     }
-    for m in [1, 13, 14, 50, 197] {
+    for m in [1, 13, 14, 15, 16, 17, 50, 197] {
         assert!(run(m, 2)[..] == whole[..m * n], "{m} rows");
     }
     // One column alone, from the transposed matrix.
@@ -161,14 +161,20 @@ fn bits_depend_on_k_alone() {
     let mut c = vec![0.0; 300 * n];
     gemm(Mat::new(&a, 300, k), Mat::new(&transposed, n, k).t(), false, &mut c, n, None);
     assert!(c == whole);
-    // Rows of A a power of two apart, which are packed and not read in place; few rows, for which B is read in place.
+    // Rows of A a power of two apart, which are packed, or copied where columns are few, and not read in place; few rows, for which B is read in place.
     let mut apart = vec![f32::NAN; 300 * 1024];
     a.chunks(k).zip(apart.chunks_mut(1024)).for_each(|(row, place)| place[..k].copy_from_slice(row));
-    for m in [9, 300] {
+    for (m, cols) in [(9, n), (300, n), (9, 3), (300, 60), (295, 33)] {
         let spaced = Mat { data: &apart, offset: 0, rows: m, cols: k, row_stride: 1024, col_stride: 1 };
         let mut c = vec![0.0; m * n];
-        gemm(spaced, Mat::new(&b, k, n), false, &mut c, n, None);
-        assert!(c[..] == whole[..m * n], "{m} spaced rows");
+        let columns = Mat { cols, ..Mat::new(&b, k, n) };
+        par::Pool::new(1).install(|| gemm(spaced, columns, false, &mut c, n, None));
+        for (i, (c, whole)) in c.chunks(n).zip(whole.chunks(n)).enumerate() {
+            assert!(
+                c[..cols] == whole[..cols] && c[cols..].iter().all(|&x| x == 0.0),
+                "row {i} of {m}, {cols} columns"
+            );
+        }
     }
 }
 
@@ -203,7 +209,7 @@ fn rows_that_each_thread_packs_are_those_of_the_product() {
 #[test]
 fn a_product_of_transposed_rows_has_the_bits_of_their_copies() {
     let k = 2500;
-    for (m, n) in [(120, 850), (900, 850), (850, 33)] {
+    for (m, n) in [(127, 850), (898, 850), (850, 33)] {
         let (a, b) = (values(k * m, 1), values(k * n, 2));
         let copied: Vec<f32> = (0..m * k).map(|i| a[i % k * m + i / k]).collect();
         let product = |a: Mat<'_, f32>, threads: usize| {

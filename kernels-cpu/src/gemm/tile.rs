@@ -4,6 +4,7 @@ use half::bf16;
 
 use super::Mat;
 use super::job::element;
+use super::pack;
 use super::rounded::{Rounds, nearest_sum};
 use super::words::Dot;
 use crate::isa::Isa;
@@ -23,12 +24,20 @@ pub(super) const fn size(isa: Isa) -> (usize, usize) {
 /// Rows of the tile for so many: lower ones for the last rows, so that nothing is multiplied for nothing.
 const fn height(isa: Isa, rows: usize) -> usize {
     match (isa, rows) {
-        (Isa::Avx512, 9..) => 14,
-        (Isa::Avx512, 5..) => 8,
+        (Isa::Avx512 | Isa::Amx, 9..) => 14,
+        (Isa::Avx512 | Isa::Amx, 5..) => 8,
         (Isa::Avx2, 4..) => 6,
         (Isa::Avx2, _) => 3,
         _ => 4,
     }
+}
+
+/// Rows by which the last tile of `rows` begins early, so that the one before is lower: a whole tile and a few rows take longer than two lower tiles.
+pub(super) const fn early(isa: Isa, rows: usize) -> usize {
+    let (tall, _) = size(isa);
+    let rest = rows % tall;
+    let half = (tall + rest).div_ceil(2);
+    if rest > 0 && 2 * height(isa, half) < tall + height(isa, rest) { tall - half } else { 0 }
 }
 
 /// Whether a tile has all its rows and columns.
@@ -43,7 +52,7 @@ pub(super) trait Rows: Copy {
     /// Most steps of k at a time for a tile of `tall` rows.
     #[inline(always)]
     fn piece(&self, depth: usize, tall: usize) -> usize {
-        depth.div_ceil(tall).max(SHORTEST)
+        depth.div_ceil(tall).clamp(SHORTEST, LONGEST)
     }
     /// Steps for which the numbers of a row follow each other, from step `k` on.
     #[inline(always)]
@@ -55,6 +64,12 @@ pub(super) trait Rows: Copy {
     /// # Safety
     /// The row and the step must be the tile's.
     unsafe fn at(&self, r: usize, k: usize) -> *const f32;
+    /// Brings so many rows over so many steps to where they are read, before any is, if they are not there.
+    ///
+    /// # Safety
+    /// The rows and steps must be the tile's, and room for them.
+    #[inline(always)]
+    unsafe fn bring<S: Simd>(&self, _: S, _rows: usize, _depth: usize) {}
     /// The lines of so many rows over so many steps, for an earlier tile to ask for. None where something else brought them near.
     #[inline(always)]
     fn lines(&self, _rows: usize, _depth: usize) -> Ahead {
@@ -78,6 +93,32 @@ impl Rows for Strided {
     #[inline(always)]
     fn lines(&self, rows: usize, depth: usize) -> Ahead {
         Ahead::new(self.start, rows, depth.div_ceil(16), self.row_stride)
+    }
+}
+
+/// Rows that were copied from a matrix to where they do not crowd each other out of a cache.
+#[derive(Clone, Copy)]
+pub(super) struct Copied {
+    pub from: Strided,
+    /// Where the copies of a tile's rows are, so far apart.
+    pub near: *mut f32,
+    pub apart: usize,
+}
+
+impl Rows for Copied {
+    const PACKED: bool = false;
+    #[inline(always)]
+    unsafe fn bring<S: Simd>(&self, s: S, rows: usize, depth: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { pack::copy(s, self.from.start, self.from.row_stride, [rows, depth], self.near, self.apart) };
+    }
+    #[inline(always)]
+    unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
+        self.near.wrapping_add(r * self.apart + k)
+    }
+    #[inline(always)]
+    fn lines(&self, rows: usize, depth: usize) -> Ahead {
+        self.from.lines(rows, depth)
     }
 }
 
@@ -326,9 +367,9 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     let pieces = depth.div_ceil(piece);
     let ([(mut line, apart), (mut added, added_apart)], lines) = (out.lines, MR.div_ceil(pieces));
     let (mut ahead, ahead_lines) = (b.ahead, b.ahead.map(|ahead| ahead.lines.div_ceil(pieces)));
-    let mut start = 0;
+    let (mut start, mut row_asked) = (0, 0);
     while start < depth {
-        for _ in 0..lines {
+        for _ in 0..lines.min(MR - row_asked) {
             s.prefetch(line);
             s.prefetch(line.wrapping_add(NV * S::LANES - 1));
             line = line.wrapping_add(apart);
@@ -338,6 +379,7 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
                 added = added.wrapping_add(added_apart);
             }
         }
+        row_asked = MR.min(row_asked + lines);
         ahead[0].ask(s, ahead_lines[0]);
         if A::PACKED {
             ahead[1].ask(s, ahead_lines[1]);
@@ -371,6 +413,8 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
 
 /// Fewer steps at a time than these take as long as finding out where they start.
 const SHORTEST: usize = 16;
+
+const LONGEST: usize = 32;
 
 /// So many rows of B are on their way.
 const AHEAD: isize = 32;
@@ -518,6 +562,30 @@ fn each<F: Copy, const MR: usize, const NV: usize>(sums: &mut [[F; NV]; MR], mut
     for r in 0..MR {
         for v in 0..NV {
             sums[r][v] = f(r, v, sums[r][v]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_last_tile_begins_early_where_two_lower_ones_take_less() {
+        for isa in [Isa::Avx512, Isa::Amx] {
+            assert_eq!(
+                [14, 15, 16, 17, 28, 197, 196, 128].map(|rows| early(isa, rows)),
+                [0, 6, 6, 0, 0, 6, 0, 6],
+                "{isa}"
+            );
+        }
+        for isa in [Isa::Scalar, Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx] {
+            let (tall, _) = size(isa);
+            for rows in tall..4 * tall {
+                let (early, rest) = (early(isa, rows), rows % tall);
+                let cost = |early: usize| height(isa, tall - early) + height(isa, rest + early);
+                assert!(early == 0 || rest > 0 && rest + early <= tall && cost(early) < cost(0), "{isa}: {rows} rows");
+            }
         }
     }
 }
