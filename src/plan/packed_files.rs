@@ -143,9 +143,12 @@ impl PackedFiles {
         self.find(matrix).is_some()
     }
 
-    /// A matrix [out, in], packed.
+    /// A matrix [out, in], packed. `None` also where it is damaged.
     pub fn get(&self, matrix: &Tensor) -> Option<Packed> {
-        let (opened, Place { bytes, .. }) = self.find(matrix)?;
+        // Its ends are looked at now that all of it will be read. When the file is opened, a look here and there would bring small pages of one that
+        // is on the disk alone, which then are in the way of large ones.
+        let (opened, place) = self.find(matrix).filter(|(opened, place)| place.is_whole(opened.packed.bytes()))?;
+        let bytes = &place.bytes;
         let buffer = Buffer::in_file(&opened.packed, bytes.start, bytes.len(), ALIGNMENT).ok()?;
         Packed::kept(keeps(matrix)?, [matrix.dims()[1], matrix.dims()[0]], Arc::new(Lent(buffer)))
     }
@@ -167,6 +170,13 @@ impl Matrix {
         let (dims, layout) = (matrix.dims(), matrix.layout());
         let (dims, strides) = ([dims[0], dims[1]], [layout.strides()[0], layout.strides()[1]]);
         Some((file, Self { start, dims, strides, offset: layout.offset(), dtype: matrix.dtype().to_string() }))
+    }
+}
+
+impl Place {
+    /// Whether the bytes of a file have those ends there.
+    fn is_whole(&self, file: &[u8]) -> bool {
+        file.get(self.bytes.clone()).is_some_and(|bytes| ends(bytes) == self.ends)
     }
 }
 
@@ -218,11 +228,10 @@ fn read_of(file: &FileBytes) -> impl Fn(Range<usize>) -> Option<Vec<u8>> {
 }
 
 /// A hash of what a matrix begins and ends with.
-fn ends(packed: Range<usize>, read: &Read<'_>) -> Option<u64> {
+fn ends(packed: &[u8]) -> u64 {
     const END: usize = 128;
     let end = END.min(packed.len());
-    let (first, last) = (packed.start..packed.start + end, packed.end - end..packed.end);
-    Some(hash(&read(first)?) ^ hash(&read(last)?).rotate_left(1))
+    hash(&packed[..end]) ^ hash(&packed[packed.len() - end..]).rotate_left(1)
 }
 
 /// A hash of a few parts of a file: its start, where formats have their headers, and pages from there to the end.
@@ -251,10 +260,8 @@ fn parse(length: usize, read: &Read<'_>, key: &Key) -> Option<HashMap<Matrix, Pl
         return None;
     }
     let header: Header = serde_json::from_slice(&header).ok()?;
-    let whole = |Place { bytes, ends: told }: &Place| {
-        bytes.start <= bytes.end && bytes.end <= content && ends(bytes.clone(), read) == Some(*told)
-    };
-    let fits = header.key == *key && header.matrices.iter().all(|(_, place)| whole(place));
+    let inside = |Place { bytes, .. }: &Place| bytes.start <= bytes.end && bytes.end <= content;
+    let fits = header.key == *key && header.matrices.iter().all(|(_, place)| inside(place));
     fits.then(|| header.matrices.into_iter().collect())
 }
 
@@ -286,9 +293,7 @@ fn write_to(path: &Path, weights: &FileBytes, key: &Key, matrices: &[&Tensor]) -
             let bytes = packed.bytes();
             file.write_all(bytes)?;
             let (_, matrix) = Matrix::of(matrix).ok_or_else(|| std::io::Error::other("a matrix of no file"))?;
-            let read = |range: Range<usize>| Some(bytes[range].to_vec());
-            let ends = ends(0..bytes.len(), &read).ok_or_else(|| std::io::Error::other("a matrix without ends"))?;
-            told.push((matrix, Place { bytes: at..at + bytes.len(), ends }));
+            told.push((matrix, Place { bytes: at..at + bytes.len(), ends: ends(bytes) }));
             at += bytes.len();
         }
         let header = serde_json::to_vec(&Header { key: key.clone(), matrices: told })?;
@@ -341,7 +346,8 @@ mod tests {
 
     fn matrices_of(bytes: &[u8], key: &Key) -> Option<usize> {
         let found = parse(bytes.len(), &|range| bytes.get(range).map(<[u8]>::to_vec), key)?;
-        Some(found.len())
+        // As `get` asks of each.
+        found.values().all(|place| place.is_whole(bytes)).then_some(found.len())
     }
 
     #[test]
@@ -424,6 +430,15 @@ mod tests {
             assert!(matrices_of(&other, &key).is_none(), "byte {at}");
         }
         assert_eq!(matrices_of(&bytes, &key), Some(2));
+        // One that begins with something else is packed anew.
+        let path = places(model.0.path()).swap_remove(0);
+        let kept = || PackedFiles::open(std::slice::from_ref(&model.0));
+        let is_there = |kept: &PackedFiles| model.1.each_ref().map(|matrix| kept.get(matrix).is_some());
+        assert_eq!(is_there(&kept()), [true, true]);
+        let mut other = bytes.clone();
+        other[0] ^= 4;
+        files::write_atomic(&path, &other).unwrap();
+        assert_eq!(is_there(&kept()), [false, true]);
     }
 
     #[test]
