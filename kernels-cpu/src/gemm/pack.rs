@@ -33,8 +33,8 @@ pub(super) fn bytes(numbers: &mut [f32]) -> &mut [u8] {
 }
 
 /// Rows `first..first + rows` of `x`, columns `start..start + depth`, as `[panel][depth][width]`, panels `apart` numbers apart. The
-/// places of missing rows of the last panel get numbers that mean nothing; it begins `early` rows before its place. Columns of B are rows of
-/// its transpose.
+/// places of missing rows of the last panel get numbers that mean nothing; one that is not whole begins `early` rows before its place. Columns of B
+/// are rows of its transpose.
 ///
 /// # Safety
 /// The rows and columns must be in `x`, whose elements must be in its data. `out` must have room for the panels and one more

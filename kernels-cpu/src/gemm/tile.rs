@@ -414,6 +414,7 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
 /// Fewer steps at a time than these take as long as finding out where they start.
 const SHORTEST: usize = 16;
 
+/// What is asked for comes too much at once with more steps than these.
 const LONGEST: usize = 32;
 
 /// So many rows of B are on their way.
