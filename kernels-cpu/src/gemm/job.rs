@@ -10,7 +10,7 @@ use super::pack::{self, Line};
 use super::tile::{self, Ahead, Columns, Target};
 use super::words::{Dot, Words, WordsOp};
 use super::written::{RoundTile, Rounded};
-use super::{Finish, Left, Mat, Right, amx, rounded, scratch};
+use super::{Finish, Left, Mat, Right, amx, scratch};
 use crate::map::{self, Unary};
 use crate::par::Shared;
 use crate::simd::{Simd, SimdOp, again};
@@ -85,7 +85,7 @@ impl WordsOp for Job<'_> {
                 self.tiles(s, d, |_| Ahead::NONE, rows_of);
             }
             (Left::Mat(a), PackedRows::Apart) => {
-                let apart = rounded::apart(self.slab.min(self.ks.len()));
+                let apart = pack::apart(self.slab.min(self.ks.len()));
                 let mut lines = scratch::take(Use::Rows, mr * apart);
                 let near = pack::numbers(&mut lines).as_mut_ptr();
                 let rows_of = |start: usize, _: usize, t: usize| {
@@ -141,12 +141,8 @@ impl WordsOp for Job<'_> {
                 let mut table = vec![core::ptr::null::<f32>(); tiles * mr * taps];
                 (windows.locate)(self.rows.clone(), mr, &mut table);
                 if early > 0 {
-                    // The last tile's rows, after those of the tile before that are its own now.
-                    let (before, last) = table[(tiles - 2) * mr * taps..].split_at_mut(mr * taps);
-                    for (before, last) in before.chunks(mr).zip(last.chunks_mut(mr)) {
-                        last.copy_within(..mr - early, early);
-                        last[..early].copy_from_slice(&before[mr - early..]);
-                    }
+                    let last = self.rows.start + self.tile_at(tiles - 1, mr)..self.rows.end;
+                    (windows.locate)(last, mr, &mut table[(tiles - 1) * mr * taps..]);
                 }
                 let table = table.as_ptr();
                 let rows_of = |start: usize, _: usize, t: usize| tile::Windowed {

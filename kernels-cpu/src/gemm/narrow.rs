@@ -149,7 +149,7 @@ pub(super) fn narrowed(a: Mat<'_, f32>, b: &Packed, threads: bool, f: impl FnOnc
         return rounded::left(isa, words, a, threads, f);
     }
     let k = words.count(a.cols);
-    let (rows, stride) = (a.rows, rounded::apart(k));
+    let (rows, stride) = (a.rows, pack::apart(k));
     let mut lines = scratch::take(Use::Words, rows * stride);
     let mut scale = vec![0.0f32; a.rows];
     let (out, of_rows) = (Shared::new(pack::numbers(&mut lines)), Shared::new(&mut scale));

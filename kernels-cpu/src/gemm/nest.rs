@@ -49,17 +49,15 @@ pub(super) fn slab_of(words: Words, k: usize) -> usize {
 /// Rows `ks` of `b` but for its `skip` first panels, as [slab][panel][depth][width].
 pub(super) fn pack_panels(isa: Isa, b: Mat<'_, f32>, ks: Range<usize>, skip: usize, lines: &mut [Line], threads: bool) {
     let (_, nr) = tile::size(isa);
-    pack_slabs(isa, b.t(), skip, [nr, 0], ks, &|depth| depth * nr, lines, threads);
+    pack_slabs(isa, b.t(), [skip, nr, 0], ks, &|depth| depth * nr, lines, threads);
 }
 
 /// Columns `ks` of `x` but for its `skip` first panels of `width` rows, as [slab][panel][depth][width], where a panel has so much room. A last one
 /// that is not whole begins `early` rows before its place.
-#[allow(clippy::too_many_arguments)]
 fn pack_slabs(
     isa: Isa,
     x: Mat<'_, f32>,
-    skip: usize,
-    [width, early]: [usize; 2],
+    [skip, width, early]: [usize; 3],
     ks: Range<usize>,
     room: &(dyn Fn(usize) -> usize + Sync),
     lines: &mut [Line],
@@ -157,7 +155,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     let run = |packed_b: Option<&[Line]>, direct_b: usize, ks: Range<usize>| {
         let common = pack_a.filter(|_| together).map(|a| {
             let mut lines = scratch::take(Use::CommonRows, ks.len().div_ceil(slab) * row_tiles * packed_tile(mr, slab));
-            pack_slabs(isa, a, 0, [mr, early], ks.clone(), &|depth| packed_tile(mr, depth), &mut lines, threads);
+            pack_slabs(isa, a, [0, mr, early], ks.clone(), &|depth| packed_tile(mr, depth), &mut lines, threads);
             lines
         });
         let packed_a = match (pack_a, &common) {

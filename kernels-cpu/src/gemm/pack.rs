@@ -32,6 +32,11 @@ pub(super) fn bytes(numbers: &mut [f32]) -> &mut [u8] {
     unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 4 * numbers.len()) }
 }
 
+/// How far apart rows of so many words are put: an odd number of lines, so that they go through all sets of a cache.
+pub(super) fn apart(k: usize) -> usize {
+    k.next_multiple_of(16) | 16
+}
+
 /// Rows `first..first + rows` of `x`, columns `start..start + depth`, as `[panel][depth][width]`, panels `apart` numbers apart. The
 /// places of missing rows of the last panel get numbers that mean nothing; one that is not whole begins `early` rows before its place. Columns of B
 /// are rows of its transpose.

@@ -279,11 +279,6 @@ impl<T: Rounds> Round<'_, T> {
     }
 }
 
-/// How far apart rows of so many words are put: an odd number of lines, so that they go through all sets of a cache.
-pub(super) fn apart(k: usize) -> usize {
-    k.next_multiple_of(16) | 16
-}
-
 /// Whether products of bf16 are quicker than those of f32 on the tier in use.
 pub fn bf16_is_quick() -> bool {
     Words::bf16(Isa::current()).numbers() > 1
@@ -309,7 +304,7 @@ pub(super) fn left<T: Rounds>(isa: Isa, words: Words, a: Mat<'_, T>, threads: bo
     if let Some(a) = there.filter(|a| a.cols == k && !a.row_stride.unsigned_abs().is_multiple_of(CROWDED)) {
         return f(Left::Words(a, &[]));
     }
-    let (rows, stride) = (a.rows, apart(k));
+    let (rows, stride) = (a.rows, pack::apart(k));
     let mut lines = scratch::take(Use::Words, rows * stride);
     let place = Shared::new(pack::numbers(&mut lines));
     spread(threads, a.rows.div_ceil(ROWS), ROWS * a.cols / 8, &|items| {
@@ -346,7 +341,7 @@ pub(super) fn right<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>, threads: b
 /// Bytes that [`super::multiply_bf16`] keeps for the operands of a product of [m, k] and [k, n] on the calling thread.
 pub fn bf16_bytes([m, k, n]: [usize; 3]) -> usize {
     let (isa, words) = (Isa::current(), Words::bf16(Isa::current()));
-    4 * (m * apart(words.count(k)) + 16 * lines_for(isa, words, [k, n]))
+    4 * (m * pack::apart(words.count(k)) + 16 * lines_for(isa, words, [k, n]))
 }
 
 impl Packed {
@@ -362,7 +357,7 @@ impl Packed {
     /// Numbers of a row of a left operand of bf16 that are whole words, and how far apart its rows may lie: such rows are multiplied where they lie.
     pub(crate) fn whole_words(&self) -> (usize, usize) {
         let (k, numbers) = (self.words.count(self.size()[0]), self.words.numbers());
-        (k * numbers, apart(k) * numbers)
+        (k * numbers, pack::apart(k) * numbers)
     }
 
     /// Whether windows over maps of bf16 with so many channels are multiplied where they lie.
