@@ -14,6 +14,7 @@ mod pack;
 mod packed;
 mod rounded;
 pub(crate) mod scratch;
+mod split;
 mod tile;
 mod words;
 mod written;

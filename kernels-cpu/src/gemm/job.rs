@@ -27,7 +27,9 @@ pub(super) struct Job<'a> {
     pub a: Left<'a>,
     pub b: Right<'a, f32>,
     pub rows: Range<usize>,
-    /// How many of them the last tile begins before its place.
+    /// Rows of a tile.
+    pub mr: usize,
+    /// How many rows the last tile begins before its place.
     pub early: usize,
     pub panels: Range<usize>,
     /// Panels of B that are packed; without them the job packs its own as it comes to them.
@@ -51,8 +53,6 @@ pub(super) struct Job<'a> {
 pub(super) enum PackedRows<'a> {
     /// Nobody: they are read where they lie.
     None,
-    /// Nobody, but the job copies them so that they do not crowd each other out of a cache.
-    Apart,
     /// The job.
     Own,
     /// The first of the jobs that a thread has of a product, which all have the same rows.
@@ -74,26 +74,15 @@ pub(super) fn element(x: &Mat<'_, f32>, i: usize, j: usize) -> *const f32 {
 impl WordsOp for Job<'_> {
     #[inline(always)]
     fn eval<S: Simd, D: Dot>(self, s: S, d: D) {
-        let (mr, _) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
-        let (tiles, early) = (self.rows.len().div_ceil(mr), self.early);
+        let (mr, early) = (self.mr, self.early);
+        let tiles = self.rows.len().div_ceil(mr);
         match (self.a, self.packed_a) {
             (Left::Mat(a), PackedRows::None) | (Left::Words(a, _), _) => {
                 let rows_of = |start: usize, _: usize, t: usize| tile::Strided {
-                    start: element(&a, self.rows.start + self.tile_at(t, mr), start),
+                    start: element(&a, self.rows.start + self.tile_at(t), start),
                     row_stride: a.row_stride,
                 };
                 self.tiles(s, d, |_| Ahead::NONE, rows_of);
-            }
-            (Left::Mat(a), PackedRows::Apart) => {
-                let apart = pack::apart(self.slab.min(self.ks.len()));
-                let mut lines = scratch::take(Use::Rows, mr * apart);
-                let near = pack::numbers(&mut lines).as_mut_ptr();
-                let rows_of = |start: usize, _: usize, t: usize| {
-                    let start = element(&a, self.rows.start + self.tile_at(t, mr), start);
-                    tile::Copied { from: tile::Strided { start, row_stride: a.row_stride }, near, apart }
-                };
-                self.tiles(s, d, |_| Ahead::NONE, rows_of);
-                scratch::give(Use::Rows, lines);
             }
             (Left::Mat(a), packed) => {
                 assert!(matches!(D::WORDS, Words::F32), "words lie as they should");
@@ -141,7 +130,7 @@ impl WordsOp for Job<'_> {
                 let mut table = vec![core::ptr::null::<f32>(); tiles * mr * taps];
                 (windows.locate)(self.rows.clone(), mr, &mut table);
                 if early > 0 {
-                    let last = self.rows.start + self.tile_at(tiles - 1, mr)..self.rows.end;
+                    let last = self.rows.start + self.tile_at(tiles - 1)..self.rows.end;
                     (windows.locate)(last, mr, &mut table[(tiles - 1) * mr * taps..]);
                 }
                 let table = table.as_ptr();
@@ -225,11 +214,11 @@ impl Job<'_> {
         Ahead::of(a, [self.rows.end, rows.min(a.rows - self.rows.end)], first)
     }
 
-    /// The row of the job's that a tile begins with, of tiles of so many; after the last one, how many rows there are.
+    /// The row of the job's that a tile begins with; after the last one, how many rows there are.
     #[inline(always)]
-    fn tile_at(&self, t: usize, mr: usize) -> usize {
-        let (place, rows) = (t * mr, self.rows.len());
-        if place < rows && place + mr >= rows { place - self.early } else { place.min(rows) }
+    fn tile_at(&self, t: usize) -> usize {
+        let (place, rows) = (t * self.mr, self.rows.len());
+        if place < rows && place + self.mr >= rows { place - self.early } else { place.min(rows) }
     }
 
     /// Every tile, slab by slab, each after it was `prepare`d, which says where its next rows will be packed from. `rows_of` gives a tile's rows over a
@@ -242,7 +231,7 @@ impl Job<'_> {
         prepare: impl Fn([usize; 2]) -> Ahead,
         rows_of: impl Fn(usize, usize, usize) -> A,
     ) {
-        let (mr, nr) = if D::TILES { amx::SIZE } else { tile::size(S::ISA) };
+        let (mr, (_, nr)) = (self.mr, if D::TILES { amx::SIZE } else { tile::size(S::ISA) });
         // SAFETY: what is in tiles is on the tier that has them.
         let configured = D::TILES.then(|| unsafe { amx::Configured::new(self.rows.len()) });
         let (m, n) = (self.rows.len(), self.b.cols());
@@ -265,7 +254,7 @@ impl Job<'_> {
             for At { outer: turn, inner: i, part, nth } in Order::new([turns, inner], parts, together) {
                 let (t, p) = if rows_first { (turn, i) } else { (i, turn) };
                 let (waits, p) = (i, self.panels.start + p);
-                let (i, end) = (self.tile_at(t, mr), self.tile_at(t + 1, mr));
+                let (i, end) = (self.tile_at(t), self.tile_at(t + 1));
                 // What comes after this panel comes to the second-level cache by parts, one with each tile of rows. Where panels are gone
                 // through for each tile, all at the first one, and then the next tile's rows, a part with each panel. Rows that are packed
                 // after these come with the last turns alone, not to take the place of these too soon.
@@ -277,7 +266,7 @@ impl Job<'_> {
                     _ if is_nearest => Ahead::NONE,
                     true if t == 0 => next_panel.part(0, if part == 0 { usize::MAX } else { 0 }),
                     true if t + 1 == tiles => Ahead::NONE,
-                    true => by_parts(rows_of(start, depth, t + 1).lines(self.tile_at(t + 2, mr) - end, depth), [0, 1]),
+                    true => by_parts(rows_of(start, depth, t + 1).lines(self.tile_at(t + 2) - end, depth), [0, 1]),
                     false => by_parts(next_panel, [0, 1]),
                 };
                 let last_turns = turns.min(LAST_TURNS);
@@ -351,11 +340,7 @@ impl Job<'_> {
                             out,
                         );
                     } else {
-                        let a = rows_of(start, depth, t);
-                        if nth == 0 || !rows_first {
-                            a.bring(s, rows, depth);
-                        }
-                        tile::run::<S, A, D>(s, a, b, depth, rows, cols, out);
+                        tile::run::<S, A, D>(s, rows_of(start, depth, t), b, depth, rows, cols, out);
                     }
                     if let Some(act) = finish.act.filter(|_| whole && !out.relu) {
                         again(s, Activate { act, c: out.c, ldc: self.ldc, rows, cols });

@@ -1,9 +1,10 @@
-//! The loop nest around the register tile, and how it is split over threads.
+//! The loop nest around the register tile.
 
 use core::ops::Range;
 
 use super::job::{Job, PackedRows, packed_tile};
 use super::pack::{self, Line};
+use super::split::{self, Split};
 use super::tile;
 use super::words::Words;
 use super::{Left, Mat, Out, Right, scratch};
@@ -29,14 +30,10 @@ const FAR_APART: usize = 1024;
 pub(super) const NEAR: usize = 1 << 17;
 /// From so many rows of C for each of its columns on, rows of A are what passes.
 const TALL: usize = 3;
-/// Words of A that are packed once for all jobs of a thread.
-const NEAR_A: usize = 1 << 18;
-/// Most words that a slab of a job's rows takes, which stay in a second-level cache of 1 MiB beside two panels of B.
-const MOST_ROWS: usize = 3 << 16;
-/// Rows of A that so many panels of B meet on each thread are packed by each ...
-const FEW_PANELS: usize = 4;
-/// ... and so many, however they lie.
-const MANY_PANELS: usize = 16;
+/// Rows of A that crowd each other out of a cache are read by lower tiles where fewer panels of B meet them ...
+const FEW_PANELS: usize = 16;
+/// ... and packed otherwise, as are all where more panels meet them than these.
+const MANY_PANELS: usize = 24;
 /// Most numbers of rows that are packed for several jobs.
 const PACKED_A: usize = 1 << 21;
 
@@ -91,11 +88,6 @@ fn pack_slabs(
     });
 }
 
-/// What job `i` of `jobs` does of so many tiles: one more than another at most, so that threads with as many jobs end together.
-fn share(tiles: usize, jobs: usize, i: usize) -> Range<usize> {
-    tiles * i / jobs..tiles * (i + 1) / jobs
-}
-
 /// Whether a job of [m, k, n] over a slab goes through all of B, which stays in the second-level cache, for each tile of rows, which then is read once.
 /// Else a panel of B stays near for all tiles, while the next one comes.
 pub(super) fn goes_by_rows([m, k, n]: [usize; 3]) -> bool {
@@ -109,45 +101,27 @@ pub(super) fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range
 /// C = A B (+ C), finished, on a tier. No size is 0.
 pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, threads: bool) {
     let ([m, k], n, words) = (a.size(), b.cols(), b.words());
-    let (mr, nr) = words.tile(isa);
-    let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
-    let slab = slab_of(words, k);
-
-    // Enough jobs that a disturbed thread does not hold up the rest, but where every job reads more rows of A than stay near, two for each
-    // thread, and as many for each. The larger operand is split, so that none of it is read twice; a job of rows is at least two tiles high.
-    let long = n > m && m * k > NEAR_A && !matches!(a, Left::Windows(_));
+    let ((tall, nr), slab) = (words.tile(isa), slab_of(words, k));
+    let sizes = split::Sizes { m, k, n, slab, nr, windows: matches!(a, Left::Windows(_)) };
     let workers = if threads { par::threads() } else { 1 };
-    let wanted = match workers {
-        1 => 1,
-        _ if long => 2 * workers,
-        _ => 4 * workers,
-    };
-    let high = row_tiles.div_ceil((MOST_ROWS / (mr * slab)).max(2));
-    let (row_jobs, col_jobs) = if n > m {
-        let col_jobs = wanted.min(panels);
-        ((wanted / col_jobs).min(row_tiles / 2).max(high).max(1), col_jobs)
-    } else {
-        let row_jobs = match wanted.min(row_tiles / 2).max(1) {
-            few if few < high => high.next_multiple_of(workers).min(row_tiles),
-            jobs => jobs,
-        };
-        (row_jobs, (wanted / row_jobs).clamp(1, panels))
-    };
-    let early =
-        if words.in_tiles() || share(row_tiles, row_jobs, row_jobs - 1).len() == 1 { 0 } else { tile::early(isa, m) };
-    let (tiles_per_job, panels_per_job) = (row_tiles.div_ceil(row_jobs), panels.div_ceil(col_jobs));
 
-    // Rows that many panels read, and those that would crowd each other out of the cache, are packed. Those that all jobs have in common each
-    // thread packs once for itself, if it has panels enough to read them; else they are packed once for all, unless they are so many that they
-    // would only pass through the caches. Where each tile of rows meets all panels at once, the crowded ones are copied one after the other, as
-    // they are. Words were written so that they are read in place.
-    let panels_per_thread = panels / workers;
-    let by_thread = row_jobs == 1 && col_jobs > 1 && m * k <= NEAR_A && panels_per_thread >= FEW_PANELS;
-    let meet = if by_thread { panels_per_thread } else { panels_per_job };
-    let crowded = matches!(a, Left::Mat(a) if crowds_cache_sets(a.row_stride, mr));
-    let apart = crowded && col_jobs == 1 && goes_by_rows([tiles_per_job * mr, slab, panels * nr]);
+    // Rows that many panels read are packed, and those that would crowd each other out of the cache; where few panels read these, lower tiles read
+    // them where they lie. Those that all jobs have in common each thread packs once for itself, if it has panels enough to read them; else they
+    // are packed once for all, unless they are so many that they would only pass through the caches. Words are written so that they are read in place.
+    let passes_over_b = matches!(b, Right::Loose(_)) && m <= FEW_ROWS;
+    let crowd = |mr: usize| matches!(a, Left::Mat(a) if crowds_cache_sets(a.row_stride, mr));
+    let mut split = Split::new(sizes, tall, workers);
+    if crowd(tall) && split.meets() < FEW_PANELS && !passes_over_b {
+        split = Split::new(sizes, tile::LOW, workers);
+    }
+    let Split { mr, row_tiles, panels, row_jobs, col_jobs, by_thread, .. } = split;
+    let early = match split.tiles(row_jobs - 1).len() {
+        _ if words.in_tiles() || mr < tall => 0,
+        1 => 0,
+        _ => tile::early(isa, m),
+    };
     let pack_a = match a {
-        Left::Mat(a) if a.col_stride != 1 || crowded && !apart || meet >= MANY_PANELS => Some(a),
+        Left::Mat(a) if a.col_stride != 1 || crowd(mr) || split.meets() > MANY_PANELS => Some(a),
         _ => None,
     };
     let together = col_jobs > 1 && !by_thread && row_tiles * mr * k <= PACKED_A;
@@ -159,23 +133,21 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
             lines
         });
         let packed_a = match (pack_a, &common) {
-            (None, _) if apart => PackedRows::Apart,
             (None, _) => PackedRows::None,
             (_, Some(lines)) => PackedRows::Common(lines),
             _ if by_thread => PackedRows::PerThread(Name::new()),
             _ => PackedRows::Own,
         };
         // About 16 multiply-adds take the time of one elementary operation.
-        let cost = tiles_per_job * mr * panels_per_job * nr * ks.len() / 16;
+        let cost = split.tiles_per_job() * mr * split.panels_per_job() * nr * ks.len() / 16;
         spread(threads, row_jobs * col_jobs, cost, &|range| {
             for job in range {
-                let (i, j) = (job % row_jobs, job / row_jobs);
-                let tiles = share(row_tiles, row_jobs, i);
+                let (tiles, panels) = (split.tiles(job), split.panels_of(job));
                 let rows = tiles.start * mr..(tiles.end * mr).min(m);
-                let panels = share(panels, col_jobs, j);
                 let job = Job {
                     a,
                     b,
+                    mr,
                     early: if rows.end == m { early } else { 0 },
                     rows,
                     panels,
@@ -267,17 +239,6 @@ mod tests {
             assert!(slab <= KC && k.div_ceil(slab) == k.div_ceil(KC), "{k} in slabs of {slab}");
             assert!(k.div_ceil(slab) * slab - k < k.div_ceil(slab), "{k}: the last slab of {slab} is short");
         }
-    }
-
-    #[test]
-    fn jobs_share_all_tiles_evenly() {
-        for (tiles, jobs) in [(1, 1), (74, 8), (7, 7), (15, 4), (1000, 24)] {
-            let shares: Vec<Range<usize>> = (0..jobs).map(|i| share(tiles, jobs, i)).collect();
-            assert!(shares.iter().cloned().flatten().eq(0..tiles), "{tiles} tiles, {jobs} jobs: {shares:?}");
-            assert!(shares.iter().all(|share| (tiles / jobs..=tiles.div_ceil(jobs)).contains(&share.len())));
-        }
-        // Two threads, half of the jobs each.
-        assert_eq!([0, 4].map(|first| (first..first + 4).map(|i| share(74, 8, i).len()).sum::<usize>()), [37, 37]);
     }
 
     /// Rows 1024 apart have all their lines in one of 64 sets, of which each has room for a few; rows 48 apart go through all of them.

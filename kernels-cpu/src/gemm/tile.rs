@@ -4,7 +4,6 @@ use half::bf16;
 
 use super::Mat;
 use super::job::element;
-use super::pack;
 use super::rounded::{Rounds, nearest_sum};
 use super::words::Dot;
 use crate::isa::Isa;
@@ -20,6 +19,9 @@ pub(super) const fn size(isa: Isa) -> (usize, usize) {
         Isa::Avx512 | Isa::Amx => (14, 32),
     }
 }
+
+/// Rows of a lower tile that is about as quick: it takes what stays of B from the second-level cache more often.
+pub(super) const LOW: usize = 8;
 
 /// Rows of the tile for so many: lower ones for the last rows, so that nothing is multiplied for nothing.
 const fn height(isa: Isa, rows: usize) -> usize {
@@ -64,12 +66,6 @@ pub(super) trait Rows: Copy {
     /// # Safety
     /// The row and the step must be the tile's.
     unsafe fn at(&self, r: usize, k: usize) -> *const f32;
-    /// Brings so many rows over so many steps to where they are read, before any is, if they are not there.
-    ///
-    /// # Safety
-    /// The rows and steps must be the tile's, and room for them.
-    #[inline(always)]
-    unsafe fn bring<S: Simd>(&self, _: S, _rows: usize, _depth: usize) {}
     /// The lines of so many rows over so many steps, for an earlier tile to ask for. None where something else brought them near.
     #[inline(always)]
     fn lines(&self, _rows: usize, _depth: usize) -> Ahead {
@@ -93,32 +89,6 @@ impl Rows for Strided {
     #[inline(always)]
     fn lines(&self, rows: usize, depth: usize) -> Ahead {
         Ahead::new(self.start, rows, depth.div_ceil(16), self.row_stride)
-    }
-}
-
-/// Rows that were copied from a matrix to where they do not crowd each other out of a cache.
-#[derive(Clone, Copy)]
-pub(super) struct Copied {
-    pub from: Strided,
-    /// Where the copies of a tile's rows are, so far apart.
-    pub near: *mut f32,
-    pub apart: usize,
-}
-
-impl Rows for Copied {
-    const PACKED: bool = false;
-    #[inline(always)]
-    unsafe fn bring<S: Simd>(&self, s: S, rows: usize, depth: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { pack::copy(s, self.from.start, self.from.row_stride, [rows, depth], self.near, self.apart) };
-    }
-    #[inline(always)]
-    unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
-        self.near.wrapping_add(r * self.apart + k)
-    }
-    #[inline(always)]
-    fn lines(&self, rows: usize, depth: usize) -> Ahead {
-        self.from.lines(rows, depth)
     }
 }
 

@@ -1,0 +1,113 @@
+//! How a product is split into jobs, which threads take one after the other.
+
+use core::ops::Range;
+
+/// Words of A that are packed once for all jobs of a thread.
+const NEAR_A: usize = 1 << 18;
+/// Most words that a slab of a job's rows takes, which stay in a second-level cache of 1 MiB beside two panels of B.
+const MOST_ROWS: usize = 3 << 16;
+/// Rows of A that so many panels of B meet on each thread are packed by each.
+const FEW_PANELS: usize = 4;
+
+/// Sizes of a product.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    /// Rows of A, words of a row, columns of B.
+    pub m: usize,
+    pub k: usize,
+    pub n: usize,
+    /// Words of a slab.
+    pub slab: usize,
+    /// Columns of a panel.
+    pub nr: usize,
+    /// Whether rows of A are read where they lie, whatever is done.
+    pub windows: bool,
+}
+
+/// Jobs: so many parts of the tiles of rows, each by so many parts of the panels of B.
+#[derive(Clone, Copy)]
+pub(super) struct Split {
+    /// Rows of a tile.
+    pub mr: usize,
+    pub row_tiles: usize,
+    pub panels: usize,
+    pub row_jobs: usize,
+    pub col_jobs: usize,
+    /// Whether a thread's jobs have the same rows of A, which it would pack once for all of them.
+    pub by_thread: bool,
+    workers: usize,
+}
+
+impl Split {
+    /// For tiles of `mr` rows and so many threads.
+    pub fn new(sizes: Sizes, mr: usize, workers: usize) -> Self {
+        let Sizes { m, k, n, slab, nr, windows } = sizes;
+        let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
+        // Enough jobs that a disturbed thread does not hold up the rest, but where every job reads more rows of A than stay near, two for each
+        // thread, and as many for each. The larger operand is split, so that none of it is read twice; a job of rows is at least two tiles high.
+        let long = n > m && m * k > NEAR_A && !windows;
+        let wanted = match workers {
+            1 => 1,
+            _ if long => 2 * workers,
+            _ => 4 * workers,
+        };
+        let high = row_tiles.div_ceil((MOST_ROWS / (mr * slab)).max(2));
+        let (row_jobs, col_jobs) = if n > m {
+            let col_jobs = wanted.min(panels);
+            ((wanted / col_jobs).min(row_tiles / 2).max(high).max(1), col_jobs)
+        } else {
+            let row_jobs = match wanted.min(row_tiles / 2).max(1) {
+                few if few < high => high.next_multiple_of(workers).min(row_tiles),
+                jobs => jobs,
+            };
+            (row_jobs, (wanted / row_jobs).clamp(1, panels))
+        };
+        let by_thread = row_jobs == 1 && col_jobs > 1 && m * k <= NEAR_A && panels / workers >= FEW_PANELS;
+        Self { mr, row_tiles, panels, row_jobs, col_jobs, by_thread, workers }
+    }
+
+    /// Panels of B that a packed row of A would meet.
+    pub fn meets(&self) -> usize {
+        if self.by_thread { self.panels / self.workers } else { self.panels_per_job() }
+    }
+
+    pub fn tiles_per_job(&self) -> usize {
+        self.row_tiles.div_ceil(self.row_jobs)
+    }
+
+    pub fn panels_per_job(&self) -> usize {
+        self.panels.div_ceil(self.col_jobs)
+    }
+
+    /// The tiles of rows of a job.
+    pub fn tiles(&self, job: usize) -> Range<usize> {
+        share(self.row_tiles, self.row_jobs, job % self.row_jobs)
+    }
+
+    /// The panels of B of a job.
+    pub fn panels_of(&self, job: usize) -> Range<usize> {
+        share(self.panels, self.col_jobs, job / self.row_jobs)
+    }
+}
+
+/// What job `i` of `jobs` does of so many tiles: one more than another at most, so that threads with as many jobs end together.
+fn share(tiles: usize, jobs: usize, i: usize) -> Range<usize> {
+    tiles * i / jobs..tiles * (i + 1) / jobs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn jobs_share_all_tiles_evenly() {
+        for (tiles, jobs) in [(1, 1), (74, 8), (7, 7), (15, 4), (1000, 24)] {
+            let shares: Vec<Range<usize>> = (0..jobs).map(|i| share(tiles, jobs, i)).collect();
+            assert!(shares.iter().cloned().flatten().eq(0..tiles), "{tiles} tiles, {jobs} jobs: {shares:?}");
+            assert!(shares.iter().all(|share| (tiles / jobs..=tiles.div_ceil(jobs)).contains(&share.len())));
+        }
+        // Two threads, half of the jobs each.
+        assert_eq!([0, 4].map(|first| (first..first + 4).map(|i| share(74, 8, i).len()).sum::<usize>()), [37, 37]);
+    }
+}
