@@ -109,9 +109,12 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     // them where they lie. Those that all jobs have in common each thread packs once for itself, if it has panels enough to read them; else they
     // are packed once for all, unless they are so many that they would only pass through the caches. Words are written so that they are read in place.
     let passes_over_b = matches!(b, Right::Loose(_)) && m <= FEW_ROWS;
-    let crowd = |mr: usize| matches!(a, Left::Mat(a) if crowds_cache_sets(a.row_stride, mr));
+    let crowd = |mr: usize| match a {
+        Left::Mat(a) | Left::Words(a, _) => !words.in_tiles() && crowds_cache_sets(a.row_stride, mr),
+        Left::Windows(_) => false,
+    };
     let mut split = Split::new(sizes, tall, workers);
-    if crowd(tall) && split.meets() < FEW_PANELS && !passes_over_b {
+    if crowd(tall) && (split.meets() < FEW_PANELS && !passes_over_b || matches!(a, Left::Words(..))) {
         split = Split::new(sizes, tile::LOW, workers);
     }
     let Split { mr, row_tiles, panels, row_jobs, col_jobs, by_thread, .. } = split;
@@ -201,7 +204,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
 }
 
 /// Whether rows this far apart would push each other out of the first-level cache (64 sets of lines of 16 numbers).
-fn crowds_cache_sets(stride: isize, rows: usize) -> bool {
+pub(super) fn crowds_cache_sets(stride: isize, rows: usize) -> bool {
     let lines = stride.unsigned_abs() / 16;
     let period = 64 >> lines.trailing_zeros().min(6);
     stride.unsigned_abs().is_multiple_of(16) && rows > 8 * period
@@ -230,7 +233,6 @@ impl SimdOp for PackPanels<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
 
     #[test]
     fn slabs_are_as_few_as_fit_and_about_equal() {

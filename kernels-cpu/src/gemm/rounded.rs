@@ -20,9 +20,6 @@ use crate::simd::{Simd, SimdOp, dispatch, eval_on};
 const ROWS: usize = 64;
 /// The upper half of a word.
 const UPPER: i32 = 0xffff_u32.cast_signed() << 16;
-/// Rows a multiple of so many words apart, 2 KiB, share two of the 64 sets of a first-level cache.
-const CROWDED: usize = 512;
-
 /// A number that a product takes as bf16.
 pub trait Rounds: Copy + Send + Sync {
     /// 0.
@@ -299,9 +296,10 @@ pub(crate) fn halves(lines: &mut [Line]) -> &mut [bf16] {
 /// Calls `f` with the rows of `a` in such words.
 pub(super) fn left<T: Rounds>(isa: Isa, words: Words, a: Mat<'_, T>, threads: bool, f: impl FnOnce(Left<'_>)) {
     let k = words.count(a.cols);
-    // Where they lie, if they are whole words and do not crowd each other out of a cache.
+    // Where they lie, if they are whole words. AMX has no lower tile for rows that crowd each other out of a cache.
     let there = if words.numbers() == 2 { T::pairs(a) } else { None };
-    if let Some(a) = there.filter(|a| a.cols == k && !a.row_stride.unsigned_abs().is_multiple_of(CROWDED)) {
+    let crowded = |a: &Mat<'_, f32>| words.in_tiles() && nest::crowds_cache_sets(a.row_stride, words.tile(isa).0);
+    if let Some(a) = there.filter(|a| a.cols == k && !crowded(a)) {
         return f(Left::Words(a, &[]));
     }
     let (rows, stride) = (a.rows, pack::apart(k));
@@ -543,6 +541,16 @@ mod tests {
             }
             for m in [1, 15, 16, 17, 33, 197] {
                 assert!(same(&of(m, 2), &whole[..m * n]), "{isa} {words:?}: {m} rows");
+            }
+            // Rows of bf16 that are read where they lie, 4 KiB apart or not.
+            for apart in [k, 2048] {
+                let mut rows = vec![bf16::NAN; 300 * apart];
+                for (i, row) in rows.chunks_mut(apart).enumerate() {
+                    row[..k].iter_mut().enumerate().for_each(|(j, x)| *x = bf16::from_f32(a[j * 300 + i]));
+                }
+                let rows = Mat { row_stride: apart as isize, ..Mat::new(&rows, 300, k) };
+                let c = run(isa, words, rows, Mat::new(&b, k, n), n, Finish::default(), true);
+                assert!(same(&c, &whole), "{isa} {words:?}: rows {apart} apart");
             }
         }
     }
