@@ -146,7 +146,7 @@ impl Packed {
 pub(super) fn narrowed(a: Mat<'_, f32>, b: &Packed, threads: bool, f: impl FnOnce(Left<'_>)) {
     let (isa, words) = (b.isa, b.words);
     if !words.are_levels() {
-        return rounded::left(isa, words, a, threads, f);
+        return rounded::left(isa, words, a, b.size()[1], threads, f);
     }
     let k = words.count(a.cols);
     let (rows, stride) = (a.rows, pack::apart(k));

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use super::job::{Job, PackedRows, packed_tile};
 use super::pack::{self, Line};
-use super::split::{self, Split};
+use super::split::{Sizes, Split};
 use super::tile;
 use super::words::Words;
 use super::{Left, Mat, Out, Right, scratch};
@@ -22,7 +22,7 @@ const KC_IN_TILES: usize = 1024;
 const PACKED_B: usize = 1 << 21;
 /// Bytes of an operand that is packed in passing.
 pub(crate) const MOST_PACKED_BYTES: usize = PACKED_B * size_of::<f32>();
-/// With at most so many rows of C, rows of B are read where they lie: packing them would not pay ...
+/// With at most so many rows of C, rows of B are read where they lie, as packing them would not pay ...
 const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
 const FAR_APART: usize = 1024;
@@ -102,29 +102,27 @@ pub(super) fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range
 pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, threads: bool) {
     let ([m, k], n, words) = (a.size(), b.cols(), b.words());
     let ((tall, nr), slab) = (words.tile(isa), slab_of(words, k));
-    let sizes = split::Sizes { m, k, n, slab, nr, windows: matches!(a, Left::Windows(_)) };
     let workers = if threads { par::threads() } else { 1 };
 
-    // Rows that many panels read are packed, and those that would crowd each other out of the cache; where few panels read these, lower tiles read
-    // them where they lie. Those that all jobs have in common each thread packs once for itself, if it has panels enough to read them; else they
-    // are packed once for all, unless they are so many that they would only pass through the caches. Words are written so that they are read in place.
-    let passes_over_b = matches!(b, Right::Loose(_)) && m <= FEW_ROWS;
-    let crowd = |mr: usize| match a {
-        Left::Mat(a) | Left::Words(a, _) => !words.in_tiles() && crowds_cache_sets(a.row_stride, mr),
-        Left::Windows(_) => false,
+    // Rows that many panels read are packed, and those that would crowd each other out of the cache but where lower tiles read them. Those that all
+    // jobs have in common each thread packs once for itself, if it has panels enough to read them; else they are packed once for all, unless they
+    // are so many that they would only pass through the caches. Words were written so that they are read in place.
+    let mr = match a {
+        Left::Mat(a) | Left::Words(a, _) => in_place(isa, words, &a, n, threads).unwrap_or(tall),
+        Left::Windows(_) => tall,
     };
-    let mut split = Split::new(sizes, tall, workers);
-    if crowd(tall) && (split.meets() < FEW_PANELS && !passes_over_b || matches!(a, Left::Words(..))) {
-        split = Split::new(sizes, tile::LOW, workers);
-    }
-    let Split { mr, row_tiles, panels, row_jobs, col_jobs, by_thread, .. } = split;
+    let windows = matches!(a, Left::Windows(_));
+    let split = Split::new(Sizes { m, k, n, slab, nr, windows }, mr, workers);
+    let Split { row_tiles, panels, row_jobs, col_jobs, by_thread, .. } = split;
     let early = match split.tiles(row_jobs - 1).len() {
         _ if words.in_tiles() || mr < tall => 0,
         1 => 0,
         _ => tile::early(isa, m),
     };
     let pack_a = match a {
-        Left::Mat(a) if a.col_stride != 1 || crowd(mr) || split.meets() > MANY_PANELS => Some(a),
+        Left::Mat(a) if a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || split.meets() > MANY_PANELS => {
+            Some(a)
+        }
         _ => None,
     };
     let together = col_jobs > 1 && !by_thread && row_tiles * mr * k <= PACKED_A;
@@ -203,8 +201,20 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     scratch::give(Use::Panels, packed_b);
 }
 
+/// Rows of the tile that reads rows of `a` where they lie: fewer where they would crowd each other out of a cache, if they are many and few panels of the
+/// `n` columns of B meet them, as lower tiles pass over these more often. None where rows are better read from elsewhere.
+pub(super) fn in_place(isa: Isa, words: Words, a: &Mat<'_, f32>, n: usize, threads: bool) -> Option<usize> {
+    let (tall, nr) = words.tile(isa);
+    if !crowds_cache_sets(a.row_stride, tall) {
+        return Some(tall);
+    }
+    let sizes = Sizes { m: a.rows, k: a.cols, n, slab: slab_of(words, a.cols), nr, windows: false };
+    let split = Split::new(sizes, tall, if threads { par::threads() } else { 1 });
+    (a.rows > FEW_ROWS && split.meets() < FEW_PANELS && !words.in_tiles()).then_some(tile::LOW)
+}
+
 /// Whether rows this far apart would push each other out of the first-level cache (64 sets of lines of 16 numbers).
-pub(super) fn crowds_cache_sets(stride: isize, rows: usize) -> bool {
+fn crowds_cache_sets(stride: isize, rows: usize) -> bool {
     let lines = stride.unsigned_abs() / 16;
     let period = 64 >> lines.trailing_zeros().min(6);
     stride.unsigned_abs().is_multiple_of(16) && rows > 8 * period

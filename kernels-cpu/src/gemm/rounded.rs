@@ -293,13 +293,19 @@ pub(crate) fn halves(lines: &mut [Line]) -> &mut [bf16] {
     unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 2 * numbers.len()) }
 }
 
-/// Calls `f` with the rows of `a` in such words.
-pub(super) fn left<T: Rounds>(isa: Isa, words: Words, a: Mat<'_, T>, threads: bool, f: impl FnOnce(Left<'_>)) {
+/// Calls `f` with the rows of `a` in such words, for a product with `n` columns.
+pub(super) fn left<T: Rounds>(
+    isa: Isa,
+    words: Words,
+    a: Mat<'_, T>,
+    n: usize,
+    threads: bool,
+    f: impl FnOnce(Left<'_>),
+) {
     let k = words.count(a.cols);
-    // Where they lie, if they are whole words. AMX has no lower tile for rows that crowd each other out of a cache.
+    // Where they lie, if they are whole words and are well read there.
     let there = if words.numbers() == 2 { T::pairs(a) } else { None };
-    let crowded = |a: &Mat<'_, f32>| words.in_tiles() && nest::crowds_cache_sets(a.row_stride, words.tile(isa).0);
-    if let Some(a) = there.filter(|a| a.cols == k && !crowded(a)) {
+    if let Some(a) = there.filter(|a| a.cols == k && nest::in_place(isa, words, a, n, threads).is_some()) {
         return f(Left::Words(a, &[]));
     }
     let (rows, stride) = (a.rows, pack::apart(k));
@@ -386,7 +392,7 @@ pub(super) fn product<A: Rounds, B: Rounds>(
     let mut lines = scratch::take(Use::Panels, 16 * lines_for(isa, words, size));
     right(isa, words, b, threads, &mut lines);
     let packed = Packed::of(isa, words, size, Lines::Own(lines));
-    left(isa, words, a, threads, |a| nest::product(isa, a, Right::Packed(&packed), out, threads));
+    left(isa, words, a, b.cols, threads, |a| nest::product(isa, a, Right::Packed(&packed), out, threads));
     if let Lines::Own(lines) = packed.lines {
         scratch::give(Use::Panels, lines);
     }
@@ -447,7 +453,9 @@ pub(crate) fn multiply_halves<A: Rounds, C: Written>(
         return C::nothing(size, c, ldc, finish);
     }
     if size.iter().all(|&n| n > 0) {
-        left(b.isa(), b.words, a, threads, |a| C::product(b.isa(), a, Right::Packed(b), c, ldc, finish, threads));
+        left(b.isa(), b.words, a, size[1], threads, |a| {
+            C::product(b.isa(), a, Right::Packed(b), c, ldc, finish, threads)
+        });
     }
 }
 

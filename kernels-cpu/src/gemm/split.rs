@@ -27,8 +27,6 @@ pub(super) struct Sizes {
 /// Jobs: so many parts of the tiles of rows, each by so many parts of the panels of B.
 #[derive(Clone, Copy)]
 pub(super) struct Split {
-    /// Rows of a tile.
-    pub mr: usize,
     pub row_tiles: usize,
     pub panels: usize,
     pub row_jobs: usize,
@@ -63,7 +61,7 @@ impl Split {
             (row_jobs, (wanted / row_jobs).clamp(1, panels))
         };
         let by_thread = row_jobs == 1 && col_jobs > 1 && m * k <= NEAR_A && panels / workers >= FEW_PANELS;
-        Self { mr, row_tiles, panels, row_jobs, col_jobs, by_thread, workers }
+        Self { row_tiles, panels, row_jobs, col_jobs, by_thread, workers }
     }
 
     /// Panels of B that a packed row of A would meet.

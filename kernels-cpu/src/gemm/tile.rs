@@ -51,11 +51,6 @@ pub(super) const fn is_whole(isa: Isa, rows: usize, cols: usize) -> bool {
 pub(super) trait Rows: Copy {
     /// Whether numbers k of all rows lie side by side.
     const PACKED: bool;
-    /// Most steps of k at a time for a tile of `tall` rows.
-    #[inline(always)]
-    fn piece(&self, depth: usize, tall: usize) -> usize {
-        depth.div_ceil(tall).clamp(SHORTEST, LONGEST)
-    }
     /// Steps for which the numbers of a row follow each other, from step `k` on.
     #[inline(always)]
     fn run(&self, _k: usize) -> usize {
@@ -120,10 +115,6 @@ pub(super) struct Windowed {
 
 impl Rows for Windowed {
     const PACKED: bool = false;
-    #[inline(always)]
-    fn piece(&self, _: usize, _: usize) -> usize {
-        self.channels
-    }
     #[inline(always)]
     fn run(&self, k: usize) -> usize {
         self.channels - (self.first + k) % self.channels
@@ -332,9 +323,8 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
 ) -> [[S::F; NV]; MR] {
     let mut sums = [[s.splat(0.0); NV]; MR];
     let mut row = b.start;
-    // Lines of C, of what is added and of the next panel of B are asked for a few at a time: all at once they would hold up those that are needed now.
-    let piece = a.piece(depth, MR);
-    let pieces = depth.div_ceil(piece);
+    // Lines of C, of what is added and of what comes after are asked for a few at a time.
+    let pieces = depth.div_ceil(PIECE);
     let ([(mut line, apart), (mut added, added_apart)], lines) = (out.lines, MR.div_ceil(pieces));
     let (mut ahead, ahead_lines) = (b.ahead, b.ahead.map(|ahead| ahead.lines.div_ceil(pieces)));
     let (mut start, mut row_asked) = (0, 0);
@@ -354,7 +344,7 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
         if A::PACKED {
             ahead[1].ask(s, ahead_lines[1]);
         }
-        let steps = piece.min(depth - start).min(a.run(start));
+        let steps = PIECE.min(depth - start).min(a.run(start));
         // SAFETY: the caller's promise.
         unsafe {
             let starts: [*const f32; MR] = array(|r| a.at(r.min(rows - 1), start));
@@ -381,11 +371,9 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     sums
 }
 
-/// Fewer steps at a time than these take as long as finding out where they start.
-const SHORTEST: usize = 16;
-
-/// What is asked for comes too much at once with more steps than these.
-const LONGEST: usize = 32;
+/// Steps of k at a time: with more, lines are asked for by too many at once and hold up those that are needed now; with fewer, finding out where steps
+/// start takes as long as they do.
+const PIECE: usize = 16;
 
 /// So many rows of B are on their way.
 const AHEAD: isize = 32;
