@@ -109,7 +109,7 @@ pub(super) unsafe fn panels<S: Simd>(
 /// # Safety
 /// The caller must have checked the runs and have room for as many.
 #[inline(always)]
-pub(super) unsafe fn copy<S: Simd>(
+unsafe fn copy<S: Simd>(
     s: S,
     x: *const f32,
     apart: isize,

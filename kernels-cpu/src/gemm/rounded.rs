@@ -20,6 +20,7 @@ use crate::simd::{Simd, SimdOp, dispatch, eval_on};
 const ROWS: usize = 64;
 /// The upper half of a word.
 const UPPER: i32 = 0xffff_u32.cast_signed() << 16;
+
 /// A number that a product takes as bf16.
 pub trait Rounds: Copy + Send + Sync {
     /// 0.
