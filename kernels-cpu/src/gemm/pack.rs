@@ -109,14 +109,7 @@ pub(super) unsafe fn panels<S: Simd>(
 /// # Safety
 /// The caller must have checked the runs and have room for as many.
 #[inline(always)]
-unsafe fn copy<S: Simd>(
-    s: S,
-    x: *const f32,
-    apart: isize,
-    [steps, n]: [usize; 2],
-    out: *mut f32,
-    step: usize,
-) {
+unsafe fn copy<S: Simd>(s: S, x: *const f32, apart: isize, [steps, n]: [usize; 2], out: *mut f32, step: usize) {
     let (whole, rest) = (n / S::LANES * S::LANES, n % S::LANES);
     // SAFETY: the caller's promise.
     unsafe {
