@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use super::job::{Job, PackedRows, packed_tile};
 use super::pack::{self, Line};
-use super::split::{Sizes, Split};
+use super::split::Split;
 use super::tile;
 use super::words::Words;
 use super::{Left, Mat, Out, Right, scratch};
@@ -102,27 +102,24 @@ pub(super) fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range
 pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, threads: bool) {
     let ([m, k], n, words) = (a.size(), b.cols(), b.words());
     let ((tall, nr), slab) = (words.tile(isa), slab_of(words, k));
-    let workers = if threads { par::threads() } else { 1 };
 
     // Rows that many panels read are packed, and those that would crowd each other out of the cache but where lower tiles read them. Those that all
     // jobs have in common each thread packs once for itself, if it has panels enough to read them; else they are packed once for all, unless they
     // are so many that they would only pass through the caches. Words were written so that they are read in place.
-    let mr = match a {
-        Left::Mat(a) | Left::Words(a, _) => in_place(isa, words, &a, n, threads).unwrap_or(tall),
-        Left::Windows(_) => tall,
+    let (there, windows) = match a {
+        Left::Mat(a) | Left::Words(a, _) => (in_place(isa, words, &a, n, threads), false),
+        Left::Windows(_) => (Some(tall), true),
     };
-    let windows = matches!(a, Left::Windows(_));
-    let split = Split::new(Sizes { m, k, n, slab, nr, windows }, mr, workers);
+    let mr = there.unwrap_or(tall);
+    let split = Split::new(isa, words, [m, k, n], mr, windows, threads);
     let Split { row_tiles, panels, row_jobs, col_jobs, by_thread, .. } = split;
-    let early = match split.tiles(row_jobs - 1).len() {
+    let early = match split.tiles_of(row_jobs - 1).len() {
         _ if words.in_tiles() || mr < tall => 0,
         1 => 0,
         _ => tile::early(isa, m),
     };
     let pack_a = match a {
-        Left::Mat(a) if a.col_stride != 1 || crowds_cache_sets(a.row_stride, mr) || split.meets() > MANY_PANELS => {
-            Some(a)
-        }
+        Left::Mat(a) if a.col_stride != 1 || there.is_none() || split.meets() > MANY_PANELS => Some(a),
         _ => None,
     };
     let together = col_jobs > 1 && !by_thread && row_tiles * mr * k <= PACKED_A;
@@ -143,7 +140,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
         let cost = split.tiles_per_job() * mr * split.panels_per_job() * nr * ks.len() / 16;
         spread(threads, row_jobs * col_jobs, cost, &|range| {
             for job in range {
-                let (tiles, panels) = (split.tiles(job), split.panels_of(job));
+                let (tiles, panels) = (split.tiles_of(job), split.panels_of(job));
                 let rows = tiles.start * mr..(tiles.end * mr).min(m);
                 let job = Job {
                     a,
@@ -204,13 +201,15 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
 /// Rows of the tile that reads rows of `a` where they lie: fewer where they would crowd each other out of a cache, if they are many and few panels of the
 /// `n` columns of B meet them, as lower tiles pass over these more often. None where rows are better read from elsewhere.
 pub(super) fn in_place(isa: Isa, words: Words, a: &Mat<'_, f32>, n: usize, threads: bool) -> Option<usize> {
-    let (tall, nr) = words.tile(isa);
+    let (tall, _) = words.tile(isa);
     if !crowds_cache_sets(a.row_stride, tall) {
         return Some(tall);
     }
-    let sizes = Sizes { m: a.rows, k: a.cols, n, slab: slab_of(words, a.cols), nr, windows: false };
-    let split = Split::new(sizes, tall, if threads { par::threads() } else { 1 });
-    (a.rows > FEW_ROWS && split.meets() < FEW_PANELS && !words.in_tiles()).then_some(tile::LOW)
+    if a.rows <= FEW_ROWS || words.in_tiles() {
+        return None;
+    }
+    let split = Split::new(isa, words, [a.rows, a.cols, n], tall, false, threads);
+    (split.meets() < FEW_PANELS).then_some(tile::LOW)
 }
 
 /// Whether rows this far apart would push each other out of the first-level cache (64 sets of lines of 16 numbers).

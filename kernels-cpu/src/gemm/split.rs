@@ -2,27 +2,17 @@
 
 use core::ops::Range;
 
+use super::nest::slab_of;
+use super::words::Words;
+use crate::isa::Isa;
+use crate::par;
+
 /// Words of A that are packed once for all jobs of a thread.
 const NEAR_A: usize = 1 << 18;
 /// Most words that a slab of a job's rows takes, which stay in a second-level cache of 1 MiB beside two panels of B.
 const MOST_ROWS: usize = 3 << 16;
 /// Rows of A that so many panels of B meet on each thread are packed by each.
-const FEW_PANELS: usize = 4;
-
-/// Sizes of a product.
-#[derive(Clone, Copy)]
-pub(super) struct Sizes {
-    /// Rows of A, words of a row, columns of B.
-    pub m: usize,
-    pub k: usize,
-    pub n: usize,
-    /// Words of a slab.
-    pub slab: usize,
-    /// Columns of a panel.
-    pub nr: usize,
-    /// Whether rows of A are read where they lie, whatever is done.
-    pub windows: bool,
-}
+const ENOUGH_PANELS: usize = 4;
 
 /// Jobs: so many parts of the tiles of rows, each by so many parts of the panels of B.
 #[derive(Clone, Copy)]
@@ -37,9 +27,10 @@ pub(super) struct Split {
 }
 
 impl Split {
-    /// For tiles of `mr` rows and so many threads.
-    pub fn new(sizes: Sizes, mr: usize, workers: usize) -> Self {
-        let Sizes { m, k, n, slab, nr, windows } = sizes;
+    /// Of a product of [m, k] and [k, n] by tiles of `mr` rows. Rows of A that are windows are read where they lie, whatever is done.
+    pub fn new(isa: Isa, words: Words, [m, k, n]: [usize; 3], mr: usize, windows: bool, threads: bool) -> Self {
+        let workers = if threads { par::threads() } else { 1 };
+        let ((_, nr), slab) = (words.tile(isa), slab_of(words, k));
         let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
         // Enough jobs that a disturbed thread does not hold up the rest, but where every job reads more rows of A than stay near, two for each
         // thread, and as many for each. The larger operand is split, so that none of it is read twice; a job of rows is at least two tiles high.
@@ -60,7 +51,7 @@ impl Split {
             };
             (row_jobs, (wanted / row_jobs).clamp(1, panels))
         };
-        let by_thread = row_jobs == 1 && col_jobs > 1 && m * k <= NEAR_A && panels / workers >= FEW_PANELS;
+        let by_thread = row_jobs == 1 && col_jobs > 1 && m * k <= NEAR_A && panels / workers >= ENOUGH_PANELS;
         Self { row_tiles, panels, row_jobs, col_jobs, by_thread, workers }
     }
 
@@ -78,7 +69,7 @@ impl Split {
     }
 
     /// The tiles of rows of a job.
-    pub fn tiles(&self, job: usize) -> Range<usize> {
+    pub fn tiles_of(&self, job: usize) -> Range<usize> {
         share(self.row_tiles, self.row_jobs, job % self.row_jobs)
     }
 

@@ -537,6 +537,7 @@ mod tests {
                 [0, 6, 6, 0, 0, 6, 0, 6],
                 "{isa}"
             );
+            assert!(height(isa, LOW) == LOW && LOW < size(isa).0, "{isa}: no tile of {LOW} rows");
         }
         for isa in [Isa::Scalar, Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx] {
             let (tall, _) = size(isa);
