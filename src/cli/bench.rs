@@ -271,9 +271,8 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
     let planned = pipeline.planned();
     let forward = || {
         let (images, texts) = (&inputs.pixels, &inputs.texts);
-        let said = images.as_ref().and_then(|pixels| planned.say_images(pixels));
-        let said = said.or_else(|| texts.as_ref().and_then(|[ids, mask]| planned.say_texts(ids, mask)));
-        said.and_then(|(output, embeddings)| output.or(embeddings.map(|e| e.whole)))
+        let whole = images.as_ref().and_then(|pixels| planned.whole_images(pixels));
+        whole.or_else(|| texts.as_ref().and_then(|[ids, mask]| planned.whole_texts(ids, mask)))
     };
     let (mut output, mut cold) = (None, None);
     let (first, times, device) = times(args, global.gpu()?.as_ref(), || {

@@ -80,10 +80,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         if batch.rows.is_empty() {
             continue;
         }
-        let pixels = &batch.views[0];
+        let whole = || planned.whole_images(&batch.views[0]).ok_or_else(|| Error::new("this model knows no images"));
         let scored = match &pipeline.network {
             Network::Classifier(_) => {
-                let logits = planned.output(pixels);
+                let logits = whole()?;
                 let columns = |x: &crate::Tensor| {
                     let rows = crate::pipeline::rows(x);
                     (0..labels.len()).map(|k| rows.iter().map(|r| f64::from(r[k])).collect()).collect()
@@ -91,7 +91,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
                 Scored { labels: labels.clone(), z: columns(&logits), probabilities: columns(&logits.sigmoid()) }
             }
             Network::Dual(_) => {
-                let whole = planned.encode_image(pixels).whole.to_vec::<f32>();
+                let whole = whole()?.to_vec::<f32>();
                 let probabilities = scores(&whole, &queries, Rule::Softmax { scale });
                 Scored { labels: labels.clone(), z: scores(&whole, &queries, Rule::Difference), probabilities }
             }

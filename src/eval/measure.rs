@@ -95,7 +95,8 @@ pub fn measure(
             for batch in loader.epoch(0, 0) {
                 let batch = batch?;
                 pipeline.intact()?;
-                for row in crate::pipeline::rows(&planned.output(&batch.views[0])) {
+                let logits = planned.whole_images(&batch.views[0]).expect("a classifier says something of images");
+                for row in crate::pipeline::rows(&logits) {
                     out.scores.iter_mut().zip(&row).for_each(|(scores, &x)| scores.push(rule.score(x.into())));
                 }
                 done += batch.rows.len() as u64;

@@ -101,13 +101,25 @@ impl Layer {
 
     /// x [n, T, width]; key mask u8 [n, T].
     fn forward(&self, x: &Tensor, mask: &Tensor) -> Tensor {
-        let [n, t, d] = [x.dims()[0], x.dims()[1], x.dims()[2]];
-        // [n, T, d] as [n, heads, T, d / heads]: a view.
-        let split = |y: Tensor| y.reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
         let y = x.operand();
-        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| split(linear.operand(&y)));
+        self.attend(x, &y, &y, mask)
+    }
+
+    /// What [`Self::forward`] says of the first tokens, [n, 1, width]; nothing is computed for the others but their keys and values.
+    fn forward_first(&self, x: &Tensor, mask: &Tensor) -> Tensor {
+        let first = x.narrow(1, 0, 1);
+        self.attend(&first, &first.operand(), &x.operand(), mask)
+    }
+
+    /// Tokens x [n, r, width], also as operands of products, and the keys of theirs [n, T, width].
+    fn attend(&self, x: &Tensor, queries: &Tensor, keys: &Tensor, mask: &Tensor) -> Tensor {
+        let [n, d] = [x.dims()[0], x.dims()[2]];
+        // [n, T, d] as [n, heads, T, d / heads]: a view.
+        let split = |y: Tensor| y.reshape([n, y.dims()[1], self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
+        let [q, k, v] = [(&self.query, queries), (&self.key, keys), (&self.value, keys)]
+            .map(|(linear, y)| split(linear.operand(y)));
         let seen = attention(&q, &k, &v, Some(mask), Attention { causal: false, dropout: None });
-        let x = self.attention_norm.forward(&(x + &self.attention_output.forward(&seen.reshape([n, t, d]), None)));
+        let x = self.attention_norm.forward(&(x + &self.attention_output.forward(&seen.reshape(*x.dims()), None)));
         let y = self.output.forward(&self.intermediate.forward(&x, Some(self.activation)), None);
         self.output_norm.forward(&(x + y))
     }
@@ -161,13 +173,23 @@ impl Bert {
 
     /// Ids i64 [n, T] and mask u8 [n, T] (1 where a token is real) to tokens [n, T, width].
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
+        forward(&self.layers, self.embed(ids), mask)
+    }
+
+    /// The first token of [`Self::forward`], [n, 1, width], without what the others alone need.
+    pub fn forward_first(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
+        let x = self.embed(ids);
+        let Some((last, layers)) = self.layers.split_last() else { return x.narrow(1, 0, 1) };
+        let (x, mask) = (forward(layers, x, mask), mask.clone());
+        through(last, &x, move |layer, x| layer.forward_first(x, &mask))
+    }
+
+    /// Ids to what goes into the first layer.
+    fn embed(&self, ids: &Tensor) -> Tensor {
         let (t, most) = (ids.dims()[1], self.position_embeddings.dims()[0]);
         assert!(t <= most, "bert: {t} tokens, at most {most}");
         let x = self.words(ids) + self.token_type_embeddings.narrow(0, 0, 1) + self.position_embeddings.narrow(0, 0, t);
-        self.layers.iter().fold(self.embedding_norm.forward(&x), |x, layer| {
-            let mask = mask.clone();
-            through(layer, &x, move |layer, x| layer.forward(x, &mask))
-        })
+        self.embedding_norm.forward(&x)
     }
 
     /// Rows of the word embeddings [n, T, width]. Padding's is a constant, which matters where a loss counts padded positions.
@@ -188,6 +210,13 @@ impl Bert {
     pub fn pool(&self, tokens: &Tensor) -> Option<Tensor> {
         Some(self.pooler.as_ref()?.forward(&tokens.at(1, 0), Some(Unary::Tanh)))
     }
+}
+
+fn forward(layers: &[Layer], x: Tensor, mask: &Tensor) -> Tensor {
+    layers.iter().fold(x, |x, layer| {
+        let mask = mask.clone();
+        through(layer, &x, move |layer, x| layer.forward(x, &mask))
+    })
 }
 
 impl Module for Bert {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::dual_encoder::GlobalImage;
 use super::image_tower::{ImageTower, ImageTowerConfig};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -76,8 +77,8 @@ impl Classifier {
     }
 
     fn logits(&self, pixels: &Tensor, statistics: &mut Statistics) -> Tensor {
-        let tokens = self.vision.forward(pixels, statistics);
-        let whole = if self.config.vision.class_token() { tokens.at(1, 0) } else { tokens.mean(&[1], false) };
+        let global = GlobalImage::or_default(None, self.config.vision.class_token());
+        let whole = self.vision.whole(global, pixels, statistics);
         self.fc2.forward(&self.fc1.forward(&whole, Some(Unary::Relu)), None)
     }
 }

@@ -130,14 +130,24 @@ impl ClipText {
 
     /// Ids i64 [n, T] and mask u8 [n, T] (1 where a token is real) to tokens [n, T, width] after the last norm.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
+        self.final_norm.forward(&self.encoder.forward(self.embed(ids), true, self.uses_mask.then_some(mask)))
+    }
+
+    /// The token of [`Self::forward`] that stands for the whole text, [n, 1, width], without what the others alone need.
+    pub fn forward_whole(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
+        let (at, seen) = (self.whole(ids, mask), self.uses_mask.then_some(mask));
+        self.final_norm.forward(&self.encoder.forward_at(&at, self.embed(ids), true, seen))
+    }
+
+    /// Ids to what goes into the first block.
+    fn embed(&self, ids: &Tensor) -> Tensor {
         let t = ids.dims()[1];
         assert!(
             t <= self.position_embedding.dims()[0],
             "clip_text: {t} tokens, at most {}",
             self.position_embedding.dims()[0]
         );
-        let x = self.token_embedding.embedding(ids) + self.position_embedding.narrow(0, 0, t);
-        self.final_norm.forward(&self.encoder.forward(x, true, self.uses_mask.then_some(mask)))
+        self.token_embedding.embedding(ids) + self.position_embedding.narrow(0, 0, t)
     }
 
     /// Of each text (ids i64 [n, T], mask u8 [n, T]) the position i64 `[n]` of the token that stands for the whole.

@@ -204,8 +204,19 @@ impl DualEncoder {
 
     fn image(&self, pixels: &Tensor, statistics: &mut Statistics) -> Embeddings {
         let projected = self.visual_projection.forward(&self.vision.forward(pixels, statistics), statistics);
-        let class_token = self.config.vision.class_token();
-        GlobalImage::or_default(self.config.global_image, class_token).split(&projected, class_token)
+        self.global_image().split(&projected, self.config.vision.class_token())
+    }
+
+    /// The whole of [`Self::encode_image`], [n, d], without what the patches alone need.
+    pub fn whole_image(&self, pixels: &Tensor) -> Tensor {
+        match self.global_image() {
+            GlobalImage::Cls => self.visual_projection.whole(&self.vision, pixels),
+            _ => self.encode_image(pixels).whole,
+        }
+    }
+
+    fn global_image(&self) -> GlobalImage {
+        GlobalImage::or_default(self.config.global_image, self.config.vision.class_token())
     }
 
     /// Ids i64 [n, T] and mask u8 [n, T]; padding is at the end. The whole is what [`GlobalText`] says.
@@ -217,6 +228,14 @@ impl DualEncoder {
             return Embeddings { whole: shares.matmul(&parts).at(1, 0), parts };
         }
         Embeddings { whole: self.text.whole(&parts, ids, mask), parts }
+    }
+
+    /// The whole of [`Self::encode_text`], [n, d], without what the other tokens alone need.
+    pub fn whole_text(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
+        match self.config.global_text {
+            Some(GlobalText::MeanTokens) => self.encode_text(ids, mask).whole,
+            _ => self.text_projection.forward(&self.text.forward_whole(ids, mask)).at(1, 0),
+        }
     }
 
     /// Holds the logit scale at [`MAX_LOGIT_SCALE`] at most, as CLIP does after each step.

@@ -3,6 +3,7 @@
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::dual_encoder::GlobalImage;
 use super::resnet::{Resnet, ResnetConfig};
 use super::vit::{Vit, VitConfig};
 use crate::error::Result;
@@ -120,6 +121,15 @@ impl ImageTower {
         })
     }
 
+    /// What stands for the whole image, [n, width], of tokens as they are. A class token comes without what the others alone need.
+    pub fn whole(&self, global: GlobalImage, pixels: &Tensor, statistics: &mut Statistics) -> Tensor {
+        match self {
+            Self::Vit(vit) if global == GlobalImage::Cls => vit.forward_class(pixels).at(1, 0),
+            Self::Vit(vit) => global.split(&vit.forward(pixels), vit.has_class_token()).whole,
+            Self::Resnet(_) => global.split(&self.forward(pixels, statistics), false).whole,
+        }
+    }
+
     /// Pixels [n, c, h, w] to tokens [n, T, width]: the class token first where there is one, then the patches in row-major order.
     pub fn forward(&self, pixels: &Tensor, statistics: &mut Statistics) -> Tensor {
         match self {
@@ -218,6 +228,12 @@ impl ImageProjection {
             }
             ImageProjectionKind::Projector => Self::Projector(Projector::new(params, name, [width, joint])?),
         })
+    }
+
+    /// The projected class token of images, [n, joint].
+    pub fn whole(&self, vision: &ImageTower, pixels: &Tensor) -> Tensor {
+        let class = vision.whole(GlobalImage::Cls, pixels, &mut Statistics::Running);
+        self.forward(&class.unsqueeze(1), &mut Statistics::Running).at(1, 0)
     }
 
     /// Tokens [n, T, width] to [n, T, joint].

@@ -155,6 +155,25 @@ impl Network {
         }
     }
 
+    /// One vector for each image, [n, k], without what patches alone need: the output of a model that has one, else the embedding of the whole.
+    pub fn whole_images(&self, pixels: &Tensor) -> Option<Tensor> {
+        match self {
+            Self::Dual(model) => Some(model.whole_image(pixels)),
+            Self::Classifier(model) => Some(model.forward(pixels)),
+            Self::Image(model) => Some(model.whole(pixels)),
+            Self::Text(_) => None,
+        }
+    }
+
+    /// One vector for each text, [n, k], as [`Self::whole_images`] gives them of images.
+    pub fn whole_texts(&self, ids: &Tensor, mask: &Tensor) -> Option<Tensor> {
+        match self {
+            Self::Dual(model) => Some(model.whole_text(ids, mask)),
+            Self::Text(model) => Some(model.whole(ids, mask)),
+            Self::Classifier(_) | Self::Image(_) => None,
+        }
+    }
+
     /// What texts (ids i64 [n, T], mask u8 [n, T]) become; nothing of a model that knows no texts.
     pub fn say_texts(&self, ids: &Tensor, mask: &Tensor) -> Option<Said> {
         match self {

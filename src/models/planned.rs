@@ -58,6 +58,13 @@ pub struct Planned<'n> {
     state: Mutex<State>,
 }
 
+/// What is computed of inputs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    All,
+    Whole,
+}
+
 struct State {
     packs: Packs,
     /// Last used last.
@@ -65,6 +72,7 @@ struct State {
 }
 
 struct Shape {
+    asked: Asked,
     inputs: Vec<Meta>,
     /// Its plan, and whether the network says an output, and embeddings.
     planned: Option<(Arc<Plan>, [bool; 2])>,
@@ -93,12 +101,24 @@ impl<'n> Planned<'n> {
 
     /// As [`Network::say_images`].
     pub fn say_images(&self, pixels: &Tensor) -> Option<Said> {
-        self.say(std::slice::from_ref(pixels), &|x| self.network.say_images(&x[0]))
+        self.say(Asked::All, std::slice::from_ref(pixels), &|x| self.network.say_images(&x[0]))
     }
 
     /// As [`Network::say_texts`].
     pub fn say_texts(&self, ids: &Tensor, mask: &Tensor) -> Option<Said> {
-        self.say(&[ids.clone(), mask.clone()], &|x| self.network.say_texts(&x[0], &x[1]))
+        self.say(Asked::All, &[ids.clone(), mask.clone()], &|x| self.network.say_texts(&x[0], &x[1]))
+    }
+
+    /// As [`Network::whole_images`].
+    pub fn whole_images(&self, pixels: &Tensor) -> Option<Tensor> {
+        let whole = |x: &[Tensor]| Some((Some(self.network.whole_images(&x[0])?), None));
+        self.say(Asked::Whole, std::slice::from_ref(pixels), &whole)?.0
+    }
+
+    /// As [`Network::whole_texts`].
+    pub fn whole_texts(&self, ids: &Tensor, mask: &Tensor) -> Option<Tensor> {
+        let whole = |x: &[Tensor]| Some((Some(self.network.whole_texts(&x[0], &x[1])?), None));
+        self.say(Asked::Whole, &[ids.clone(), mask.clone()], &whole)?.0
     }
 
     /// As [`DualEncoder::encode_image`](super::DualEncoder::encode_image).
@@ -121,14 +141,6 @@ impl<'n> Planned<'n> {
             .expect("a network with a joint space, which the caller has seen")
     }
 
-    /// As [`Classifier::forward`](super::Classifier::forward).
-    ///
-    /// # Panics
-    /// If the network has no output of its own.
-    pub fn output(&self, pixels: &Tensor) -> Tensor {
-        self.say_images(pixels).and_then(|said| said.0).expect("a network with an output, which the caller has seen")
-    }
-
     /// The matrices of products with images of these dims and texts of those (ids [n, T]), where they are given, in the order in which they are read.
     pub fn matrices(network: &'n Network, pixels: Option<Dims>, texts: Option<Dims>) -> Vec<Tensor> {
         let planned = Self::with(network, Planning::AtOnce, Arc::default());
@@ -146,7 +158,7 @@ impl<'n> Planned<'n> {
         state.packs.wanted().iter().filter(new).cloned().collect()
     }
 
-    /// What each step of the plan for these inputs takes, which are pixels, or ids and mask. `None`: there is no plan for them yet.
+    /// What each step of the plan for these inputs takes that was last run, which are pixels, or ids and mask. `None`: there is no plan for them yet.
     pub fn profile(&self, x: &[Tensor]) -> Option<Vec<Cost>> {
         self.parts(x).iter().map(|x| self.profile_part(x)).collect::<Option<Vec<_>>>().map(|costs| costs.concat())
     }
@@ -154,7 +166,7 @@ impl<'n> Planned<'n> {
     fn profile_part(&self, x: &[Tensor]) -> Option<Vec<Cost>> {
         let inputs: Vec<Meta> = x.iter().map(Tensor::meta).collect();
         let state = self.state.lock().unwrap_or_else(|e| e.into_inner());
-        let (plan, _) = state.shapes.iter().find(|shape| shape.inputs == inputs)?.planned.clone()?;
+        let (plan, _) = state.shapes.iter().rfind(|shape| shape.inputs == inputs)?.planned.clone()?;
         drop(state);
         Some(plan.profile(x).1)
     }
@@ -170,22 +182,22 @@ impl<'n> Planned<'n> {
         (0..n).step_by(together).map(part).collect()
     }
 
-    fn say(&self, x: &[Tensor], eager: &(dyn Fn(&[Tensor]) -> Option<Said> + Sync)) -> Option<Said> {
+    fn say(&self, asked: Asked, x: &[Tensor], eager: &(dyn Fn(&[Tensor]) -> Option<Said> + Sync)) -> Option<Said> {
         let parts = self.parts(x);
         if let [x] = &parts[..] {
-            return self.say_part(x, eager);
+            return self.say_part(asked, x, eager);
         }
-        let said: Vec<Said> = parts.iter().map(|x| self.say_part(x, eager)).collect::<Option<_>>()?;
+        let said: Vec<Said> = parts.iter().map(|x| self.say_part(asked, x, eager)).collect::<Option<_>>()?;
         let says = said.first().map(|(output, embeddings)| [output.is_some(), embeddings.is_some()])?;
         let lists: Vec<Vec<Tensor>> = said.into_iter().map(|said| listed(Some(said))).collect();
         let whole = |i: usize| Tensor::concat(&lists.iter().map(|list| &list[i]).collect::<Vec<_>>(), 0);
         Some(told((0..lists[0].len()).map(whole).collect(), says))
     }
 
-    fn say_part(&self, x: &[Tensor], eager: &(dyn Fn(&[Tensor]) -> Option<Said> + Sync)) -> Option<Said> {
+    fn say_part(&self, asked: Asked, x: &[Tensor], eager: &(dyn Fn(&[Tensor]) -> Option<Said> + Sync)) -> Option<Said> {
         let inputs: Vec<Meta> = x.iter().map(Tensor::meta).collect();
         let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
-        let known = state.shapes.iter().position(|shape| shape.inputs == inputs);
+        let known = state.shapes.iter().position(|shape| shape.asked == asked && shape.inputs == inputs);
         let known = known.map(|at| state.shapes.remove(at));
         let as_it_stands = match self.planning {
             Planning::Later => known.is_none(),
@@ -193,7 +205,7 @@ impl<'n> Planned<'n> {
             Planning::AtOnce => false,
         };
         if as_it_stands {
-            state.remember(inputs, None);
+            state.remember(Shape { asked, inputs, planned: None });
             drop(state);
             return par::enter(|| eager(x));
         }
@@ -209,18 +221,18 @@ impl<'n> Planned<'n> {
                 (Arc::new(plan), says?)
             }
         };
-        state.remember(inputs, Some((plan.clone(), says)));
+        state.remember(Shape { asked, inputs, planned: Some((plan.clone(), says)) });
         drop(state);
         Some(told(plan.run(x), says))
     }
 }
 
 impl State {
-    fn remember(&mut self, inputs: Vec<Meta>, planned: Option<(Arc<Plan>, [bool; 2])>) {
+    fn remember(&mut self, shape: Shape) {
         if self.shapes.len() == MOST {
             self.shapes.remove(0);
         }
-        self.shapes.push(Shape { inputs, planned });
+        self.shapes.push(shape);
     }
 }
 
@@ -286,6 +298,7 @@ mod tests {
             channels: 1,
             ..VitConfig::default()
         };
+        let with_class_token = VitConfig { class_token: true, ..vit.clone() };
         let resnet = ResnetConfig { channels: 1, depths: vec![1, 1], base: 8, ..ResnetConfig::default() };
         let bert = r#"{"vocabulary": 9, "max_length": 6, "width": 8, "depth": 2, "heads": 2, "mlp": 16}"#;
         let clip = |whole| TextConfig {
@@ -309,13 +322,14 @@ mod tests {
                 ..dual.clone()
             },
             DualEncoderConfig {
-                vision: vit.clone().into(),
+                vision: with_class_token.clone().into(),
                 text: clip(WholeText::First(3)).into(),
                 global_text: Some(GlobalText::Token),
                 ..dual.clone()
             },
             DualEncoderConfig {
-                vision: vit.into(),
+                vision: with_class_token.into(),
+                visual_projection: ImageProjectionKind::Projector,
                 text: clip(WholeText::LastReal).into(),
                 global_text: Some(GlobalText::Token),
                 ..dual
@@ -338,6 +352,8 @@ mod tests {
                             bits(network.say_images(&pixels)),
                             "{i}, round {round}"
                         );
+                        let whole = planned.whole_images(&pixels).unwrap();
+                        assert_eq!(whole.to_vec::<f32>(), planned.encode_image(&pixels).whole.to_vec::<f32>(), "{i}");
                     }
                     for t in [6, 4] {
                         let ids: Vec<i64> = (0..2 * t).map(|_| rng.below(9) as i64).collect();
@@ -347,6 +363,12 @@ mod tests {
                             bits(planned.say_texts(&ids, &mask)),
                             bits(network.say_texts(&ids, &mask)),
                             "{i}, round {round}"
+                        );
+                        let whole = planned.whole_texts(&ids, &mask).unwrap();
+                        assert_eq!(
+                            whole.to_vec::<f32>(),
+                            planned.encode_text(&ids, &mask).whole.to_vec::<f32>(),
+                            "{i}"
                         );
                     }
                 }

@@ -125,25 +125,34 @@ impl ImageModel {
     }
 
     fn compute(&self, pixels: &Tensor, statistics: &mut Statistics) -> (Tensor, Option<Embeddings>) {
-        let tokens = self.vision.forward(pixels, statistics);
-        let class_token = self.config.vision.class_token();
-        let global = GlobalImage::or_default(self.config.global_image, class_token);
-        let whole = |tokens: &Tensor| {
-            let whole = global.split(tokens, class_token).whole;
-            match &self.pooled_norm {
-                Some(norm) => norm.forward(&whole),
-                None => whole,
-            }
-        };
-        match &self.end {
-            End::Features => (whole(&tokens), None),
-            End::Pooler(pooler) => (pooler.forward(&whole(&tokens), Some(Unary::Tanh)), None),
-            End::Logits(classifier) => (classifier.forward(&whole(&tokens), None), None),
-            End::Joint(projection) => {
-                let embeddings = global.split(&projection.forward(&tokens, statistics), class_token);
-                (embeddings.whole.clone(), Some(embeddings))
-            }
+        if let End::Joint(projection) = &self.end {
+            let projected = projection.forward(&self.vision.forward(pixels, statistics), statistics);
+            let embeddings = self.global_image().split(&projected, self.config.vision.class_token());
+            return (embeddings.whole.clone(), Some(embeddings));
         }
+        let whole = self.vision.whole(self.global_image(), pixels, statistics);
+        let whole = match &self.pooled_norm {
+            Some(norm) => norm.forward(&whole),
+            None => whole,
+        };
+        let output = match &self.end {
+            End::Pooler(pooler) => pooler.forward(&whole, Some(Unary::Tanh)),
+            End::Logits(classifier) => classifier.forward(&whole, None),
+            End::Features | End::Joint(_) => whole,
+        };
+        (output, None)
+    }
+
+    /// The output of [`Self::forward`] without what the patches alone need.
+    pub fn whole(&self, pixels: &Tensor) -> Tensor {
+        match &self.end {
+            End::Joint(projection) if self.global_image() == GlobalImage::Cls => projection.whole(&self.vision, pixels),
+            _ => self.forward(pixels).0,
+        }
+    }
+
+    fn global_image(&self) -> GlobalImage {
+        GlobalImage::or_default(self.config.global_image, self.config.vision.class_token())
     }
 }
 
@@ -235,14 +244,19 @@ impl TextModel {
     /// Ids i64 [n, T] and mask u8 [n, T] (1 where a token is real) to the output [n, k] and, where it is projected into a joint space,
     /// the embeddings.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> (Tensor, Option<Embeddings>) {
-        let tokens = self.text.forward(ids, mask);
-        let whole = |tokens: &Tensor| self.text.whole(tokens, ids, mask);
-        if let Some(projection) = &self.projection {
-            let parts = projection.forward(&tokens);
-            let whole = whole(&parts);
-            return (whole.clone(), Some(Embeddings { whole, parts }));
+        let Some(projection) = &self.projection else { return (self.whole(ids, mask), None) };
+        let parts = projection.forward(&self.text.forward(ids, mask));
+        let whole = self.text.whole(&parts, ids, mask);
+        (whole.clone(), Some(Embeddings { whole, parts }))
+    }
+
+    /// The output of [`Self::forward`] without what the other tokens alone need.
+    pub fn whole(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
+        let token = self.text.forward_whole(ids, mask);
+        match &self.projection {
+            Some(projection) => projection.forward(&token).at(1, 0),
+            None => self.text.pool(&token).unwrap_or_else(|| token.at(1, 0)),
         }
-        (self.text.pool(&tokens).unwrap_or_else(|| whole(&tokens)), None)
     }
 }
 
@@ -252,5 +266,43 @@ impl Module for TextModel {
         if let Some(projection) = &mut self.projection {
             projection.visit(&join(at, "text_projection"), f);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::models::vit::VitConfig;
+    use crate::nn::Source;
+    use crate::rng::Rng;
+
+    /// With a class token and without, an image's vector is that of its embeddings.
+    #[test]
+    fn the_whole_alone_has_the_bits_of_the_whole_beside_its_parts() {
+        for (class_token, global_image) in
+            [(true, None), (true, Some(GlobalImage::MaxPatches)), (false, Some(GlobalImage::MeanNormalisedPatches))]
+        {
+            let vision = VitConfig {
+                image_size: 8,
+                patch_size: 4,
+                width: 8,
+                depth: 2,
+                heads: 2,
+                class_token,
+                ..VitConfig::default()
+            };
+            let output = ImageOutput::Joint { joint: 6, projection: ImageProjectionKind::Linear };
+            let config = ImageModelConfig { vision: vision.into(), global_image, pooled_norm: None, output };
+            let model = ImageModel::new(&Source::drawn(3, DType::F32).params(), &config).unwrap();
+            let pixels = Tensor::randn([3, 1, 8, 8], DType::F32, &mut Rng::new(5, 0));
+            assert_eq!(model.whole(&pixels).to_vec::<f32>(), model.forward(&pixels).0.to_vec::<f32>());
+        }
+        let text = TextTowerConfig::default();
+        let output = TextOutput::Joint { joint: 6, projection: ProjectionKind::Linear };
+        let model = TextModel::new(&Source::drawn(3, DType::F32).params(), &TextModelConfig { text, output }).unwrap();
+        let ids = Tensor::from_slice(&[1i64, 7, 5, 9, 4, 2, 3, 3, 3, 3], [2, 5]);
+        let mask = Tensor::from_slice(&[1u8, 1, 1, 1, 1, 1, 1, 0, 0, 0], [2, 5]);
+        assert_eq!(model.whole(&ids, &mask).to_vec::<f32>(), model.forward(&ids, &mask).0.to_vec::<f32>());
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::bert::{Bert, BertConfig};
 use super::clip_text::{ClipText, TextConfig};
 use crate::error::Result;
-use crate::nn::{Module, Params};
+use crate::nn::{Module, Params, token_at};
 use crate::tensor::Tensor;
 
 /// Which text transformer, and its sizes. In a file the key `kind` says which: `clip` (also where it is absent) or `bert`.
@@ -111,14 +111,18 @@ impl TextTower {
         }
     }
 
+    /// The token of [`Self::forward`] that stands for the whole text, [n, 1, width], without what the others alone need.
+    pub fn forward_whole(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
+        match self {
+            Self::Clip(text) => text.forward_whole(ids, mask),
+            Self::Bert(text) => text.forward_first(ids, mask),
+        }
+    }
+
     /// Of tokens [n, T, d] of texts (ids i64 [n, T], mask u8 [n, T]) those that stand for the whole texts: [n, d].
     pub fn whole(&self, tokens: &Tensor, ids: &Tensor, mask: &Tensor) -> Tensor {
-        let [n, d] = [0, 2].map(|k| tokens.dims()[k]);
         match self {
-            Self::Clip(text) => {
-                let at = text.whole(ids, mask).reshape([n, 1, 1]).broadcast_to([n, 1, d]);
-                tokens.gather(1, &at).at(1, 0)
-            }
+            Self::Clip(text) => token_at(tokens, &text.whole(ids, mask)).at(1, 0),
             Self::Bert(_) => tokens.at(1, 0),
         }
     }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::check_sizes;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Conv2d, Encoder, EncoderConfig, GroupNorm, Init, LayerNorm, Module, Params};
 use crate::ops::conv;
@@ -237,6 +238,27 @@ impl Vit {
     /// in row-major order. Sides are multiples of the patch size; for others than `image_size` the position embeddings are
     /// interpolated.
     pub fn forward(&self, pixels: &Tensor) -> Tensor {
+        self.end(self.encoder.forward(self.start(pixels), false, None))
+    }
+
+    /// The class token of [`Self::forward`] alone, [n, 1, width], without what the other tokens alone need.
+    ///
+    /// # Panics
+    /// If the model has none.
+    pub fn forward_class(&self, pixels: &Tensor) -> Tensor {
+        assert!(self.config.class_token, "vit: no class token");
+        let x = self.start(pixels);
+        let first = Tensor::zeros([x.dims()[0]], DType::I64);
+        self.end(self.encoder.forward_at(&first, x, false, None))
+    }
+
+    /// Whether tokens begin with a class token.
+    pub fn has_class_token(&self) -> bool {
+        self.config.class_token
+    }
+
+    /// Pixels to what goes into the first block.
+    fn start(&self, pixels: &Tensor) -> Tensor {
         let (p, d, dims) = (self.config.patch_size, self.config.width, *pixels.dims());
         let fits = dims.len() == 4
             && dims[1] == self.config.channels
@@ -249,11 +271,11 @@ impl Vit {
             x = Tensor::concat(&[&class, &x], 1);
         }
         let x = x + &self.positions(grid);
-        let normed = |norm: &Option<LayerNorm>, x: Tensor| match norm {
-            Some(norm) => norm.forward(&x),
-            None => x,
-        };
-        normed(&self.post_norm, self.encoder.forward(normed(&self.pre_norm, x), false, None))
+        normed(&self.pre_norm, x)
+    }
+
+    fn end(&self, x: Tensor) -> Tensor {
+        normed(&self.post_norm, x)
     }
 
     /// Patches of the pixels, projected: [n, patches, width].
@@ -285,6 +307,13 @@ impl Vit {
         let patches = all.narrow(0, first, side * side).reshape([1, side, side, d]);
         let patches = patches.resize(grid, Filter::Bicubic, false).reshape([grid[0] * grid[1], d]);
         Tensor::concat(&[&all.narrow(0, 0, first), &patches], 0)
+    }
+}
+
+fn normed(norm: &Option<LayerNorm>, x: Tensor) -> Tensor {
+    match norm {
+        Some(norm) => norm.forward(&x),
+        None => x,
     }
 }
 

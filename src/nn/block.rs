@@ -1,5 +1,6 @@
 //! The pre-norm transformer block and a stack of them, with the parameter names of Hugging Face's CLIP.
 
+use super::token::{seen_from, token_at};
 use super::{LayerNorm, Linear, Module, Params, Unary};
 use crate::error::Result;
 use crate::ops::attention::{Attention, attention};
@@ -44,13 +45,27 @@ impl Block {
 
     /// x [n, t, width]; key mask u8 [n, t].
     pub fn forward(&self, x: &Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
-        let [n, t, d] = [x.dims()[0], x.dims()[1], x.dims()[2]];
         let y = self.layer_norm1.forward(x).operand();
+        self.attend(x, &y, &y, causal, key_mask)
+    }
+
+    /// What [`Self::forward`] says of the tokens at positions i64 `[n]`, [n, 1, width]; nothing is computed for the others but their keys and values.
+    pub fn forward_at(&self, at: &Tensor, x: &Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
+        let y = self.layer_norm1.forward(x);
+        let seen = causal.then(|| seen_from(at, x.dims()[1], key_mask));
+        let queries = token_at(&y, at).operand();
+        self.attend(&token_at(x, at), &queries, &y.operand(), false, seen.as_ref().or(key_mask))
+    }
+
+    /// Tokens x [n, r, width], as queries normalised, and the keys of theirs [n, t, width].
+    fn attend(&self, x: &Tensor, queries: &Tensor, keys: &Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
+        let [n, d] = [x.dims()[0], x.dims()[2]];
         // [n, t, d] as [n, heads, t, d / heads]: a view.
-        let split = |y: Tensor| y.reshape([n, t, self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
-        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|proj| split(proj.operand(&y)));
+        let split = |y: Tensor| y.reshape([n, y.dims()[1], self.heads, d / self.heads]).permute(&[0, 2, 1, 3]);
+        let [q, k, v] = [(&self.q_proj, queries), (&self.k_proj, keys), (&self.v_proj, keys)]
+            .map(|(proj, y)| split(proj.operand(y)));
         let seen = attention(&q, &k, &v, key_mask, Attention { causal, dropout: None });
-        let x = x + &self.out_proj.forward(&seen.reshape([n, t, d]), None);
+        let x = x + &self.out_proj.forward(&seen.reshape(*x.dims()), None);
         let y = self.fc1.forward(&self.layer_norm2.forward(&x), Some(self.act));
         x + self.fc2.forward(&y, None)
     }
@@ -103,17 +118,63 @@ impl Encoder {
 
     /// x [n, t, width].
     pub fn forward(&self, x: Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
-        self.layers.iter().fold(x, |x, block| {
-            let mask = key_mask.cloned();
-            through(block, &x, move |block, x| block.forward(x, causal, mask.as_ref()))
-        })
+        forward(&self.layers, x, causal, key_mask)
     }
+
+    /// What [`Self::forward`] says of the tokens at positions i64 `[n]`, [n, 1, width], without what they alone do not need.
+    pub fn forward_at(&self, at: &Tensor, x: Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
+        let Some((last, layers)) = self.layers.split_last() else { return token_at(&x, at) };
+        let (at, mask) = (at.clone(), key_mask.cloned());
+        let x = forward(layers, x, causal, key_mask);
+        through(last, &x, move |block, x| block.forward_at(&at, x, causal, mask.as_ref()))
+    }
+}
+
+fn forward(layers: &[Block], x: Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
+    layers.iter().fold(x, |x, block| {
+        let mask = key_mask.cloned();
+        through(block, &x, move |block, x| block.forward(x, causal, mask.as_ref()))
+    })
 }
 
 impl Module for Encoder {
     fn visit(&mut self, at: &str, f: &mut dyn FnMut(&str, &mut Tensor)) {
         for (i, block) in self.layers.iter_mut().enumerate() {
             block.visit(&format!("{at}.layers.{i}"), f);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::gradcheck::assert_close;
+    use crate::nn::Source;
+    use crate::rng::Rng;
+
+    /// Values and gradients, of whichever positions, whether later tokens and padding are seen or not.
+    #[test]
+    fn one_token_of_each_row_is_what_all_tokens_have_there() {
+        let config = Config { width: 8, depth: 2, heads: 2, mlp: 12, act: Unary::Gelu, eps: 1e-5 };
+        for depth in [0, 1, 2] {
+            let params = Source::drawn(3, DType::F64);
+            let mut encoder = Encoder::new(&params.params(), &Config { depth, ..config }).unwrap();
+            encoder.visit("", &mut |_, p| *p = p.trainable());
+            let x = Tensor::randn([3, 5, 8], DType::F64, &mut Rng::new(5, 0)).trainable();
+            let at = Tensor::from_slice(&[4i64, 0, 2], [3]);
+            let mask = Tensor::from_slice(&[1u8, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 0], [3, 5]);
+            for (causal, mask) in [(false, None), (true, None), (false, Some(&mask)), (true, Some(&mask))] {
+                let all = token_at(&encoder.forward(x.clone(), causal, mask), &at);
+                let one = encoder.forward_at(&at, x.clone(), causal, mask);
+                assert_eq!(one.dims()[..], [3, 1, 8]);
+                assert_close("tokens", &one, &all, 1e-13);
+                let [all, one] = [all, one].map(|y| y.square().sum_all().backward());
+                assert_close("gradient of the input", one.get(&x).unwrap(), all.get(&x).unwrap(), 1e-12);
+                encoder.visit("", &mut |name, p| {
+                    assert_close(name, one.get(p).unwrap(), all.get(p).unwrap(), 1e-12);
+                });
+            }
         }
     }
 }

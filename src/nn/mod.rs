@@ -6,6 +6,7 @@ mod block;
 mod conv;
 mod params;
 mod projection;
+mod token;
 
 pub use activation::Activation;
 pub use batch_norm::{BatchNorm, Noted, Statistics};
@@ -15,6 +16,7 @@ pub use kernels_cpu::map::Unary;
 pub(crate) use params::join;
 pub use params::{Init, Module, Params, SCALE, Source};
 pub use projection::{Projection, ProjectionHead, ProjectionKind, ProjectionMlp};
+pub use token::token_at;
 
 use kernels_cpu::gemm::bf16_is_quick;
 

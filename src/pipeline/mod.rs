@@ -18,8 +18,8 @@ use crate::error::{At, Error, Result};
 use crate::files;
 use crate::formats::safetensors;
 use crate::image::{Preprocess, SixteenBit};
-use crate::models::DualEncoder;
 use crate::models::dual_encoder::Embeddings;
+use crate::models::{DualEncoder, Planned};
 pub use crate::models::{Network, NetworkConfig};
 use crate::nn::Module;
 use crate::tensor::Tensor;
@@ -303,21 +303,27 @@ impl Pipeline {
 
     /// Embeddings of texts, a batch at a time, with the tokens they were read as.
     pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<(Tokens, Embeddings)>> {
+        self.of_texts(texts, |planned, tokens| planned.encode_text(&tokens.ids, &tokens.mask))
+    }
+
+    /// Embeddings of whole texts, row by row: n rows of the joint width.
+    pub fn embed_whole_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        let whole = |planned: &Planned<'_>, tokens: &Tokens| planned.whole_texts(&tokens.ids, &tokens.mask);
+        Ok(self.of_texts(texts, whole)?.iter().flat_map(|(_, whole)| whole.iter().flat_map(rows)).collect())
+    }
+
+    /// What is computed of texts, a batch at a time, with the tokens they were read as.
+    fn of_texts<T>(&self, texts: &[&str], compute: impl Fn(&Planned<'_>, &Tokens) -> T) -> Result<Vec<(Tokens, T)>> {
         let ((_, tokenizer), planned) = (self.dual()?, self.planned());
         texts
             .chunks(TEXTS_AT_ONCE)
             .map(|chunk| {
                 let tokens = tokenizer.encode(chunk)?;
                 self.intact()?;
-                let embeddings = planned.encode_text(&tokens.ids, &tokens.mask);
-                Ok((tokens, embeddings))
+                let computed = compute(&planned, &tokens);
+                Ok((tokens, computed))
             })
             .collect()
-    }
-
-    /// Embeddings of whole texts, row by row: n rows of the joint width.
-    pub fn embed_whole_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
-        Ok(self.embed_texts(texts)?.iter().flat_map(|(_, e)| rows(&e.whole)).collect())
     }
 }
 
