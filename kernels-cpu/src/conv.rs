@@ -88,6 +88,7 @@ enum Order {
     Winograd(winograd::Weight),
     /// Of bf16, for maps that are rounded to it.
     Rounded(Packed),
+    RoundedWinograd(winograd::Weight),
 }
 
 /// The definition, for tests: y [n, oh, ow, output].
@@ -176,7 +177,7 @@ impl Conv2d {
         let (packed, finish) = (self.reordered(weight), Finish { bias, ..Finish::default() });
         if let (true, Some(x), Some(ordered)) = (winograd::serves(self), as_f32(x), as_f32(&packed)) {
             let (finish, y) = (finish.single().expect("same type as the map"), as_f32_mut(y).expect("same type"));
-            return winograd::Weight::new(self, ordered).multiply(self, x, finish, y);
+            return winograd::Weight::new(self, ordered, Packed::new).multiply(self, x, finish, y);
         }
         windows.multiply(
             self.groups,
@@ -200,7 +201,7 @@ impl Conv2d {
         }
         let ordered = self.reordered(weight);
         if winograd::serves(self) {
-            return Some(PackedWeight(Order::Winograd(winograd::Weight::new(self, &ordered))));
+            return Some(PackedWeight(Order::Winograd(winograd::Weight::new(self, &ordered, Packed::new))));
         }
         let packed = (0..self.groups).map(|group| Packed::new(self.matrix(&ordered, group)));
         Some(PackedWeight(Order::Windows(packed.collect())))
@@ -217,7 +218,7 @@ impl Conv2d {
         let ordered = size_of::<f32>() * self.lengths()[1];
         ordered
             + if winograd::serves(self) {
-                self.packed_bytes() + par::threads() * winograd::bytes_of_a_job(self)
+                self.packed_bytes() + par::threads() * winograd::bytes_of_a_job::<f32>(self)
             } else {
                 ordered.min(MOST_PACKED_BYTES)
             }
@@ -232,7 +233,7 @@ impl Conv2d {
         self.check_finish(x.len(), y.len(), &finish);
         match &weight.0 {
             Order::Winograd(weight) => weight.multiply(self, x, finish, y),
-            Order::Rounded(weight) => self.multiply_words(x, weight, finish, y),
+            Order::Rounded(_) | Order::RoundedWinograd(_) => self.multiply_rounded(x, weight, finish, y),
             Order::Windows(weight) => {
                 assert_eq!(weight.len(), self.groups, "conv2d: groups of the weight for {self:?}");
                 let target = Target { size: self.grid(), step: [1, 1], start: [0, 0] };

@@ -7,11 +7,11 @@ use core::ops::Range;
 use half::bf16;
 
 use super::gather::{Gather, Inside, PACKED_ROWS, RUN, Target};
-use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, phases};
+use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, phases, winograd};
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{
     Finish, Mat, Numbers, Packed, Right, Rounds, Written, accumulate_bf16, bf16_is_in_words, bf16_is_quick, halves,
-    multiply_bf16, multiply_halves, numbers, round,
+    multiply_bf16, multiply_halves, numbers, round, widen,
 };
 use crate::par;
 use crate::simd::{Simd, SimdOp, dispatch};
@@ -34,11 +34,21 @@ impl Conv2d {
     /// If its length does not fit the sizes, or there are several groups.
     pub fn pack_bf16(&self, weight: &[bf16]) -> PackedWeight {
         assert!(self.lengths()[1] == weight.len() && self.groups == 1, "conv2d: length of the weight for {self:?}");
-        PackedWeight(Order::Rounded(self.by_words(&self.reordered(weight), Packed::bf16)))
+        let ordered = self.reordered(weight);
+        PackedWeight(if winograd::serves_bf16(self) {
+            let mut wide = vec![0.0; ordered.len()];
+            widen(&ordered, &mut wide);
+            Order::RoundedWinograd(winograd::Weight::new(self, &wide, Packed::rounded))
+        } else {
+            Order::Rounded(self.by_words(&ordered, Packed::bf16))
+        })
     }
 
     /// Bytes that [`Conv2d::pack_bf16`] makes of the weight.
     pub fn packed_bf16_bytes(&self) -> usize {
+        if winograd::serves_bf16(self) {
+            return 16 * Numbers::Bf16.packed_bytes([self.input, self.output]);
+        }
         let depth = self.row_of_words().map_or(self.depth(), |row| self.window.kernel[0] * row);
         Numbers::Bf16.packed_bytes([depth, self.output])
     }
@@ -67,7 +77,7 @@ impl Conv2d {
     }
 
     /// Maps times a weight packed from [`Conv2d::by_words`], finished.
-    pub(super) fn multiply_words<T: Rounds + Default, Y: Written>(
+    fn multiply_words<T: Rounds + Default, Y: Written>(
         &self,
         x: &[T],
         weight: &Packed,
@@ -78,9 +88,10 @@ impl Conv2d {
         multiply(&self.windows(x), self.row_of_words(), weight, finish, y, target);
     }
 
-    /// Bytes that the products in bf16 take beside their operands, about: the weight in the kernels' order and packed.
+    /// Bytes that the products in bf16 take beside their operands, about: the weight in the kernels' order and packed, and what threads keep.
     pub fn bf16_bytes(&self) -> usize {
-        8 * self.lengths()[1]
+        let of_jobs = || self.packed_bf16_bytes() + par::threads() * winograd::bytes_of_a_job::<bf16>(self);
+        8 * self.lengths()[1] + if winograd::serves_bf16(self) { of_jobs() } else { 0 }
     }
 
     /// y = x * weight + bias, as [`Conv2d::forward`].
@@ -120,7 +131,7 @@ impl Conv2d {
         self.multiply_rounded(x, weight, finish, y);
     }
 
-    fn multiply_rounded<X: Rounds + Default, Y: Written>(
+    pub(super) fn multiply_rounded<X: Rounds + Default, Y: winograd::Number>(
         &self,
         x: &[X],
         weight: &PackedWeight,
@@ -128,8 +139,20 @@ impl Conv2d {
         y: &mut [Y],
     ) {
         self.check_finish(x.len(), y.len(), &finish);
-        let Order::Rounded(weight) = &weight.0 else { panic!("conv2d: a weight that is not packed from bf16") };
-        self.multiply_words(x, weight, finish, y);
+        match &weight.0 {
+            Order::Rounded(weight) => self.multiply_words(x, weight, finish, y),
+            Order::RoundedWinograd(weight) => match X::halves(x) {
+                Some(x) => weight.multiply(self, x, finish, y),
+                None => {
+                    let mut lines = scratch::take(Use::Maps, x.len().div_ceil(2));
+                    let rounded = &mut halves(&mut lines)[..x.len()];
+                    round(x, rounded);
+                    weight.multiply(self, rounded, finish, y);
+                    scratch::give(Use::Maps, lines);
+                }
+            },
+            Order::Windows(_) | Order::Winograd(_) => panic!("conv2d: a weight that is not packed from bf16"),
+        }
     }
 
     /// dx, from dy and the weight.

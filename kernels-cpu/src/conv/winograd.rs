@@ -2,19 +2,22 @@
 //! have it.
 //!
 //! A tile of 2 x 2 outputs is Aᵀ [(G g Gᵀ) ∘ (Bᵀ d B)] A for its 4 x 4 inputs d and a kernel g. Summed over channels, each of the 16 products
-//! of elements is a matrix product [tiles, channels] x [channels, outputs]. All factors are 0, 1 and 1/2, so little is lost to rounding.
+//! of elements is a matrix product [tiles, channels] x [channels, outputs]. All factors are 0, 1 and 1/2, so little is lost to rounding. Of bf16,
+//! both transforms are rounded once more, which makes the error 1.7 times as large as that of the sum over all taps.
 
 pub(super) mod gradient;
+mod number;
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::Conv2d;
 use crate::gemm::scratch::{self, Use};
-use crate::gemm::{Finish, Mat, Packed, Right, multiply, numbers};
+use crate::gemm::{Finish, Mat, Packed, bf16_is_in_words, numbers};
 use crate::map::{self, Unary};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, array, dispatch};
+pub(super) use number::Number;
 
 /// Channels come in whole vectors of every tier.
 const VECTOR: usize = 16;
@@ -24,8 +27,8 @@ const FEWEST: usize = 32;
 const FEWEST_TILES: usize = 16;
 /// Outputs whose products a job keeps at a time.
 const GROUP: usize = 64;
-/// Numbers of a job's transformed inputs and products, which stay in a second-level cache of 2 MiB beside the weight.
-const NEAR: usize = 1 << 18;
+/// Bytes of a job's transformed inputs and products, which stay in a second-level cache of 2 MiB beside the weight.
+const NEAR: usize = 1 << 20;
 /// Tiles of a block come in so many: whole register tiles. Fewer than two such would pass over the weight too often.
 const ROWS: usize = 28;
 
@@ -40,23 +43,33 @@ pub(super) fn serves(conv: &Conv2d) -> bool {
         && conv.window.dilation == [1, 1]
         && wide(conv.input)
         && wide(conv.output)
-        && Tiles::new(conv, &[]).of_a_map() >= FEWEST_TILES
+        && Tiles::<f32>::new(conv, &[]).of_a_map() >= FEWEST_TILES
+}
+
+/// Whether one of maps and a weight of bf16 is: where products take two numbers to a word. Transformed inputs and weights are rounded to bf16 then.
+pub(super) fn serves_bf16(conv: &Conv2d) -> bool {
+    let pairs = |channels: usize| channels.is_multiple_of(2 * VECTOR);
+    bf16_is_in_words() && pairs(conv.input) && pairs(conv.output) && serves(conv)
+}
+
+/// Bytes of the inputs and products of a tile, of maps of `T`.
+fn bytes_of_a_tile<T>(conv: &Conv2d) -> usize {
+    16 * (size_of::<T>() * conv.input + size_of::<f32>() * GROUP)
 }
 
 /// Tiles that a job has at most.
-fn most_tiles(conv: &Conv2d) -> usize {
-    (NEAR / (16 * (conv.input + GROUP))).max(2 * ROWS)
+fn most_tiles<T>(conv: &Conv2d) -> usize {
+    (NEAR / bytes_of_a_tile::<T>(conv)).max(2 * ROWS)
 }
 
 /// Bytes of the inputs and products of a job, at most, which its thread keeps.
-pub(super) fn bytes_of_a_job(conv: &Conv2d) -> usize {
-    let tiles = most_tiles(conv).min(Tiles::new(conv, &[]).count());
-    size_of::<f32>() * 16 * tiles * (conv.input + GROUP)
+pub(super) fn bytes_of_a_job<T>(conv: &Conv2d) -> usize {
+    most_tiles::<T>(conv).min(Tiles::<f32>::new(conv, &[]).count()) * bytes_of_a_tile::<T>(conv)
 }
 
 impl Weight {
-    /// G g Gᵀ of a weight [output][tap][channel].
-    pub(super) fn new(conv: &Conv2d, ordered: &[f32]) -> Self {
+    /// G g Gᵀ of a weight [output][tap][channel], for maps of what its matrices are packed in.
+    pub(super) fn new(conv: &Conv2d, ordered: &[f32], pack: fn(Mat<'_, f32>) -> Packed) -> Self {
         let c = conv.input;
         let transform = |first: usize, width: usize, out: Shared<f32>| {
             par::for_each(width, 16 * c, |outputs| {
@@ -66,7 +79,7 @@ impl Weight {
                 }
             });
         };
-        Self::of(conv, transform, |element, width| Mat::new(element, width, c).t())
+        Self::of(conv, transform, |element, width| pack(Mat::new(element, width, c).t()))
     }
 
     /// The same of a weight [tap][channel][output].
@@ -80,27 +93,33 @@ impl Weight {
                 }
             });
         };
-        Self::of(conv, transform, |element, width| Mat::new(element, c, width))
+        Self::of(conv, transform, |element, width| Packed::new(Mat::new(element, c, width)))
     }
 
-    /// Of a transform that writes the elements of so many outputs from one on, `GROUP * input` numbers apart, and of what matrix one is.
+    /// Of a transform that writes the elements of so many outputs from one on, `GROUP * input` numbers apart, and of what packs the matrix that one is.
     fn of(
         conv: &Conv2d,
         transform: impl Fn(usize, usize, Shared<f32>),
-        matrix: impl Fn(&[f32], usize) -> Mat<'_, f32>,
+        pack: impl Fn(&[f32], usize) -> Packed,
     ) -> Self {
         let mut elements = vec![0.0; 16 * GROUP * conv.input];
         let groups = (0..conv.output).step_by(GROUP).map(|first| {
             let width = GROUP.min(conv.output - first);
             transform(first, width, Shared::new(&mut elements));
             let element = |i: usize| &elements[i * GROUP * conv.input..][..width * conv.input];
-            (0..16).map(|i| Packed::new(matrix(element(i), width))).collect()
+            (0..16).map(|i| pack(element(i), width)).collect()
         });
         Self(groups.collect())
     }
 
-    /// y = act(x * weight + bias + residual).
-    pub(super) fn multiply(&self, conv: &Conv2d, x: &[f32], finish: Finish<'_, f32>, y: &mut [f32]) {
+    /// y = act(x * weight + bias + residual), for maps of what the weight was packed for.
+    pub(super) fn multiply<X: Number, Y: Number>(
+        &self,
+        conv: &Conv2d,
+        x: &[X],
+        finish: Finish<'_, f32, Y>,
+        y: &mut [Y],
+    ) {
         let tiles = Tiles::new(conv, x);
         let count = tiles.count();
         if count == 0 {
@@ -108,7 +127,7 @@ impl Weight {
         }
         // Equal blocks of tiles for all threads; where those are too few, groups of outputs are shared out too, whose inputs are transformed by
         // each. A single thread takes whole register tiles.
-        let (threads, most) = (par::threads(), most_tiles(conv));
+        let (threads, most) = (par::threads(), most_tiles::<X>(conv));
         let blocks = count.div_ceil(most).next_multiple_of(threads.min(count / ROWS).max(1));
         let block = count.div_ceil(blocks);
         let block = if threads == 1 { block.next_multiple_of(ROWS) } else { block };
@@ -132,17 +151,17 @@ impl Weight {
     }
 }
 
-struct Tiles<'a> {
+struct Tiles<'a, X = f32> {
     conv: &'a Conv2d,
-    x: &'a [f32],
+    x: &'a [X],
     grid: [usize; 2],
     /// Of tiles in a map.
     rows: usize,
     cols: usize,
 }
 
-impl<'a> Tiles<'a> {
-    fn new(conv: &'a Conv2d, x: &'a [f32]) -> Self {
+impl<'a, X> Tiles<'a, X> {
+    fn new(conv: &'a Conv2d, x: &'a [X]) -> Self {
         let grid = conv.grid();
         Self { conv, x, grid, rows: grid[0].div_ceil(2), cols: grid[1].div_ceil(2) }
     }
@@ -157,22 +176,33 @@ impl<'a> Tiles<'a> {
         self.conv.n * self.of_a_map()
     }
 
+    /// Map, row and column of a tile's first output.
+    #[inline(always)]
+    fn position(&self, tile: usize) -> [usize; 3] {
+        let [map, at] = [tile / self.of_a_map(), tile % self.of_a_map()];
+        [map, 2 * (at / self.cols), 2 * (at % self.cols)]
+    }
+}
+
+impl<X: Number> Tiles<'_, X> {
     /// Some tiles of some groups of outputs, of which `first_group` is the first.
-    fn job(
+    fn job<Y: Number>(
         &self,
         tiles: core::ops::Range<usize>,
         weights: &[Vec<Packed>],
         first_group: usize,
-        finish: Finish<'_, f32>,
-        y: Shared<f32>,
+        finish: Finish<'_, f32, Y>,
+        y: Shared<Y>,
     ) {
         let (c, count) = (self.conv.input, tiles.len());
         // Neither rows nor elements lie a power of two apart, which would crowd a few sets of the cache.
-        let (row, wide) = (c + VECTOR, GROUP + VECTOR);
-        let (apart, apart_out) = (count * row + VECTOR, count * wide + VECTOR);
-        let (mut inputs, mut products) =
-            (scratch::take(Use::Operand, 16 * apart), scratch::take(Use::Result, 16 * apart_out));
-        let (inputs_of, products_of) = (numbers(&mut inputs), numbers(&mut products));
+        let (row, wide) = (c + X::VECTORS * VECTOR, GROUP + VECTOR);
+        let (apart, apart_out) = (count * row + X::VECTORS * VECTOR, count * wide + VECTOR);
+        let (mut inputs, mut products) = (
+            scratch::take(Use::Operand, (16 * apart).div_ceil(X::VECTORS)),
+            scratch::take(Use::Result, 16 * apart_out),
+        );
+        let (inputs_of, products_of) = (&mut X::of(&mut inputs)[..16 * apart], numbers(&mut products));
         dispatch(Inputs { tiles: self, range: tiles.clone(), out: inputs_of, row, apart });
         for (i, weight) in weights.iter().enumerate() {
             for (element, weight) in weight.iter().enumerate() {
@@ -184,8 +214,7 @@ impl<'a> Tiles<'a> {
                     row_stride: row as isize,
                     col_stride: 1,
                 };
-                let out = &mut products_of[element * apart_out..];
-                multiply(a, Right::Packed(weight), out, wide, Finish::default(), false);
+                X::multiply(a, weight, &mut products_of[element * apart_out..], wide);
             }
             let (first, outputs) = ((first_group + i) * GROUP, weight[0].size()[1]);
             let range = tiles.clone();
@@ -203,13 +232,6 @@ impl<'a> Tiles<'a> {
         }
         scratch::give(Use::Operand, inputs);
         scratch::give(Use::Result, products);
-    }
-
-    /// Map, row and column of a tile's first output.
-    #[inline(always)]
-    fn position(&self, tile: usize) -> [usize; 3] {
-        let [map, at] = [tile / self.of_a_map(), tile % self.of_a_map()];
-        [map, 2 * (at / self.cols), 2 * (at % self.cols)]
     }
 }
 
@@ -286,27 +308,27 @@ impl SimdOp for Kernel<'_> {
 }
 
 /// Bᵀ d B of tiles: element i of tile t at `i * apart + t * row`.
-struct Inputs<'a> {
-    tiles: &'a Tiles<'a>,
+struct Inputs<'a, X> {
+    tiles: &'a Tiles<'a, X>,
     range: core::ops::Range<usize>,
-    out: &'a mut [f32],
+    out: &'a mut [X],
     row: usize,
     apart: usize,
 }
 
-impl SimdOp for Inputs<'_> {
+impl<X: Number> SimdOp for Inputs<'_, X> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let Tiles { conv, x, .. } = self.tiles;
         let (c, [h, w], padding) = (conv.input, conv.size, conv.window.padding);
         assert!(
-            c.is_multiple_of(VECTOR)
+            c.is_multiple_of(X::VECTORS * VECTOR)
                 && self.out.len() >= 15 * self.apart + self.range.len() * self.row
                 && self.row >= c
         );
         assert!(x.len() >= conv.n * h * w * c);
-        let zeros = [0.0; VECTOR];
+        let zeros = [X::default(); 2 * VECTOR];
         for (t, tile) in self.range.enumerate() {
             let [map, row, col] = self.tiles.position(tile);
             // Where pixels start, and how far a vector further is: nowhere outside of the map.
@@ -319,19 +341,14 @@ impl SimdOp for Inputs<'_> {
                     }
                 }
             }
-            for k in (0..c).step_by(S::LANES) {
-                // SAFETY: a pixel has all channels, zeros are as many as in a vector; places of the output were checked above.
+            for k in (0..c).step_by(X::VECTORS * S::LANES) {
+                // SAFETY: a pixel has all channels, zeros are as many as are read at once; places of the output were checked above.
                 unsafe {
-                    let d: [[S::F; 4]; 4] = array(|i| {
-                        array(|j| {
-                            let (start, inside) = places[i][j];
-                            s.load_ptr(start.add(k & inside))
-                        })
-                    });
-                    let out = self.out.as_mut_ptr().add(t * self.row + k);
-                    for (i, x) in twice(OfInput, s, d).into_iter().flatten().enumerate() {
-                        s.store_ptr(x, out.add(i * self.apart));
-                    }
+                    let pixel = |i: usize, j: usize| {
+                        let (start, inside) = places[i][j];
+                        start.add(k & inside)
+                    };
+                    X::transform(s, pixel, self.out.as_mut_ptr().add(t * self.row + k), self.apart);
                 }
             }
         }
@@ -339,81 +356,108 @@ impl SimdOp for Inputs<'_> {
 }
 
 /// Aᵀ m A of tiles, finished, for outputs from `first` on.
-struct Outputs<'a> {
-    tiles: &'a Tiles<'a>,
+struct Outputs<'a, X, Y> {
+    tiles: &'a Tiles<'a, X>,
     range: core::ops::Range<usize>,
-    products: &'a [f32],
+    products: &'a mut [f32],
     row: usize,
     apart: usize,
     first: usize,
     outputs: usize,
-    finish: Finish<'a, f32>,
-    y: Shared<f32>,
+    finish: Finish<'a, f32, Y>,
+    y: Shared<Y>,
 }
 
-impl SimdOp for Outputs<'_> {
+impl<X: Number, Y: Number> SimdOp for Outputs<'_, X, Y> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let Tiles { conv, grid, .. } = self.tiles;
         let (o, outputs, finish) = (conv.output, self.outputs, self.finish);
-        assert!(outputs.is_multiple_of(VECTOR) && self.first + outputs <= o && outputs <= self.row);
+        assert!(outputs.is_multiple_of(Y::VECTORS * VECTOR) && self.first + outputs <= o && outputs <= self.row);
         assert!(self.products.len() >= 15 * self.apart + self.range.len() * self.row);
+        let products = self.products.as_mut_ptr();
         let bias = finish.bias.map(|bias| &bias[self.first..self.first + outputs]);
         let relu = finish.act == Some(Unary::Relu);
+        let act = finish.act.filter(|_| !relu);
         for (t, tile) in self.range.enumerate() {
             let [map, row, col] = self.tiles.position(tile);
             let (rows, cols) = (2.min(grid[0] - row), 2.min(grid[1] - col));
             let place = |i: usize, j: usize| ((map * grid[0] + row + i) * grid[1] + col + j) * o + self.first;
-            for k in (0..outputs).step_by(S::LANES) {
-                let m: [[S::F; 4]; 4] = array(|i| {
-                    array(|j| {
-                        let at = (4 * i + j) * self.apart + t * self.row + k;
-                        // SAFETY: places of the products were checked above.
-                        unsafe { s.load_ptr(self.products.as_ptr().add(at)) }
-                    })
-                });
-                let bias = bias.map(|bias| s.load(&bias[k..]));
-                for (i, line) in twice(OfOutput, s, m).into_iter().enumerate().take(rows) {
-                    for (j, mut x) in line.into_iter().enumerate().take(cols) {
-                        let at = place(i, j) + k;
-                        if let Some(bias) = bias {
-                            x = s.add(x, bias);
+            // SAFETY: places of the products were checked above.
+            let product = |element: usize, k: usize| unsafe { products.add(element * self.apart + t * self.row + k) };
+            for k in (0..outputs).step_by(Y::VECTORS * S::LANES) {
+                // SAFETY: as above.
+                let first = unsafe { outputs_of(s, product(0, k), self.apart) };
+                let second = match Y::VECTORS {
+                    // SAFETY: as above.
+                    2 => unsafe { outputs_of(s, product(0, k + S::LANES), self.apart) },
+                    _ => first,
+                };
+                let bias = bias.map(|bias| [s.load(&bias[k..]), s.load(&bias[k + (Y::VECTORS - 1) * S::LANES..])]);
+                for (i, j) in (0..2).flat_map(|i| (0..2).map(move |j| (i, j))).filter(|&(i, j)| i < rows && j < cols) {
+                    let (mut x, at) = ([first[i][j], second[i][j]], place(i, j) + k);
+                    if let Some(bias) = bias {
+                        x = array(|v| s.add(x[v], bias[v]));
+                    }
+                    if let Some(residual) = finish.residual {
+                        // SAFETY: as many as there are outputs, which the slice has.
+                        let residual = unsafe { Y::read(s, residual[at..at + Y::VECTORS * S::LANES].as_ptr()) };
+                        x = array(|v| s.add(x[v], residual[v]));
+                    }
+                    if relu {
+                        x = array(|v| map::vector(s, Unary::Relu, x[v]));
+                    }
+                    // SAFETY: outputs of this job's tiles and group alone; products that were read above.
+                    unsafe {
+                        if act.is_none() {
+                            Y::write(s, x, self.y.slice(at..at + Y::VECTORS * S::LANES).as_mut_ptr());
+                        } else {
+                            (0..Y::VECTORS).for_each(|v| s.store_ptr(x[v], product(2 * i + j, k + v * S::LANES)));
                         }
-                        if let Some(residual) = finish.residual {
-                            x = s.add(x, s.load(&residual[at..]));
-                        }
-                        if relu {
-                            x = map::vector(s, Unary::Relu, x);
-                        }
-                        // SAFETY: outputs of this job's tiles and group alone.
-                        s.store(x, unsafe { self.y.slice(at..at + S::LANES) });
                     }
                 }
             }
-            if let Some(act) = finish.act.filter(|_| !relu) {
-                for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
-                    // SAFETY: as above.
-                    map::activate(s, act, unsafe { self.y.slice(place(i, j)..place(i, j) + outputs) });
-                }
+            // Sums wait in the places of their products for functions that take longer.
+            let Some(act) = act else { continue };
+            for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+                // SAFETY: as above.
+                let (sums, y) = unsafe {
+                    let sums = core::slice::from_raw_parts_mut(product(2 * i + j, 0), outputs);
+                    (sums, self.y.slice(place(i, j)..place(i, j) + outputs))
+                };
+                map::activate(s, act, sums);
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = Y::nearest_to(*sum));
             }
         }
     }
+}
+
+/// Aᵀ m A of elements that lie so far apart.
+///
+/// # Safety
+/// A vector of each must be readable.
+#[inline(always)]
+unsafe fn outputs_of<S: Simd>(s: S, first: *const f32, apart: usize) -> [[S::F; 2]; 2] {
+    // SAFETY: the caller's promise.
+    twice(OfOutput, s, array(|i| array(|j| unsafe { s.load_ptr(first.add((4 * i + j) * apart)) })))
 }
 
 #[cfg(all(test, feature = "rayon"))]
 mod tests {
     use super::super::{Window, conv2d_def};
     use super::*;
+    use crate::gemm::Right;
     use crate::rng::Rng;
     use crate::testing::{narrow, normals, on_every_tier, wide};
+    use half::bf16;
     use proptest::prelude::*;
 
     /// Also for maps of few tiles.
     fn forward(conv: &Conv2d, x: &[f32], weight: &[f32], finish: Finish<'_, f32>) -> Vec<f32> {
         let [rows, cols] = conv.grid();
         let mut y = vec![f32::NAN; conv.n * rows * cols * conv.output];
-        Weight::new(conv, &conv.reordered(weight)).multiply(conv, x, finish, &mut y);
+        Weight::new(conv, &conv.reordered(weight), Packed::new).multiply(conv, x, finish, &mut y);
         y
     }
 
@@ -443,6 +487,66 @@ mod tests {
                     if let Some(act) = act { map::map_in_place(act, &mut parts); }
                     assert_eq!(forward(&conv, &x, &w, Finish { bias, residual: Some(&residual), act }), parts, "{isa}: {conv:?}");
                 }
+            });
+        }
+    }
+
+    /// Aᵀ [sum over channels of bf16(G g Gᵀ) bf16(Bᵀ d B)] A, element by element.
+    fn rounded_def(conv: &Conv2d, x: &[f64], weight: &[f64]) -> Vec<f64> {
+        const G: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+        const B: [[f64; 4]; 4] =
+            [[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, -1.0, 1.0, 0.0], [0.0, 1.0, 0.0, -1.0]];
+        const A: [[f64; 4]; 2] = [[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, -1.0, -1.0]];
+        fn between<const N: usize, const M: usize>(
+            l: &[[f64; N]; M],
+            x: impl Fn(usize, usize) -> f64,
+        ) -> [[f64; M]; M] {
+            array(|i| array(|j| (0..N * N).map(|at| l[i][at / N] * x(at / N, at % N) * l[j][at % N]).sum()))
+        }
+        let near = |x: f64| f64::from(bf16::from_f64(x));
+        let (c, o, [rows, cols], [h, w], [top, left]) =
+            (conv.input, conv.output, conv.grid(), conv.size, conv.window.padding);
+        let mut y = vec![0.0; conv.n * rows * cols * o];
+        for (n, row, col) in super::super::positions(conv.n, rows.div_ceil(2), cols.div_ceil(2)) {
+            for out in 0..o {
+                let mut sums = [[0.0; 4]; 4];
+                for k in 0..c {
+                    let pixel =
+                        |i: usize, j: usize| match ((2 * row + i).checked_sub(top), (2 * col + j).checked_sub(left)) {
+                            (Some(i), Some(j)) if i < h && j < w => x[((n * h + i) * w + j) * c + k],
+                            _ => 0.0,
+                        };
+                    let (u, v) = (between(&G, |i, j| weight[(out * c + k) * 9 + 3 * i + j]), between(&B, pixel));
+                    (0..16).for_each(|at| sums[at / 4][at % 4] += near(u[at / 4][at % 4]) * near(v[at / 4][at % 4]));
+                }
+                let tile = between(&A, |i, j| sums[i][j]);
+                for (i, j) in
+                    (0..4).map(|at| (at / 2, at % 2)).filter(|(i, j)| 2 * row + i < rows && 2 * col + j < cols)
+                {
+                    y[((n * rows + 2 * row + i) * cols + 2 * col + j) * o + out] = tile[i][j];
+                }
+            }
+        }
+        y
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn maps_of_bf16_are_transformed_and_rounded(n in 0usize..3, size in [1usize..8, 1usize..8], padding in [0usize..3, 0usize..3],
+                                                    c in 1usize..3, o in 1usize..4, seed in any::<u64>()) {
+            let size = [0, 1].map(|k| size[k].max(3usize.saturating_sub(2 * padding[k])));
+            let window = Window { padding, ..Window::square(3, 1, 0) };
+            let conv = Conv2d { n, size, input: 32 * c, output: 32 * o, groups: 1, window };
+            // Numbers of 8 bits, whose sums f32 holds and bf16 does not.
+            let [x, w, ..] = drawn(&conv, seed).map(|x| x.iter().map(|x| (x * 64.0).round().clamp(-128.0, 128.0) / 64.0).collect::<Vec<f32>>());
+            let half: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+            prop_assert!(half.iter().zip(&x).all(|(half, &x)| half.to_f32() == x));
+            let expected = rounded_def(&conv, &wide(&x), &wide(&w));
+            on_every_tier(|isa| {
+                let mut y = vec![f32::NAN; expected.len()];
+                Weight::new(&conv, &conv.reordered(&w), Packed::rounded).multiply(&conv, &half, Finish::default(), &mut y);
+                assert!(y.iter().zip(&expected).all(|(y, e)| (f64::from(*y) - e).abs() < 1e-4), "{isa}: {conv:?}");
             });
         }
     }
@@ -512,16 +616,40 @@ mod tests {
             let target = super::super::Target { size: conv.grid(), step: [1, 1], start: [0, 0] };
             let matrix = |_: usize| Right::Loose(conv.matrix(&ordered, 0));
             conv.windows(&x).multiply(1, &matrix, output, Finish::default(), &mut direct, target);
-            let error = |y: &[f32]| {
-                let squares = y.iter().zip(&expected).map(|(y, e)| (f64::from(*y) - e).powi(2));
-                (squares.clone().sum::<f64>().sqrt(), squares.fold(0.0, f64::max).sqrt())
-            };
-            let (ours, theirs) = (error(&y), error(&direct));
-            std::println!("{input} channels, {side} x {side}: error {ours:?}, of the direct sum {theirs:?}");
-            assert!(
-                ours.0 < 2.0 * theirs.0 && ours.1 < 2.0 * theirs.1,
-                "{input} channels: {ours:?} against {theirs:?}"
-            );
+            within(&conv, &expected, [&y, &direct], [2.0, 2.0]);
         }
+    }
+
+    /// The same of maps and weights that are bf16: transforms are rounded once more.
+    #[test]
+    fn little_more_is_lost_to_rounding_to_bf16() {
+        for (input, output, side) in [(32, 64, 28), (64, 64, 28), (256, 64, 14), (512, 32, 7)] {
+            let conv = Conv2d { n: 1, size: [side; 2], input, output, groups: 1, window: Window::square(3, 1, 1) };
+            let [mut x, w, ..] = drawn(&conv, 2);
+            // As behind a ReLU.
+            x.iter_mut().for_each(|x| *x = x.max(0.0));
+            let half = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+            let weight: Vec<f32> = half(&w).iter().map(|w| w.to_f32()).collect();
+            let (mut y, mut direct) = (vec![0.0; conv.lengths()[2]], vec![0.0; conv.lengths()[2]]);
+            Weight::new(&conv, &conv.reordered(&weight), Packed::rounded).multiply(
+                &conv,
+                &half(&x),
+                Finish::default(),
+                &mut y,
+            );
+            conv.forward_bf16(&half(&x), &weight, None, &mut direct);
+            // The largest of so many errors is less certain than their size.
+            within(&conv, &conv2d_def(&conv, &wide(&x), &wide(&w), None), [&y, &direct], [2.0, 2.5]);
+        }
+    }
+
+    /// The errors' size, and the largest, are at most so many times those of the direct sum.
+    fn within(conv: &Conv2d, expected: &[f64], y: [&[f32]; 2], most: [f64; 2]) {
+        let [ours, theirs] = y.map(|y| {
+            let squares = y.iter().zip(expected).map(|(y, e)| (f64::from(*y) - e).powi(2));
+            [squares.clone().sum::<f64>().sqrt(), squares.fold(0.0, f64::max).sqrt()]
+        });
+        std::println!("error {ours:?}, of the direct sum {theirs:?}: {conv:?}");
+        assert!((0..2).all(|i| ours[i] < most[i] * theirs[i]), "{ours:?} against {theirs:?}: {conv:?}");
     }
 }

@@ -34,6 +34,10 @@ pub trait Rounds: Copy + Send + Sync {
     fn pairs_of<S: Simd>(s: S, x: &[Self]) -> S::F {
         s.upper_halves(Self::upper(s, &x[..S::LANES]), Self::upper(s, &x[S::LANES..]))
     }
+    /// The same numbers where they are bf16.
+    fn halves(_x: &[Self]) -> Option<&[bf16]> {
+        None
+    }
     /// A matrix of pairs that lie as words where a word holds two, in whole words.
     #[inline(always)]
     fn pairs(_x: Mat<'_, Self>) -> Option<Mat<'_, f32>> {
@@ -43,7 +47,7 @@ pub trait Rounds: Copy + Send + Sync {
 
 /// The nearest bf16 in the upper halves of words, whose lower ones may hold anything.
 #[inline(always)]
-pub(super) fn nearest<S: Simd>(s: S, x: S::F) -> S::F {
+pub(crate) fn nearest<S: Simd>(s: S, x: S::F) -> S::F {
     // A sum with NaN is one that rounding does not lose.
     s.select(s.eq(x, x), nearest_sum(s, x), s.add(x, x))
 }
@@ -51,7 +55,7 @@ pub(super) fn nearest<S: Simd>(s: S, x: S::F) -> S::F {
 /// As [`nearest`], of sums of products of bf16: where such a sum is NaN, its lower half is 0, as that of a bf16 and of the processor's own NaN
 /// is, and rounding leaves it.
 #[inline(always)]
-pub(super) fn nearest_sum<S: Simd>(s: S, x: S::F) -> S::F {
+pub(crate) fn nearest_sum<S: Simd>(s: S, x: S::F) -> S::F {
     let bits = s.bits(x);
     let odd = s.and_i(s.shr_i::<16>(bits), s.splat_i(1));
     s.as_float(s.add_i(bits, s.add_i(odd, s.splat_i(0x7fff))))
@@ -88,6 +92,10 @@ impl Rounds for bf16 {
         assert!(x.len() >= 2 * S::LANES);
         // SAFETY: as many numbers, each half of a word, of whose bits all are f32.
         unsafe { s.load_ptr(x.as_ptr().cast()) }
+    }
+
+    fn halves(x: &[bf16]) -> Option<&[bf16]> {
+        Some(x)
     }
 
     fn pairs(x: Mat<'_, bf16>) -> Option<Mat<'_, f32>> {

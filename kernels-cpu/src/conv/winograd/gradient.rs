@@ -19,7 +19,7 @@ const FEWEST_TILES: usize = 2 * BLOCK;
 
 /// Whether the gradient of the weight is computed so. It is a sum over all maps, so it goes by their number too.
 pub(in crate::conv) fn serves(conv: &Conv2d) -> bool {
-    super::serves(conv) && Tiles::new(conv, &[]).count() >= FEWEST_TILES
+    super::serves(conv) && Tiles::<f32>::new(conv, &[]).count() >= FEWEST_TILES
 }
 
 /// Bytes of the sums, and of the elements that threads keep, at most.
