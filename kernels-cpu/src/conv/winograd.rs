@@ -281,6 +281,16 @@ fn twice<S: Simd, const N: usize, const M: usize>(of: impl Along<N, M>, s: S, x:
     array(|i| of.along(s, array(|j| columns[j][i])))
 }
 
+/// Calls `f` with each element and its number. An iterator over them would put them into memory first.
+#[inline(always)]
+fn each<X: Copy, const N: usize>(elements: [[X; N]; N], mut f: impl FnMut(usize, X)) {
+    for i in 0..N {
+        for j in 0..N {
+            f(N * i + j, elements[i][j]);
+        }
+    }
+}
+
 /// `len` kernels side by side, taps of which are so far apart; element i of their transforms goes to `at + i * apart`.
 struct Kernel<'a> {
     g: &'a [f32],
@@ -297,12 +307,11 @@ impl SimdOp for Kernel<'_> {
     fn eval<S: Simd>(self, s: S) {
         for k in (0..self.len).step_by(S::LANES) {
             let taps: [[S::F; 3]; 3] = array(|i| array(|j| s.load(&self.g[(3 * i + j) * self.tap + k..])));
-            for (i, x) in twice(OfKernel, s, taps).into_iter().flatten().enumerate() {
+            each(twice(OfKernel, s, taps), |i, x| {
+                let at = self.at + i * self.apart + k;
                 // SAFETY: places that nothing else writes.
-                s.store(x, unsafe {
-                    self.out.slice(self.at + i * self.apart + k..self.at + i * self.apart + k + S::LANES)
-                });
-            }
+                s.store(x, unsafe { self.out.slice(at..at + S::LANES) });
+            });
         }
     }
 }
@@ -395,7 +404,11 @@ impl<X: Number, Y: Number> SimdOp for Outputs<'_, X, Y> {
                     _ => first,
                 };
                 let bias = bias.map(|bias| [s.load(&bias[k..]), s.load(&bias[k + (Y::VECTORS - 1) * S::LANES..])]);
-                for (i, j) in (0..2).flat_map(|i| (0..2).map(move |j| (i, j))).filter(|&(i, j)| i < rows && j < cols) {
+                for element in 0..4 {
+                    let [i, j] = [element / 2, element % 2];
+                    if i >= rows || j >= cols {
+                        continue;
+                    }
                     let (mut x, at) = ([first[i][j], second[i][j]], place(i, j) + k);
                     if let Some(bias) = bias {
                         x = array(|v| s.add(x[v], bias[v]));
@@ -413,7 +426,7 @@ impl<X: Number, Y: Number> SimdOp for Outputs<'_, X, Y> {
                         if act.is_none() {
                             Y::write(s, x, self.y.slice(at..at + Y::VECTORS * S::LANES).as_mut_ptr());
                         } else {
-                            (0..Y::VECTORS).for_each(|v| s.store_ptr(x[v], product(2 * i + j, k + v * S::LANES)));
+                            (0..Y::VECTORS).for_each(|v| s.store_ptr(x[v], product(element, k + v * S::LANES)));
                         }
                     }
                 }

@@ -5,7 +5,7 @@
 use alloc::vec;
 use core::ops::Range;
 
-use super::{Along, FEWEST, OfInput, Tiles, VECTOR, twice};
+use super::{Along, FEWEST, OfInput, Tiles, VECTOR, each, twice};
 use crate::conv::Conv2d;
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{Mat, gemm_serial, numbers};
@@ -204,15 +204,15 @@ impl<T: Along<N, 4>, const N: usize> SimdOp for Line<'_, '_, T, N> {
             for k in (0..channels.len()).step_by(S::LANES) {
                 // SAFETY: a pixel has all channels, zeros are as many as in a vector; places of the output were checked above.
                 unsafe {
-                    let mut d = [s.splat(0.0); N];
-                    for (d, [first, second]) in d.iter_mut().zip(&places) {
+                    let d = array(|j| {
+                        let [first, second] = places[j];
                         let [first, second] = [first.0.add(k & first.1), second.0.add(k & second.1)];
-                        *d = s.add(s.mul(s.load_ptr(first), factors[0]), s.mul(s.load_ptr(second), factors[1]));
-                    }
+                        s.add(s.mul(s.load_ptr(first), factors[0]), s.mul(s.load_ptr(second), factors[1]))
+                    });
                     let line = self.transform.along(s, d);
                     let place = out.numbers.as_mut_ptr().add(t * out.row + k);
-                    for (i, x) in line.into_iter().enumerate() {
-                        s.store_ptr(x, place.add(i * out.apart));
+                    for i in 0..4 {
+                        s.store_ptr(line[i], place.add(i * out.apart));
                     }
                 }
             }
@@ -234,9 +234,7 @@ impl SimdOp for Kernels<'_> {
         for (k, dweight) in self.dweight.chunks_exact_mut(9 * S::LANES).enumerate() {
             let u: [[S::F; 4]; 4] = array(|i| array(|j| s.load(&self.sums[(4 * i + j) * self.apart + k * S::LANES..])));
             let mut taps = [[0.0; VECTOR]; 9];
-            for (x, tap) in twice(OfSum, s, u).into_iter().flatten().zip(&mut taps) {
-                s.store(x, tap);
-            }
+            each(twice(OfSum, s, u), |i, x| s.store(x, &mut taps[i]));
             for (k, channel) in dweight.chunks_exact_mut(9).enumerate() {
                 channel.iter_mut().zip(&taps).for_each(|(d, tap)| *d = tap[k]);
             }

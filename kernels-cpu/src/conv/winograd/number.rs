@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{OfInput, twice};
+use super::{OfInput, each, twice};
 use crate::gemm::{
     Finish, Line, Mat, Packed, Right, Rounds, Written, halves, multiply, multiply_halves, nearest, nearest_sum, numbers,
 };
@@ -57,9 +57,7 @@ impl Number for f32 {
         // SAFETY: the caller's promise.
         unsafe {
             let d: [[S::F; 4]; 4] = array(|i| array(|j| s.load_ptr(pixel(i, j))));
-            for (i, x) in twice(OfInput, s, d).into_iter().flatten().enumerate() {
-                s.store_ptr(x, out.add(i * apart));
-            }
+            each(twice(OfInput, s, d), |i, x| s.store_ptr(x, out.add(i * apart)));
         }
     }
 
@@ -102,14 +100,12 @@ impl Number for bf16 {
         let words: [[S::I; 4]; 4] = array(|i| array(|j| s.bits(unsafe { s.load_ptr(pixel(i, j).cast()) })));
         let lower = twice(OfInput, s, array(|i| array(|j| s.as_float(s.shl_i::<16>(words[i][j])))));
         let upper = twice(OfInput, s, array(|i| array(|j| s.as_float(s.and_i(words[i][j], s.splat_i(UPPER))))));
-        for i in 0..4 {
-            for j in 0..4 {
-                let lower = s.and_i(s.shr_i::<16>(s.bits(nearest_sum(s, lower[i][j]))), s.splat_i(0xffff));
-                let upper = s.and_i(s.bits(nearest_sum(s, upper[i][j])), s.splat_i(UPPER));
-                // SAFETY: as above.
-                unsafe { s.store_ptr(s.as_float(s.add_i(lower, upper)), out.add((4 * i + j) * apart).cast()) };
-            }
-        }
+        each(lower, |i, lower| {
+            let lower = s.and_i(s.shr_i::<16>(s.bits(nearest_sum(s, lower))), s.splat_i(0xffff));
+            let upper = s.and_i(s.bits(nearest_sum(s, upper[i / 4][i % 4])), s.splat_i(UPPER));
+            // SAFETY: as above.
+            unsafe { s.store_ptr(s.as_float(s.add_i(lower, upper)), out.add(i * apart).cast()) };
+        });
     }
 
     #[inline(always)]
