@@ -34,12 +34,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Reads `LANES` numbers.
     ///
     /// # Safety
-    /// They must be readable at `p`; any alignment of f32 will do.
+    /// They must be readable at `p`; any alignment will do.
     unsafe fn load_ptr(self, p: *const f32) -> Self::F;
     /// Writes `LANES` numbers.
     ///
     /// # Safety
-    /// They must be writable at `p`.
+    /// They must be writable at `p`; any alignment will do.
     unsafe fn store_ptr(self, x: Self::F, p: *mut f32);
     /// Asks for the cache line of `p`, which may be anywhere.
     #[inline(always)]

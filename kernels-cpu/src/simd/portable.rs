@@ -32,13 +32,13 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_ptr(self, p: *const f32) -> f32x8 {
-        // SAFETY: the caller's promise; an array of f32 has the alignment of f32.
-        f32x8::new(unsafe { p.cast::<[f32; 8]>().read() })
+        // SAFETY: the caller's promise.
+        f32x8::new(unsafe { p.cast::<[f32; 8]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn store_ptr(self, x: f32x8, p: *mut f32) {
         // SAFETY: the caller's promise.
-        unsafe { p.cast::<[f32; 8]>().write(x.to_array()) }
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(x.to_array()) }
     }
     #[inline(always)]
     fn add(self, a: f32x8, b: f32x8) -> f32x8 {

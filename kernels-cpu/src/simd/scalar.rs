@@ -31,12 +31,12 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn load_ptr(self, p: *const f32) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe { p.read() }
+        unsafe { p.read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store_ptr(self, x: f32, p: *mut f32) {
         // SAFETY: the caller's promise.
-        unsafe { p.write(x) }
+        unsafe { p.write_unaligned(x) }
     }
     #[inline(always)]
     fn add(self, a: f32, b: f32) -> f32 {
