@@ -88,6 +88,7 @@ enum Order {
     Winograd(winograd::Weight),
     /// Of bf16, for maps that are rounded to it.
     Rounded(Packed),
+    /// The same by transforms.
     RoundedWinograd(winograd::Weight),
 }
 

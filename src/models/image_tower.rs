@@ -121,12 +121,15 @@ impl ImageTower {
         })
     }
 
+    fn has_class_token(&self) -> bool {
+        matches!(self, Self::Vit(vit) if vit.has_class_token())
+    }
+
     /// What stands for the whole image, [n, width], of tokens as they are. A class token comes without what the others alone need.
     pub fn whole(&self, global: GlobalImage, pixels: &Tensor, statistics: &mut Statistics) -> Tensor {
         match self {
             Self::Vit(vit) if global == GlobalImage::Cls => vit.forward_class(pixels).at(1, 0),
-            Self::Vit(vit) => global.split(&vit.forward(pixels), vit.has_class_token()).whole,
-            Self::Resnet(_) => global.split(&self.forward(pixels, statistics), false).whole,
+            _ => global.split(&self.forward(pixels, statistics), self.has_class_token()).whole,
         }
     }
 

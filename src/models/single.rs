@@ -6,7 +6,9 @@ use super::dual_encoder::{Embeddings, GlobalImage};
 use super::image_tower::{ImageProjection, ImageProjectionKind, ImageTower, ImageTowerConfig};
 use super::text_tower::{TextTower, TextTowerConfig};
 use crate::error::{Error, Result};
-use crate::nn::{LayerNorm, Linear, Module, Noted, Params, Projection, ProjectionKind, Statistics, Unary, join};
+use crate::nn::{
+    LayerNorm, Linear, Module, Noted, Params, Projection, ProjectionKind, Statistics, Unary, join, normed,
+};
 use crate::tensor::Tensor;
 
 /// An image encoder and its end.
@@ -130,11 +132,7 @@ impl ImageModel {
             let embeddings = self.global_image().split(&projected, self.config.vision.class_token());
             return (embeddings.whole.clone(), Some(embeddings));
         }
-        let whole = self.vision.whole(self.global_image(), pixels, statistics);
-        let whole = match &self.pooled_norm {
-            Some(norm) => norm.forward(&whole),
-            None => whole,
-        };
+        let whole = normed(self.pooled_norm.as_ref(), self.vision.whole(self.global_image(), pixels, statistics));
         let output = match &self.end {
             End::Pooler(pooler) => pooler.forward(&whole, Some(Unary::Tanh)),
             End::Logits(classifier) => classifier.forward(&whole, None),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::check_sizes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::nn::{Activation, Conv2d, Encoder, EncoderConfig, GroupNorm, Init, LayerNorm, Module, Params};
+use crate::nn::{Activation, Conv2d, Encoder, EncoderConfig, GroupNorm, Init, LayerNorm, Module, Params, normed};
 use crate::ops::conv;
 use crate::ops::resize::Filter;
 use crate::tensor::Tensor;
@@ -271,11 +271,11 @@ impl Vit {
             x = Tensor::concat(&[&class, &x], 1);
         }
         let x = x + &self.positions(grid);
-        normed(&self.pre_norm, x)
+        normed(self.pre_norm.as_ref(), x)
     }
 
     fn end(&self, x: Tensor) -> Tensor {
-        normed(&self.post_norm, x)
+        normed(self.post_norm.as_ref(), x)
     }
 
     /// Patches of the pixels, projected: [n, patches, width].
@@ -307,13 +307,6 @@ impl Vit {
         let patches = all.narrow(0, first, side * side).reshape([1, side, side, d]);
         let patches = patches.resize(grid, Filter::Bicubic, false).reshape([grid[0] * grid[1], d]);
         Tensor::concat(&[&all.narrow(0, 0, first), &patches], 0)
-    }
-}
-
-fn normed(norm: &Option<LayerNorm>, x: Tensor) -> Tensor {
-    match norm {
-        Some(norm) => norm.forward(&x),
-        None => x,
     }
 }
 

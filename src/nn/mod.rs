@@ -103,6 +103,14 @@ impl LayerNorm {
     }
 }
 
+/// x by a norm, where there is one.
+pub fn normed(norm: Option<&LayerNorm>, x: Tensor) -> Tensor {
+    match norm {
+        Some(norm) => norm.forward(&x),
+        None => x,
+    }
+}
+
 /// Group norm with one group (Wu and He 2018): an image's whole map to mean 0 and variance 1, then a factor and a shift per channel.
 pub struct GroupNorm {
     /// `[channels]`

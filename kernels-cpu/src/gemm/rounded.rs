@@ -19,7 +19,7 @@ use crate::simd::{Simd, SimdOp, dispatch, eval_on};
 /// Rows that are rounded at a time: so many are read side by side where they are columns in memory.
 const ROWS: usize = 64;
 /// The upper half of a word.
-const UPPER: i32 = 0xffff_u32.cast_signed() << 16;
+pub(crate) const UPPER: i32 = 0xffff_u32.cast_signed() << 16;
 
 /// A number that a product takes as bf16.
 pub trait Rounds: Copy + Send + Sync {

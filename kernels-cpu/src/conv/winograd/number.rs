@@ -4,7 +4,8 @@ use half::bf16;
 
 use super::{OfInput, each, twice};
 use crate::gemm::{
-    Finish, Line, Mat, Packed, Right, Rounds, Written, halves, multiply, multiply_halves, nearest, nearest_sum, numbers,
+    Finish, Line, Mat, Packed, Right, Rounds, UPPER, Written, halves, multiply, multiply_halves, nearest, nearest_sum,
+    numbers,
 };
 use crate::simd::{Simd, array};
 
@@ -78,9 +79,6 @@ impl Number for f32 {
         x
     }
 }
-
-/// The upper half of a word.
-const UPPER: i32 = 0xffff_u32.cast_signed() << 16;
 
 impl Number for bf16 {
     const VECTORS: usize = 2;
