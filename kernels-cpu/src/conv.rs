@@ -6,6 +6,7 @@
 //! The bits of an output element depend on the sizes of a map and the tier alone. The gradient of the weight
 //! sums over positions, in fixed parts that are added in order, or at once where there are many weights.
 
+mod even;
 mod gather;
 mod rounded;
 mod winograd;

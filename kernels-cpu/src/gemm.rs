@@ -19,6 +19,8 @@ mod tile;
 mod words;
 mod written;
 
+use alloc::vec::Vec;
+
 use crate::float::{Float, as_f32, as_f32_mut, as_f64, as_f64_mut};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
@@ -30,7 +32,7 @@ pub(crate) use nest::MOST_PACKED_BYTES;
 pub(crate) use pack::{Line, numbers};
 pub use packed::{Kept, Packed};
 pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, round, widen};
-pub(crate) use rounded::{UPPER, bf16_is_in_words, halves, multiply_halves, nearest, nearest_sum};
+pub(crate) use rounded::{UPPER, bf16_is_in_words, bf16_step, halves, multiply_halves, nearest, nearest_sum};
 use words::Words;
 pub(crate) use written::Written;
 
@@ -152,6 +154,7 @@ pub(crate) enum Left<'a> {
     /// Words of narrower numbers, and the scales of rows of levels.
     Words(Mat<'a, f32>, &'a [f32]),
     Windows(&'a Windows<'a>),
+    Even(&'a EvenWindows<'a>),
 }
 
 impl Left<'_> {
@@ -159,7 +162,14 @@ impl Left<'_> {
         match self {
             Self::Mat(a) | Self::Words(a, _) => [a.rows, a.cols],
             Self::Windows(w) => [w.rows, w.taps * w.channels],
+            Self::Even(w) => [w.rows(), w.taps.len() * w.words],
         }
+    }
+
+    /// How many of the rows before one go to C, where it goes if it does.
+    #[inline(always)]
+    fn before(&self, row: usize) -> usize {
+        if let Self::Even(w) = self { w.before(row) } else { row }
     }
 }
 
@@ -193,6 +203,76 @@ pub(crate) unsafe fn multiply_windows<C: Written>(
     check([a.rows, k], [b.words().count(b.rows()), n], c, ldc, &finish);
     assert!(a.rows > 0 && n > 0 && k > 0, "gemm: [{}, {k}] windows times [{k}, {n}]", a.rows);
     C::product(b.isa(), Left::Windows(a), b, c, ldc, finish, true);
+}
+
+/// A matrix whose rows are windows at equal distances over maps with margins, as AMX reads them: words of what B was packed from. Windows lie on lines; those
+/// behind the first ones of a line, and lines behind the first ones of a map, are multiplied for nothing and go nowhere.
+pub(crate) struct EvenWindows<'a> {
+    pub source: &'a [f32],
+    /// Where each tap of the first window starts.
+    pub taps: Vec<usize>,
+    /// Words of a tap: whole steps.
+    pub words: usize,
+    /// From a window to the next.
+    pub apart: usize,
+    /// Windows on a line, and those of them that are there.
+    pub line: [usize; 2],
+    /// Lines of a map, and those of them that are there.
+    pub lines: [usize; 2],
+    pub maps: usize,
+}
+
+impl EvenWindows<'_> {
+    /// Rows up to the last one that is there.
+    fn rows(&self) -> usize {
+        let ([all, there], [lines, there_of_map]) = (self.line, self.lines);
+        match self.maps * there_of_map * there {
+            0 => 0,
+            _ => ((self.maps - 1) * lines + there_of_map - 1) * all + there,
+        }
+    }
+
+    /// How many rows from one on are alike: there, or not.
+    #[inline(always)]
+    fn run(&self, row: usize) -> (usize, bool) {
+        let ([all, there], [lines, there_of_map]) = (self.line, self.lines);
+        let at = row % all;
+        match row / all % lines < there_of_map && at < there {
+            true => (there - at, true),
+            false => (all - at, false),
+        }
+    }
+
+    /// How many of the rows before one are there.
+    #[inline(always)]
+    fn before(&self, row: usize) -> usize {
+        let ([all, there], [lines, there_of_map]) = (self.line, self.lines);
+        let (line, at) = (row / all, row % all);
+        let (map, line) = (line / lines, line % lines);
+        let of_line = if line < there_of_map { at.min(there) } else { 0 };
+        (map * there_of_map + line.min(there_of_map)) * there + of_line
+    }
+}
+
+/// C = act(A B + bias + residual) for windows A that lie evenly, with the bits of the product of their copies.
+///
+/// # Panics
+/// If the sizes do not fit, one is 0, a window leaves its maps, or B was not packed for AMX.
+pub(crate) fn multiply_even<C: Written>(
+    a: &EvenWindows<'_>,
+    b: &Packed,
+    c: &mut [C],
+    ldc: usize,
+    finish: Finish<'_, f32, C>,
+) {
+    let (rows, k, n) = (a.rows(), a.taps.len() * a.words, b.size()[1]);
+    let there = a.before(rows);
+    check([there, k], [b.words.count(b.size()[0]), n], c, ldc, &finish);
+    assert!(b.words == Words::Bf16Tiles && a.words.is_multiple_of(b.words.step()), "gemm: windows for other words");
+    assert!(there > 0 && n > 0 && k > 0, "gemm: [{there}, {k}] windows times [{k}, {n}]");
+    let last = a.taps.iter().max().expect("some taps") + (rows - 1) * a.apart;
+    assert!(last + a.words <= a.source.len(), "gemm: windows beyond their maps");
+    C::product(b.isa, Left::Even(a), Right::Packed(b), c, ldc, finish, true);
 }
 
 /// The right operand of a product.

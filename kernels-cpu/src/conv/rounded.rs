@@ -7,10 +7,10 @@ use core::ops::Range;
 use half::bf16;
 
 use super::gather::{Gather, Inside, PACKED_ROWS, RUN, Target};
-use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, phases, winograd};
+use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, even, phases, winograd};
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{
-    Finish, Mat, Numbers, Packed, Right, Rounds, Written, accumulate_bf16, bf16_is_in_words, bf16_is_quick, halves,
+    Finish, Mat, Numbers, Packed, Right, Rounds, Written, accumulate_bf16, bf16_is_quick, bf16_step, halves,
     multiply_bf16, multiply_halves, numbers, round, widen,
 };
 use crate::par;
@@ -59,7 +59,7 @@ impl Conv2d {
         let (c, row) = (self.input, self.window.kernel[1] * self.input);
         let side_by_side = c < RUN && row >= RUN && self.window.dilation[1] == 1;
         let starts = (self.window.stride[1] * c).is_multiple_of(2);
-        (side_by_side && starts && bf16_is_in_words()).then(|| row.next_multiple_of(2))
+        bf16_step().filter(|_| side_by_side && starts).map(|step| row.next_multiple_of(step))
     }
 
     /// A weight [output][tap][channel] as it is multiplied: rows of the kernel are filled up with zeros where they are read by words.
@@ -206,6 +206,9 @@ fn multiply<T: Rounds + Default, Y: Written>(
         return;
     }
     let channels = windows.channels;
+    if !windows.is_plain() && target.is_whole(windows.grid) && even::serves(windows, row_of_words, matrix) {
+        return even::multiply(windows, row_of_words, matrix, finish, y);
+    }
     if windows.is_plain() && target.is_whole(windows.grid) {
         let pixels = Mat::new(windows.source, windows.items(), channels);
         if T::pairs(pixels).is_some() {

@@ -240,6 +240,11 @@ fn blocks_of_rounded_windows_have_the_same_bits_for_any_threads() {
         (1, 19, 32, 32, Window { dilation: [2, 3], ..Window::square(3, 1, 2) }),
         // Maps that are rounded one after the other.
         (3, 71, 64, 3, Window::square(3, 2, 1)),
+        // Lines copied by their remainders, of which taps read some alone, and a depth of several parts.
+        (3, 13, 96, 64, Window { stride: [2, 3], dilation: [2, 1], ..Window::square(3, 1, 2) }),
+        (3, 11, 64, 70, Window { kernel: [2, 1], ..Window::square(1, 3, 0) }),
+        (2, 9, 256, 64, Window::square(3, 2, 1)),
+        (3, 33, 3, 64, Window { stride: [3, 2], padding: [9, 3], ..Window::square(7, 1, 0) }),
     ] {
         let conv = Conv2d { n, size: [side, side + 2], input, output, groups: 1, window };
         for isa in crate::isa::Isa::available() {

@@ -9,9 +9,9 @@ use crate::simd::Simd;
 
 /// Rows and columns of a tile.
 pub(super) const SIZE: (usize, usize) = (32, 32);
-/// Most words of a row or column that a tile is summed up over at a time where it has more than one after the other: a panel of so many fills the
-/// first-level cache (48 KiB on Sapphire Rapids). Shorter parts pass over sums more often than they save.
-pub(super) const DEEP: usize = 384;
+/// Most words of a row or column that a tile is summed up over at a time where it has more than one after the other: a panel of so many fills half of
+/// the first-level cache (48 KiB on Sapphire Rapids), through which rows pass. Shorter parts pass over sums more often than they save.
+pub(super) const DEEP: usize = 192;
 /// Tiles whose sums wait for the next part: 64 KiB.
 pub(super) const TOGETHER: usize = 16;
 
@@ -77,7 +77,7 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
         debug_assert!(back <= above);
         let apart = a.at(1, 0).byte_offset_from(a.at(0, 0));
         let upper = a.at(0, 0).wrapping_byte_offset(-apart * back as isize);
-        let (lower, columns) = (upper.wrapping_byte_offset(16 * apart), b.start);
+        let columns = b.start;
         let (steps, mut ahead) = (part.depth / 16, b.ahead[0]);
         let (lines, of_c) = (ahead.lines.div_ceil(steps), if part.last { rows.div_ceil(steps) } else { 0 });
         // A line that a row shares with the next step is read again.
@@ -95,17 +95,29 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
                 asm!("tileloadd tmm2, [{c} + {line}]", "tileloadd tmm3, [{c} + {line} + 64]", c = in(reg) low, line = in(reg) waiting, options(nostack, readonly));
             }
         }
-        let (mut line, apart_in_c) = out.lines[0];
+        let [(mut line, apart_in_c), (mut added, added_apart)] = out.lines;
+        // A line of 32 halves, or two of as many numbers.
+        let last = if out.halves.is_some() { 15 } else { 31 };
+        let (mut upper, mut run) = (upper, a.run(0) / 16);
         for step in 0..steps {
+            if run == 0 {
+                upper = a.at(0, 16 * step).wrapping_byte_offset(-apart * back as isize);
+                run = a.run(16 * step) / 16;
+            }
+            run -= 1;
             // As in other tiles, C is asked for a little at a time.
             for _ in 0..of_c {
                 s.prefetch(line);
-                s.prefetch(line.wrapping_add(31));
+                s.prefetch(line.wrapping_add(last));
                 line = line.wrapping_add(apart_in_c);
+                if !added.is_null() {
+                    s.prefetch(added);
+                    s.prefetch(added.wrapping_add(last));
+                    added = added.wrapping_add(added_apart);
+                }
             }
             ahead.ask(s, lines);
-            let (upper, lower, columns) =
-                (upper.wrapping_add(16 * step), lower.wrapping_add(16 * step), columns.add(512 * step));
+            let (lower, columns) = (upper.wrapping_byte_offset(16 * apart), columns.add(512 * step));
             macro_rules! multiply {
                 ($of_a:literal, $of_b:literal, $product:literal) => {{
                     asm!(concat!($of_a, " tmm4, [{a} + {apart}]"), concat!($of_b, " tmm6, [{b} + {line}]"), concat!($product, " tmm0, tmm4, tmm6"),
@@ -126,6 +138,7 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
                 (false, Once::Neither) => multiply!("tileloadd", "tileloadd", "tdpbf16ps"),
                 (true, Once::Neither) => multiply!("tileloadd", "tileloadd", "tdpbusd"),
             }
+            upper = upper.wrapping_add(16);
         }
         let stored = |c: *mut f32, ldc: usize| {
             let line = 4 * ldc;
@@ -134,17 +147,17 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
                 asm!("tilestored [{c} + {line}], tmm2", "tilestored [{c} + {line} + 64], tmm3", c = in(reg) c.add(16 * ldc), line = in(reg) line, options(nostack));
             }
         };
-        if part.last && back == 0 && cols == 32 && out.is_product() {
+        if part.last && back == 0 && cols == 32 && out.is_product() && a.placed(0, rows) == (rows, Some(0)) {
             return stored(out.c, out.ldc);
         }
         stored(part.sums, 32);
-        if part.last {
-            let sums = part.sums.add(32 * back);
-            for r in 0..rows {
-                for from in (0..cols).step_by(S::LANES) {
-                    tile::finish::<S, D>(s, s.load_ptr(sums.add(32 * r + from)), r, from, cols, out);
-                }
+        let mut r = if part.last { 0 } else { rows };
+        while r < rows {
+            let (run, place) = a.placed(r, rows);
+            if let Some(place) = place {
+                tile::finish_rows::<S, D>(s, part.sums.add(32 * (back + r)), run, cols, out.below(place));
             }
+            r += run;
         }
     }
 }

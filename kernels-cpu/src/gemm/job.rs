@@ -123,6 +123,15 @@ impl WordsOp for Job<'_> {
                 self.tiles(s, d, pack, rows_of);
                 scratch::give_named(Use::Rows, name, lines);
             }
+            (Left::Even(windows), _) => {
+                assert!(D::TILES, "AMX reads windows that lie evenly");
+                let rows_of = |start: usize, _: usize, t: usize| tile::Even {
+                    windows,
+                    row: self.rows.start + self.tile_at(t),
+                    first: start,
+                };
+                self.tiles(s, d, |_| Ahead::NONE, rows_of);
+            }
             (Left::Windows(windows), _) => {
                 assert!(matches!(D::WORDS, Words::F32 | Words::Bf16), "windows are read a word at a time");
                 // [tile of rows][tap][row of the tile]
@@ -293,20 +302,26 @@ impl Job<'_> {
                     }
                 };
                 let (rows, cols) = (end - i, nr.min(n - p * nr));
+                // Those of C.
+                let [first, beyond] = [i, end].map(|row| self.a.before(self.rows.start + row));
+                if first == beyond {
+                    continue;
+                }
                 let (whole, last) = (part + 1 == parts, start + depth == self.k);
                 let finish = if last { self.finish } else { Finish::default() };
                 // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
                 // data, and packed panels are whole.
                 unsafe {
-                    let at = (self.rows.start + i) * self.ldc + p * nr;
+                    let at = first * self.ldc + p * nr;
                     let (c, ldc) = match &mut unrounded {
                         Some(tile) if start == 0 && last => (pack::numbers(tile).as_mut_ptr(), nr),
                         _ => (self.c.at(at), self.ldc),
                     };
                     let round = self.rounded.filter(|_| last);
-                    let round = round.map(|y| y.tile([self.rows.start + i, p * nr], c, ldc, [rows, cols]));
+                    let round = round.map(|y| y.tile([first, p * nr], c, ldc, [beyond - first, cols]));
                     // Rounded as it is written, where that can be.
-                    let halves = round.as_ref().filter(|_| D::HALVES && tile::is_whole(S::ISA, rows, cols));
+                    let is_whole = if D::TILES { cols == nr } else { tile::is_whole(S::ISA, rows, cols) };
+                    let halves = round.as_ref().filter(|_| D::HALVES && is_whole);
                     let halves = halves.and_then(RoundTile::halves);
                     let residual = finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr());
                     let out = Target {
@@ -343,7 +358,7 @@ impl Job<'_> {
                         tile::run::<S, A, D>(s, rows_of(start, depth, t), b, depth, rows, cols, out);
                     }
                     if let Some(act) = finish.act.filter(|_| whole && !out.relu) {
-                        again(s, Activate { act, c: out.c, ldc: self.ldc, rows, cols });
+                        again(s, Activate { act, c: out.c, ldc: self.ldc, rows: beyond - first, cols });
                     }
                     if let Some(round) = round.filter(|_| whole && halves.is_none()) {
                         again(s, round);

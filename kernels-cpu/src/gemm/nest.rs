@@ -108,7 +108,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     // are so many that they would only pass through the caches. Words were written so that they are read in place.
     let (there, windows) = match a {
         Left::Mat(a) | Left::Words(a, _) => (in_place(isa, words, &a, n, threads), false),
-        Left::Windows(_) => (Some(tall), true),
+        Left::Windows(_) | Left::Even(_) => (Some(tall), true),
     };
     let mr = there.unwrap_or(tall);
     let split = Split::new(isa, words, [m, k, n], mr, windows, threads);

@@ -295,6 +295,12 @@ pub(crate) fn bf16_is_in_words() -> bool {
     Words::bf16(Isa::current()) == Words::Bf16
 }
 
+/// Numbers that are multiplied at a time, where they are two to a word.
+pub(crate) fn bf16_step() -> Option<usize> {
+    let words = Words::bf16(Isa::current());
+    (words.numbers() == 2).then(|| 2 * words.step())
+}
+
 /// Lines as numbers of bf16.
 pub(crate) fn halves(lines: &mut [Line]) -> &mut [bf16] {
     let numbers = pack::numbers(lines);
@@ -376,6 +382,11 @@ impl Packed {
     /// Whether windows over maps of bf16 with so many channels are multiplied where they lie.
     pub(crate) fn reads_windows(&self, channels: usize) -> bool {
         self.words == Words::Bf16 && channels.is_multiple_of(2)
+    }
+
+    /// Whether windows over such maps that lie evenly are multiplied where they lie.
+    pub(crate) fn reads_evenly(&self, numbers: usize) -> bool {
+        self.words == Words::Bf16Tiles && numbers.is_multiple_of(self.words.step() * self.words.numbers())
     }
 
     pub(super) fn rounded_for<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>) -> Self {

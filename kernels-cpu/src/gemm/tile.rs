@@ -2,10 +2,10 @@
 
 use half::bf16;
 
-use super::Mat;
 use super::job::element;
 use super::rounded::{Rounds, nearest_sum};
 use super::words::Dot;
+use super::{EvenWindows, Mat};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::simd::{Simd, array};
@@ -61,6 +61,12 @@ pub(super) trait Rows: Copy {
     /// # Safety
     /// The row and the step must be the tile's.
     unsafe fn at(&self, r: usize, k: usize) -> *const f32;
+    /// How many rows from row `r` on go to rows of C that follow each other, of the `rows` there are, and the row of the tile's part of C that the first goes
+    /// to. None: they go nowhere.
+    #[inline(always)]
+    fn placed(&self, r: usize, rows: usize) -> (usize, Option<usize>) {
+        (rows - r, Some(r))
+    }
     /// The lines of so many rows over so many steps, for an earlier tile to ask for. None where something else brought them near.
     #[inline(always)]
     fn lines(&self, _rows: usize, _depth: usize) -> Ahead {
@@ -124,6 +130,36 @@ impl Rows for Windowed {
         let (tap, channel) = ((self.first + k) / self.channels, (self.first + k) % self.channels);
         // SAFETY: the table has a place for every tap and row, whose pixel has all channels.
         unsafe { (*self.table.add(tap * self.width + r)).add(channel) }
+    }
+}
+
+/// Rows that are windows at equal distances over a map with margins, which lie on lines that end with windows to pass over.
+#[derive(Clone, Copy)]
+pub(super) struct Even<'a> {
+    pub windows: &'a EvenWindows<'a>,
+    /// The tile's first row.
+    pub row: usize,
+    /// Where step 0 stands in the order of taps and words.
+    pub first: usize,
+}
+
+impl Rows for Even<'_> {
+    const PACKED: bool = false;
+    #[inline(always)]
+    fn run(&self, k: usize) -> usize {
+        self.windows.words - (self.first + k) % self.windows.words
+    }
+    #[inline(always)]
+    unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
+        let (tap, word) = ((self.first + k) / self.windows.words, (self.first + k) % self.windows.words);
+        let row = (self.row + r) * self.windows.apart;
+        self.windows.source.as_ptr().wrapping_add(self.windows.taps[tap] + row + word)
+    }
+    #[inline(always)]
+    fn placed(&self, r: usize, rows: usize) -> (usize, Option<usize>) {
+        let (run, is_there) = self.windows.run(self.row + r);
+        let before = || self.windows.before(self.row + r) - self.windows.before(self.row);
+        (run.min(rows - r), is_there.then(before))
     }
 }
 
@@ -212,10 +248,36 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// What is below its first rows.
+    ///
+    /// # Safety
+    /// There must be so many.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub unsafe fn below(self, rows: usize) -> Self {
+        let skip = |x: *const f32, by: usize| if x.is_null() { x } else { x.wrapping_add(by) };
+        let halves = self.halves.map(|halves| Halves {
+            y: halves.y.wrapping_add(rows * halves.ld),
+            residual: match halves.residual.is_null() {
+                true => halves.residual,
+                false => halves.residual.wrapping_add(rows * halves.ld),
+            },
+            ..halves
+        });
+        Self {
+            c: self.c.wrapping_add(rows * self.ldc),
+            scale: self.scale.map(|scale| Scale { rows: scale.rows.wrapping_add(rows), ..scale }),
+            residual: skip(self.residual, rows * self.ldc),
+            halves,
+            ..self
+        }
+    }
+
     /// Whether it is the sums and nothing else.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub fn is_product(&self) -> bool {
-        !self.accumulate && self.scale.is_none() && self.bias.is_null() && self.residual.is_null() && !self.relu
+        let plain = !self.accumulate && self.scale.is_none() && self.halves.is_none();
+        plain && self.bias.is_null() && self.residual.is_null() && !self.relu
     }
 }
 
@@ -459,6 +521,37 @@ unsafe fn store_halves<S: Simd, const MR: usize, const NV: usize>(s: S, mut sums
         for r in 0..MR {
             let pairs = s.upper_halves(nearest_sum(s, sums[r][0]), nearest_sum(s, sums[r][NV - 1]));
             s.store_ptr(pairs, halves.y.add(r * halves.ld).cast());
+        }
+    }
+}
+
+/// Writes rows of sums that lie in memory, 32 apart: several at a time where they have all columns.
+///
+/// # Safety
+/// As of [`run`]; the sums must be readable.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(super) unsafe fn finish_rows<S: Simd, D: Dot>(s: S, sums: *const f32, rows: usize, cols: usize, out: Target) {
+    const MANY: usize = 4;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let place = |r: usize, from: usize| sums.add(32 * r + from);
+        if cols < 2 * S::LANES {
+            for r in 0..rows {
+                for from in (0..cols).step_by(S::LANES) {
+                    finish::<S, D>(s, s.load_ptr(place(r, from)), r, from, cols, out);
+                }
+            }
+            return;
+        }
+        let whole = rows / MANY * MANY;
+        for r in (0..whole).step_by(MANY) {
+            let sums: [[S::F; 2]; MANY] = array(|i| array(|v| s.load_ptr(place(r + i, v * S::LANES))));
+            store::<S, D, MANY, 2>(s, sums, MANY, cols, out.below(r));
+        }
+        for r in whole..rows {
+            let sums: [[S::F; 2]; 1] = [array(|v| s.load_ptr(place(r, v * S::LANES)))];
+            store::<S, D, 1, 2>(s, sums, 1, cols, out.below(r));
         }
     }
 }

@@ -144,7 +144,7 @@ pub(super) trait Dot: Copy {
     /// Whether sums are i32, kept as f32 of the same bits.
     const LEVELS: bool = Self::WORDS.are_levels();
     /// Whether tiles are rounded to bf16 as they are written.
-    const HALVES: bool = matches!(Self::WORDS, Words::Bf16);
+    const HALVES: bool = matches!(Self::WORDS, Words::Bf16 | Words::Bf16Tiles);
     /// Whether AMX does it.
     const TILES: bool = Self::WORDS.in_tiles();
 
