@@ -31,7 +31,9 @@ pub use narrow::{Numbers, packing};
 pub(crate) use nest::MOST_PACKED_BYTES;
 pub(crate) use pack::{Line, numbers};
 pub use packed::{Kept, Packed};
-pub use rounded::{Rounds, accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, round, widen};
+pub use rounded::{
+    Rounds, accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, multiply_packed, multiply_to_bf16, round, widen,
+};
 pub(crate) use rounded::{UPPER, bf16_is_in_words, bf16_step, halves, multiply_halves, nearest, nearest_sum};
 use words::Words;
 pub(crate) use written::Written;

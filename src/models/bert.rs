@@ -101,14 +101,18 @@ impl Layer {
 
     /// x [n, T, width]; key mask u8 [n, T].
     fn forward(&self, x: &Tensor, mask: &Tensor) -> Tensor {
-        let y = x.operand();
+        let y = self.input(x);
         self.attend(x, &y, &y, mask)
     }
 
     /// What [`Self::forward`] says of the first tokens, [n, 1, width]; nothing is computed for the others but their keys and values.
     fn forward_first(&self, x: &Tensor, mask: &Tensor) -> Tensor {
         let first = x.narrow(1, 0, 1);
-        self.attend(&first, &first.operand(), &x.operand(), mask)
+        self.attend(&first, &self.input(&first), &self.input(x), mask)
+    }
+
+    fn input(&self, x: &Tensor) -> Tensor {
+        Linear::input([&self.query, &self.key, &self.value], x)
     }
 
     /// Tokens x [n, r, width], also as operands of products, and the keys of theirs [n, T, width].

@@ -45,7 +45,7 @@ impl Block {
 
     /// x [n, t, width]; key mask u8 [n, t].
     pub fn forward(&self, x: &Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
-        let y = self.layer_norm1.forward(x).operand();
+        let y = self.input(&self.layer_norm1.forward(x));
         self.attend(x, &y, &y, causal, key_mask)
     }
 
@@ -53,8 +53,12 @@ impl Block {
     pub fn forward_at(&self, at: &Tensor, x: &Tensor, causal: bool, key_mask: Option<&Tensor>) -> Tensor {
         let y = self.layer_norm1.forward(x);
         let seen = causal.then(|| seen_from(at, x.dims()[1], key_mask));
-        let queries = token_at(&y, at).operand();
-        self.attend(&token_at(x, at), &queries, &y.operand(), false, seen.as_ref().or(key_mask))
+        let queries = self.input(&token_at(&y, at));
+        self.attend(&token_at(x, at), &queries, &self.input(&y), false, seen.as_ref().or(key_mask))
+    }
+
+    fn input(&self, y: &Tensor) -> Tensor {
+        Linear::input([&self.q_proj, &self.k_proj, &self.v_proj], y)
     }
 
     /// Tokens x [n, r, width], as queries normalised, and the keys of theirs [n, t, width].

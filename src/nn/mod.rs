@@ -48,8 +48,16 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, act: Option<Unary>) -> Tensor {
         match &self.scale {
             Some(scale) => x.linear_int8(&self.weight, scale, self.bias.as_ref(), act),
-            None => x.operand().linear(&self.weight, self.bias.as_ref(), act),
+            None => Self::input([self], x).linear(&self.weight, self.bias.as_ref(), act),
         }
+    }
+
+    /// x as all of these layers multiply it: rounded to bf16 where products are, or where their weights are in bf16 and that is quicker than f32. Done
+    /// by each of them, but once where all read the same.
+    pub fn input<const N: usize>(layers: [&Self; N], x: &Tensor) -> Tensor {
+        let of_bf16 = layers.iter().all(|layer| layer.weight.dtype() == DType::BF16);
+        let rounds = of_bf16 && x.device().is_none() && !x.is_tracked() && bf16_is_quick();
+        if rounds { x.to_dtype(DType::BF16) } else { x.operand() }
     }
 
     /// What [`Self::forward`] says as attention multiplies it: rounded to bf16 where products are, or where the weight is in bf16 or int8 and that is

@@ -19,7 +19,7 @@ use crate::op::{Meta, Op, Output, Saved, Saves, apply};
 use crate::plan::{Packs, Prepared};
 use crate::tensor::Tensor;
 
-use super::product::{Multiplies, Product};
+use super::product::{Multiplies, MultiplyRounded, Product};
 
 /// C = A B for matrices [.., m, k] and [.., k, n] in any layout; batch dimensions broadcast.
 pub struct Matmul;
@@ -330,7 +330,9 @@ impl Op for Linear {
     }
 
     fn prepare(&self, x: &[Meta], constants: &[Option<&Tensor>], packs: &mut Packs) -> Option<Box<dyn Prepared>> {
-        if x[0].dtype != DType::F32 {
+        // Numbers that were rounded are multiplied by such.
+        let halves = x[1].dtype == DType::BF16;
+        if x[0].dtype != DType::F32 && (x[0].dtype != DType::BF16 || !halves) {
             return None;
         }
         let (mut constants, mut scale) = (constants.to_vec(), None);
@@ -339,11 +341,23 @@ impl Op for Linear {
         }
         let kept = constants[1].is_some_and(|weight| packs.want(weight));
         let bytes = if kept { 0 } else { numbers(x[1].dtype).packed_bytes([x[1].dims[1], x[1].dims[0]]) };
-        Product::prepare(&constants, self.act, rows_of, (bytes, false), |weight| {
+        Product::prepare(&constants, self.act, rows_of, (bytes, halves), |weight| {
             let weight = packs.get(weight, || packed(weight, scale));
-            Some(Multiplies::new(move |rows, finish, y| {
-                gemm::multiply(matrix(rows, 0), Right::Packed(&weight), y, weight.size()[1].max(1), finish, true);
-            }))
+            let (same, n) = (weight.clone(), weight.size()[1].max(1));
+            if !halves {
+                return Some(Multiplies::new(move |rows, finish, y| {
+                    gemm::multiply(matrix(rows, 0), Right::Packed(&weight), y, n, finish, true);
+                }));
+            }
+            let multiply = move |rows: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| match rows.dtype() {
+                DType::BF16 => gemm::multiply_packed(matrix::<bf16>(rows, 0), &same, y, n, finish),
+                _ => gemm::multiply_packed(matrix::<f32>(rows, 0), &same, y, n, finish),
+            };
+            let rounded: Box<MultiplyRounded> = Box::new(move |rows, finish, y| match rows.dtype() {
+                DType::BF16 => gemm::multiply_to_bf16(matrix::<bf16>(rows, 0), &weight, y, n, finish),
+                _ => gemm::multiply_to_bf16(matrix::<f32>(rows, 0), &weight, y, n, finish),
+            });
+            Some(Multiplies { rounded: Some(rounded), ..Multiplies::new(multiply) })
         })
     }
 

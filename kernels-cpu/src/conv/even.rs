@@ -17,6 +17,8 @@ use crate::simd::{Simd, SimdOp, dispatch};
 
 /// Numbers of maps that are copied before their windows are multiplied, where a map does not have more.
 const TOGETHER: usize = 1 << 19;
+/// Channels of pixels that lie side by side, as a part of a window's numbers is no longer.
+const WIDE: usize = 256;
 /// Numbers that the last window may read beyond its map.
 const BEYOND: usize = 32;
 
@@ -29,6 +31,8 @@ struct Margins {
     size: [usize; 2],
     /// Columns of the map on a line, and how far apart they are in the map.
     columns: [usize; 2],
+    /// Numbers from a column to the next.
+    pixel: usize,
     /// Numbers from a window to the next.
     apart: usize,
 }
@@ -53,16 +57,26 @@ impl Margins {
             // Whole windows' columns on a line.
             let wide = windows.grid[1] - 1 + cols.len().div_ceil(right);
             let (remainders, first) = ([of_rows, vec![0]], [top, cols[0]]);
-            return Self { remainders, first, size: [lines, wide], columns: [wide * right, 1], apart: right * c };
+            return Self {
+                remainders,
+                first,
+                size: [lines, wide],
+                columns: [wide * right, 1],
+                pixel: c,
+                apart: right * c,
+            };
         }
         let (of_cols, [left, end]) = by_step(cols, right);
         let wide = windows.grid[1] + (end - left) as usize;
+        // An odd number of lines of 64 bytes where there are many, so that pixels spread over the sets of a cache.
+        let apart = if c > WIDE && c.is_multiple_of(64) { c + 32 } else { c };
         Self {
             remainders: [of_rows, of_cols],
             first: [top, left],
             size: [lines, wide],
             columns: [wide, right],
-            apart: c,
+            pixel: apart,
+            apart,
         }
     }
 
@@ -173,14 +187,15 @@ impl<T: Rounds> SimdOp for CopyLines<'_, '_, T> {
             let start = margins.first[1] * right as isize + of_cols[plane % of_cols.len()] as isize;
             let before = (-start).max(0).unsigned_abs().div_ceil(right).min(columns);
             let end = (w as isize - start).max(0).unsigned_abs().div_ceil(right).clamp(before, columns);
-            out[..before * c].fill(bf16::ZERO);
-            out[end * c..].fill(bf16::ZERO);
+            let pixel = margins.pixel;
+            out[..before * pixel].fill(bf16::ZERO);
+            out[end * pixel..].fill(bf16::ZERO);
             let from = |k: usize| (start + (k * right) as isize) as usize;
-            if right == 1 {
+            if right == 1 && pixel == c {
                 round_all(&pixels[from(before) * c..][..(end - before) * c], &mut out[before * c..end * c]);
             } else {
                 for k in before..end {
-                    round_all(&pixels[from(k) * c..][..c], &mut out[k * c..][..c]);
+                    round_all(&pixels[from(k) * c..][..c], &mut out[k * pixel..][..c]);
                 }
             }
         }

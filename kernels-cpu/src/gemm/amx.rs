@@ -9,9 +9,10 @@ use crate::simd::Simd;
 
 /// Rows and columns of a tile.
 pub(super) const SIZE: (usize, usize) = (32, 32);
-/// Most words of a row or column that a tile is summed up over at a time where it has more than one after the other: a panel of so many fills half of
-/// the first-level cache (48 KiB on Sapphire Rapids), through which rows pass. Shorter parts pass over sums more often than they save.
-pub(super) const DEEP: usize = 192;
+/// Most words of a row or column that a tile is summed up over at a time where it has more than one after the other: a panel of so many and the rows of a
+/// tile take two thirds of the first-level cache (48 KiB on Sapphire Rapids), beside what comes next. Shorter parts pass over sums more often than
+/// they save.
+pub(super) const DEEP: usize = 128;
 /// Tiles whose sums wait for the next part: 64 KiB.
 pub(super) const TOGETHER: usize = 16;
 

@@ -30,7 +30,7 @@ const FAR_APART: usize = 1024;
 pub(super) const NEAR: usize = 1 << 17;
 /// From so many rows of C for each of its columns on, rows of A are what passes.
 const TALL: usize = 3;
-/// Rows of A that crowd each other out of a cache are read by lower tiles where fewer panels of B meet them ...
+/// Rows of A that crowd each other out of a cache are read by lower tiles where fewer panels of B meet them (AMX reads there what could lie better) ...
 const FEW_PANELS: usize = 16;
 /// ... and packed otherwise, as are all where more panels meet them than these.
 const MANY_PANELS: usize = 24;
@@ -90,8 +90,10 @@ fn pack_slabs(
 
 /// Whether a job of [m, k, n] over a slab goes through all of B, which stays in the second-level cache, for each tile of rows, which then is read once.
 /// Else a panel of B stays near for all tiles, while the next one comes.
-pub(super) fn goes_by_rows([m, k, n]: [usize; 3]) -> bool {
-    m >= TALL * n && n * k <= NEAR
+pub(super) fn goes_by_rows(in_tiles: bool, [m, k, n]: [usize; 3]) -> bool {
+    // What AMX writes then goes to rows that are whole, which is worth more than where its operands come from.
+    let is_tall = if in_tiles { 2 * m >= n } else { m >= TALL * n };
+    is_tall && n * k <= NEAR
 }
 
 pub(super) fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
@@ -201,11 +203,17 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
 /// Rows of the tile that reads rows of `a` where they lie: fewer where they would crowd each other out of a cache, if they are many and few panels of the
 /// `n` columns of B meet them, as lower tiles pass over these more often. None where rows are better read from elsewhere.
 pub(super) fn in_place(isa: Isa, words: Words, a: &Mat<'_, f32>, n: usize, threads: bool) -> Option<usize> {
-    let (tall, _) = words.tile(isa);
-    if !crowds_cache_sets(a.row_stride, tall) {
+    let (tall, nr) = words.tile(isa);
+    let crowds = crowds_cache_sets(a.row_stride, tall);
+    if words.in_tiles() {
+        // Rows an even number of lines apart leave some sets of the first-level cache empty and take what stays there out of the others.
+        let spreads = a.row_stride % 32 != 0 || n.div_ceil(nr) < FEW_PANELS;
+        return (spreads && !crowds).then_some(tall);
+    }
+    if !crowds {
         return Some(tall);
     }
-    if a.rows <= FEW_ROWS || words.in_tiles() {
+    if a.rows <= FEW_ROWS {
         return None;
     }
     let split = Split::new(isa, words, [a.rows, a.cols, n], tall, false, threads);

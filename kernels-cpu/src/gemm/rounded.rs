@@ -386,7 +386,9 @@ impl Packed {
 
     /// Whether windows over such maps that lie evenly are multiplied where they lie.
     pub(crate) fn reads_evenly(&self, numbers: usize) -> bool {
-        self.words == Words::Bf16Tiles && numbers.is_multiple_of(self.words.step() * self.words.numbers())
+        self.words == Words::Bf16Tiles
+            && numbers > 0
+            && numbers.is_multiple_of(self.words.step() * self.words.numbers())
     }
 
     pub(super) fn rounded_for<T: Rounds>(isa: Isa, words: Words, b: Mat<'_, T>) -> Self {
@@ -448,6 +450,28 @@ fn run<A: Rounds, B: Rounds>(a: Mat<'_, A>, b: Mat<'_, B>, out: Out<'_>, threads
         let isa = Isa::current();
         product(isa, Words::bf16(isa), a, b, out, threads);
     }
+}
+
+/// As [`super::multiply`], with a right operand packed from bf16 ([`Packed::bf16`]), of what is rounded to it.
+///
+/// # Panics
+/// As [`super::multiply`].
+pub fn multiply_packed<A: Rounds>(a: Mat<'_, A>, b: &Packed, c: &mut [f32], ldc: usize, finish: Finish<'_, f32>) {
+    multiply_halves(a, b, c, ldc, finish, true);
+}
+
+/// C = bf16(act(A B + bias + residual)), of what [`multiply_packed`] computes.
+///
+/// # Panics
+/// As [`super::multiply`].
+pub fn multiply_to_bf16<A: Rounds>(
+    a: Mat<'_, A>,
+    b: &Packed,
+    c: &mut [bf16],
+    ldc: usize,
+    finish: Finish<'_, f32, bf16>,
+) {
+    multiply_halves(a, b, c, ldc, finish, true);
 }
 
 /// As [`super::multiply`], with a right operand packed from bf16 ([`Packed::bf16`], [`Packed::rounded`]) and a left one that is bf16, whose rows may

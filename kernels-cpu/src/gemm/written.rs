@@ -148,21 +148,30 @@ impl SimdOp for RoundTile {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
+        // SAFETY: the tile's rows, of the sums, of the result and of what is added, by the promise of `Rounded::tile`.
+        let sums = |r: usize, len: usize| unsafe { core::slice::from_raw_parts_mut(self.sums.add(r * self.ldc), len) };
+        for r in 0..if self.residual.is_null() { 0 } else { self.rows } {
+            // SAFETY: as above.
+            let added = unsafe { core::slice::from_raw_parts(self.residual.add(r * self.ldy), self.cols) };
+            sums(r, self.cols).iter_mut().zip(added).for_each(|(x, r)| *x += wide(*r));
+        }
+        // All rows at once where they follow each other.
+        let (runs, len) = if self.ldc == self.cols { (1, self.rows * self.cols) } else { (self.rows, self.cols) };
+        if let Some(act) = self.act {
+            for run in 0..runs {
+                map::activate(s, act, sums(run, len));
+            }
+        }
         for r in 0..self.rows {
-            // SAFETY: the tile's row, of the sums, of the result and of what is added, by the promise of `Rounded::tile`.
-            let (sums, y) = unsafe {
-                let sums = core::slice::from_raw_parts_mut(self.sums.add(r * self.ldc), self.cols);
-                (sums, core::slice::from_raw_parts_mut(self.y.add(r * self.ldy), self.cols))
-            };
-            if !self.residual.is_null() {
-                // SAFETY: as above.
-                let residual = unsafe { core::slice::from_raw_parts(self.residual.add(r * self.ldy), self.cols) };
-                sums.iter_mut().zip(residual).for_each(|(x, r)| *x += wide(*r));
+            // SAFETY: as above.
+            let y = unsafe { core::slice::from_raw_parts_mut(self.y.add(r * self.ldy), self.cols) };
+            let (pairs, rest) = y.split_at_mut(self.cols / (2 * S::LANES) * 2 * S::LANES);
+            let sums = sums(r, self.cols);
+            for at in (0..pairs.len()).step_by(2 * S::LANES) {
+                // SAFETY: a vector has the bytes of so many halves.
+                unsafe { s.store_ptr(f32::pairs_of(s, &sums[at..at + 2 * S::LANES]), pairs[at..].as_mut_ptr().cast()) };
             }
-            if let Some(act) = self.act {
-                map::activate(s, act, sums);
-            }
-            y.iter_mut().zip(sums).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
+            rest.iter_mut().zip(&sums[pairs.len()..]).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
         }
     }
 }
