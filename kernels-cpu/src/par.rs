@@ -11,8 +11,12 @@ pub const SERIAL_BELOW: usize = 60_000;
 
 #[cfg(feature = "rayon")]
 mod pool {
+    use core::cell::Cell;
     use core::ops::Range;
+    use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use core::time::Duration;
     use std::sync::{Arc, RwLock};
+    use std::time::Instant;
 
     use super::Work;
     use crate::isa::Isa;
@@ -92,6 +96,50 @@ mod pool {
         if rayon::current_thread_index().is_some() { rayon::spawn(f) } else { default().0.spawn(f) }
     }
 
+    /// How long a thread without work looks for some before it sleeps, from which it takes 25 to 60 us to wake.
+    const LINGER: Duration = Duration::from_micros(100);
+    /// Threads that look for work.
+    static AWAKE: AtomicUsize = AtomicUsize::new(0);
+
+    std::thread_local! {
+        /// Kernels that this thread has a share of, one inside the other.
+        static SHARES: Cell<usize> = const { Cell::new(0) };
+    }
+
+    struct Share;
+
+    impl Drop for Share {
+        fn drop(&mut self) {
+            SHARES.set(SHARES.get() - 1);
+        }
+    }
+
+    /// Runs a thread's share of a kernel.
+    fn share<R>(f: impl FnOnce() -> R) -> R {
+        SHARES.set(SHARES.get() + 1);
+        let _ends = Share;
+        f()
+    }
+
+    /// Sees to it that the other threads stay awake for the next kernel: those of AMX are as short as it takes to wake one.
+    fn keep_others_awake() {
+        let others = rayon::current_num_threads() - 1;
+        while Isa::current() == Isa::Amx && AWAKE.load(Relaxed) < others {
+            AWAKE.fetch_add(1, Relaxed);
+            rayon::spawn(|| {
+                let mut last = Instant::now();
+                // One that waits for others to end their shares of its own has no time to linger.
+                while SHARES.get() == 0 && last.elapsed() < LINGER {
+                    match rayon::yield_now() {
+                        Some(rayon::Yield::Executed) => last = Instant::now(),
+                        _ => core::hint::spin_loop(),
+                    }
+                }
+                AWAKE.fetch_sub(1, Relaxed);
+            });
+        }
+    }
+
     /// Shares `items` out as so many pieces, of which none has more than one more than another, by halving.
     pub(super) fn split(items: usize, pieces: usize, f: Work<'_>) {
         fn halves(items: usize, pieces: usize, part: Range<usize>, f: Work<'_>) {
@@ -99,9 +147,13 @@ mod pool {
                 return f(items * part.start / pieces..items * part.end / pieces);
             }
             let middle = part.start.midpoint(part.end);
-            rayon::join(|| halves(items, pieces, part.start..middle, f), || halves(items, pieces, middle..part.end, f));
+            let of = |part: Range<usize>| share(|| halves(items, pieces, part, f));
+            rayon::join(|| of(part.start..middle), || of(middle..part.end));
         }
-        enter(|| halves(items, pieces, 0..pieces, f))
+        enter(|| {
+            keep_others_awake();
+            share(|| halves(items, pieces, 0..pieces, f));
+        })
     }
 }
 

@@ -249,19 +249,15 @@ pub(super) struct Target {
 
 impl Target {
     /// What is below its first rows.
-    ///
-    /// # Safety
-    /// There must be so many.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub unsafe fn below(self, rows: usize) -> Self {
-        let skip = |x: *const f32, by: usize| if x.is_null() { x } else { x.wrapping_add(by) };
+    pub fn below(self, rows: usize) -> Self {
+        fn skip<T>(x: *const T, by: usize) -> *const T {
+            if x.is_null() { x } else { x.wrapping_add(by) }
+        }
         let halves = self.halves.map(|halves| Halves {
             y: halves.y.wrapping_add(rows * halves.ld),
-            residual: match halves.residual.is_null() {
-                true => halves.residual,
-                false => halves.residual.wrapping_add(rows * halves.ld),
-            },
+            residual: skip(halves.residual, rows * halves.ld),
             ..halves
         });
         Self {
