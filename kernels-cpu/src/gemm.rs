@@ -34,7 +34,9 @@ pub use packed::{Kept, Packed};
 pub use rounded::{
     Rounds, accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, multiply_packed, multiply_to_bf16, round, widen,
 };
-pub(crate) use rounded::{UPPER, bf16_is_in_words, bf16_step, halves, multiply_halves, nearest, nearest_sum};
+pub(crate) use rounded::{
+    UPPER, bf16_is_in_words, bf16_step, halves, multiply_halves, nearest, nearest_sum, round_each,
+};
 use words::Words;
 pub(crate) use written::Written;
 

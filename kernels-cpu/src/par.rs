@@ -147,8 +147,8 @@ mod pool {
                 return f(items * part.start / pieces..items * part.end / pieces);
             }
             let middle = part.start.midpoint(part.end);
-            let of = |part: Range<usize>| share(|| halves(items, pieces, part, f));
-            rayon::join(|| of(part.start..middle), || of(middle..part.end));
+            let [left, right] = [part.start..middle, middle..part.end];
+            rayon::join(|| halves(items, pieces, left, f), || share(|| halves(items, pieces, right, f)));
         }
         enter(|| {
             keep_others_awake();

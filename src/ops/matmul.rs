@@ -344,20 +344,15 @@ impl Op for Linear {
         Product::prepare(&constants, self.act, rows_of, (bytes, halves), |weight| {
             let weight = packs.get(weight, || packed(weight, scale));
             let (same, n) = (weight.clone(), weight.size()[1].max(1));
-            if !halves {
-                return Some(Multiplies::new(move |rows, finish, y| {
-                    gemm::multiply(matrix(rows, 0), Right::Packed(&weight), y, n, finish, true);
-                }));
-            }
             let multiply = move |rows: &Tensor, finish: Finish<'_, f32>, y: &mut [f32]| match rows.dtype() {
                 DType::BF16 => gemm::multiply_packed(matrix::<bf16>(rows, 0), &same, y, n, finish),
-                _ => gemm::multiply_packed(matrix::<f32>(rows, 0), &same, y, n, finish),
+                _ => gemm::multiply(matrix(rows, 0), Right::Packed(&same), y, n, finish, true),
             };
             let rounded: Box<MultiplyRounded> = Box::new(move |rows, finish, y| match rows.dtype() {
                 DType::BF16 => gemm::multiply_to_bf16(matrix::<bf16>(rows, 0), &weight, y, n, finish),
                 _ => gemm::multiply_to_bf16(matrix::<f32>(rows, 0), &weight, y, n, finish),
             });
-            Some(Multiplies { rounded: Some(rounded), ..Multiplies::new(multiply) })
+            Some(Multiplies { rounded: halves.then_some(rounded), ..Multiplies::new(multiply) })
         })
     }
 

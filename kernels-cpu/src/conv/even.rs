@@ -10,13 +10,12 @@ use core::ops::Range;
 use half::bf16;
 
 use super::gather::Gather;
+use super::rounded::TOGETHER;
 use crate::gemm::scratch::{self, Use};
-use crate::gemm::{EvenWindows, Finish, Packed, Rounds, Written, halves, multiply_even, numbers};
+use crate::gemm::{EvenWindows, Finish, Packed, Rounds, Written, halves, multiply_even, numbers, round_each};
 use crate::par::{self, Shared};
 use crate::simd::{Simd, SimdOp, dispatch};
 
-/// Numbers of maps that are copied before their windows are multiplied, where a map does not have more.
-const TOGETHER: usize = 1 << 19;
 /// Channels of pixels that lie side by side, as a part of a window's numbers is no longer.
 const WIDE: usize = 256;
 /// Numbers that the last window may read beyond its map.
@@ -128,12 +127,12 @@ pub(super) fn multiply<T: Rounds, Y: Written>(
 ) {
     let (margins, [_, outputs]) = (Margins::new(windows, row_of_words.is_some()), matrix.size());
     let (map, positions) = (windows.size[0] * windows.size[1] * windows.channels, windows.grid[0] * windows.grid[1]);
-    let together = (TOGETHER / margins.of_a_map().max(1)).clamp(1, windows.n);
-    let mut lines = scratch::take(Use::Maps, (together * margins.of_a_map() + BEYOND).div_ceil(2));
+    let copied = margins.of_a_map();
+    let together = (TOGETHER / copied.max(1)).clamp(1, windows.n);
+    let mut lines = scratch::take(Use::Maps, (together * copied + BEYOND).div_ceil(2));
     for first in (0..windows.n).step_by(together) {
         let maps = together.min(windows.n - first);
-        let copies = &mut halves(&mut lines)[..maps * margins.of_a_map() + BEYOND];
-        let (copies, beyond) = copies.split_at_mut(maps * margins.of_a_map());
+        let (copies, beyond) = halves(&mut lines)[..maps * copied + BEYOND].split_at_mut(maps * copied);
         beyond.fill(bf16::ZERO);
         let source = &windows.source[first * map..][..maps * map];
         let (count, out) = (copies.len() / margins.line().max(1), Shared::new(copies));
@@ -142,7 +141,7 @@ pub(super) fn multiply<T: Rounds, Y: Written>(
         });
         let even = EvenWindows {
             taps: margins.taps(windows, maps, row_of_words.is_some()).into_iter().map(|tap| tap / 2).collect(),
-            source: &numbers(&mut lines)[..(maps * margins.of_a_map() + BEYOND) / 2],
+            source: &numbers(&mut lines)[..(maps * copied + BEYOND) / 2],
             words: row_of_words.unwrap_or(windows.channels) / 2,
             apart: margins.apart / 2,
             line: [margins.size[1], windows.grid[1]],
@@ -192,19 +191,12 @@ impl<T: Rounds> SimdOp for CopyLines<'_, '_, T> {
             out[end * pixel..].fill(bf16::ZERO);
             let from = |k: usize| (start + (k * right) as isize) as usize;
             if right == 1 && pixel == c {
-                round_all(&pixels[from(before) * c..][..(end - before) * c], &mut out[before * c..end * c]);
+                round_each(&pixels[from(before) * c..][..(end - before) * c], &mut out[before * c..end * c]);
             } else {
                 for k in before..end {
-                    round_all(&pixels[from(k) * c..][..c], &mut out[k * pixel..][..c]);
+                    round_each(&pixels[from(k) * c..][..c], &mut out[k * pixel..][..c]);
                 }
             }
         }
-    }
-}
-
-#[inline(always)]
-fn round_all<T: Rounds>(x: &[T], y: &mut [bf16]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = bf16::from_bits(x.rounded());
     }
 }

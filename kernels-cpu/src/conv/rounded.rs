@@ -11,7 +11,7 @@ use super::{Conv2d, MANY_WEIGHTS, Order, PackedWeight, even, phases, winograd};
 use crate::gemm::scratch::{self, Use};
 use crate::gemm::{
     Finish, Mat, Numbers, Packed, Right, Rounds, Written, accumulate_bf16, bf16_is_quick, bf16_step, halves,
-    multiply_bf16, multiply_halves, numbers, round, widen,
+    multiply_bf16, multiply_halves, numbers, round, round_each, widen,
 };
 use crate::par;
 use crate::simd::{Simd, SimdOp, dispatch};
@@ -19,7 +19,7 @@ use crate::simd::{Simd, SimdOp, dispatch};
 /// A window's numbers that lie side by side, where they are few.
 const SHORT: usize = 32;
 /// Numbers of maps that are rounded before their windows are multiplied, where a map does not have more.
-const TOGETHER: usize = 1 << 19;
+pub(super) const TOGETHER: usize = 1 << 19;
 
 impl Conv2d {
     /// Whether maps of f32 are rounded to bf16 beside a weight that is: in one group, where the tier's products of bf16 are quicker than those of f32.
@@ -313,7 +313,7 @@ fn round_run<T: Rounds>(source: &[T], from: usize, line: &mut [bf16], run: Range
         }
     } else {
         let x = &source[from..from + run.len()];
-        line[run].iter_mut().zip(x).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
+        round_each(x, &mut line[run]);
     }
 }
 

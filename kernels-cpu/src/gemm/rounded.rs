@@ -158,8 +158,14 @@ impl<T: Rounds> SimdOp for RoundAll<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, _: S) {
-        self.1.iter_mut().zip(self.0).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
+        round_each(self.0, self.1);
     }
+}
+
+/// As [`round`], inside a kernel: compilers make vectors of it.
+#[inline(always)]
+pub(crate) fn round_each<T: Rounds>(x: &[T], y: &mut [bf16]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
 }
 
 /// The word of two numbers, or of the first alone where a word has but one.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use half::bf16;
 
 use super::nest::{self, slab_of};
-use super::rounded::{Rounds, round, wide};
+use super::rounded::{Rounds, round, round_each, wide};
 use super::scratch::{self, Use};
 use super::tile::Halves;
 use super::{Finish, Left, Out, Right, nothing, pack};
@@ -171,7 +171,7 @@ impl SimdOp for RoundTile {
                 // SAFETY: a vector has the bytes of so many halves.
                 unsafe { s.store_ptr(f32::pairs_of(s, &sums[at..at + 2 * S::LANES]), pairs[at..].as_mut_ptr().cast()) };
             }
-            rest.iter_mut().zip(&sums[pairs.len()..]).for_each(|(y, x)| *y = bf16::from_bits(x.rounded()));
+            round_each(&sums[pairs.len()..], rest);
         }
     }
 }
