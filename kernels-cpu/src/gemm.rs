@@ -4,6 +4,7 @@
 //! tile reads in order. An element of C is summed over k in slabs of fixed length, in order, whatever the sizes of the rest, the
 //! batch and the number of threads: its bits depend on K and the tier alone.
 
+mod ahead;
 #[cfg_attr(not(target_arch = "x86_64"), path = "gemm/amx/none.rs")]
 mod amx;
 mod job;
@@ -13,6 +14,7 @@ mod own;
 mod pack;
 mod packed;
 mod rounded;
+mod rows;
 pub(crate) mod scratch;
 mod split;
 mod tile;

@@ -3,7 +3,8 @@
 
 use core::arch::asm;
 
-use super::tile::{self, Columns, Once, Part, Rows, Target};
+use super::rows::Rows;
+use super::tile::{self, Columns, Once, Part, Target};
 use super::words::Dot;
 use crate::simd::Simd;
 

@@ -4,10 +4,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::ahead::Ahead;
 use super::nest;
 use super::own::OwnPanels;
 use super::pack::{self, Line};
-use super::tile::{self, Ahead, Columns, Target};
+use super::rows;
+use super::tile::{self, Columns, Target};
 use super::words::{Dot, Words, WordsOp};
 use super::written::{RoundTile, Rounded};
 use super::{Finish, Left, Mat, Right, amx, scratch};
@@ -78,7 +80,7 @@ impl WordsOp for Job<'_> {
         let tiles = self.rows.len().div_ceil(mr);
         match (self.a, self.packed_a) {
             (Left::Mat(a), PackedRows::None) | (Left::Words(a, _), _) => {
-                let rows_of = |start: usize, _: usize, t: usize| tile::Strided {
+                let rows_of = |start: usize, _: usize, t: usize| rows::Strided {
                     start: element(&a, self.rows.start + self.tile_at(t), start),
                     row_stride: a.row_stride,
                 };
@@ -118,14 +120,14 @@ impl WordsOp for Job<'_> {
                         }
                         None => slab_at(start).cast_const().wrapping_add(t * mr * depth),
                     };
-                    tile::Packed { start, width: mr }
+                    rows::Packed { start, width: mr }
                 };
                 self.tiles(s, d, pack, rows_of);
                 scratch::give_named(Use::Rows, name, lines);
             }
             (Left::Even(windows), _) => {
                 assert!(D::TILES, "AMX reads windows that lie evenly");
-                let rows_of = |start: usize, _: usize, t: usize| tile::Even {
+                let rows_of = |start: usize, _: usize, t: usize| rows::Even {
                     windows,
                     row: self.rows.start + self.tile_at(t),
                     first: start,
@@ -143,7 +145,7 @@ impl WordsOp for Job<'_> {
                     (windows.locate)(last, mr, &mut table[(tiles - 1) * mr * taps..]);
                 }
                 let table = table.as_ptr();
-                let rows_of = |start: usize, _: usize, t: usize| tile::Windowed {
+                let rows_of = |start: usize, _: usize, t: usize| rows::Windowed {
                     table: table.wrapping_add(t * mr * taps),
                     width: mr,
                     channels: windows.channels,
@@ -233,7 +235,7 @@ impl Job<'_> {
     /// Every tile, slab by slab, each after it was `prepare`d, which says where its next rows will be packed from. `rows_of` gives a tile's rows over a
     /// slab that starts somewhere and is so deep.
     #[inline(always)]
-    fn tiles<S: Simd, D: Dot, A: tile::Rows>(
+    fn tiles<S: Simd, D: Dot, A: rows::Rows>(
         &self,
         s: S,
         _: D,

@@ -5,11 +5,11 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::Mat;
+use super::ahead::Ahead;
 use super::job::element;
 use super::nest::NEAR;
 use super::pack::{self, Line};
 use super::scratch::{self, Use};
-use super::tile::Ahead;
 use crate::simd::Simd;
 
 /// Of a mapped file, about as many numbers come to the process at least where one is looked at.

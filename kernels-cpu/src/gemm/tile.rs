@@ -2,10 +2,10 @@
 
 use half::bf16;
 
-use super::job::element;
+use super::ahead::{Ahead, Asks};
 use super::rounded::{Rounds, nearest_sum};
+use super::rows::{Anywhere, Apart, Column, Evenly, Places, Rows};
 use super::words::Dot;
-use super::{EvenWindows, Mat};
 use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::simd::{Simd, array};
@@ -47,122 +47,6 @@ pub(super) const fn is_whole(isa: Isa, rows: usize, cols: usize) -> bool {
     cols == size(isa).1 && rows == height(isa, rows)
 }
 
-/// Where a tile reads its rows of A.
-pub(super) trait Rows: Copy {
-    /// Whether numbers k of all rows lie side by side.
-    const PACKED: bool;
-    /// Steps for which the numbers of a row follow each other, from step `k` on.
-    #[inline(always)]
-    fn run(&self, _k: usize) -> usize {
-        usize::MAX
-    }
-    /// Where number `k` of row `r` is; where rows lie side by side, that of the first.
-    ///
-    /// # Safety
-    /// The row and the step must be the tile's.
-    unsafe fn at(&self, r: usize, k: usize) -> *const f32;
-    /// How many rows from row `r` on go to rows of C that follow each other, of the `rows` there are, and the row of the tile's part of C that the first goes
-    /// to. None: they go nowhere.
-    #[inline(always)]
-    fn placed(&self, r: usize, rows: usize) -> (usize, Option<usize>) {
-        (rows - r, Some(r))
-    }
-    /// The lines of so many rows over so many steps, for an earlier tile to ask for. None where something else brought them near.
-    #[inline(always)]
-    fn lines(&self, _rows: usize, _depth: usize) -> Ahead {
-        Ahead::NONE
-    }
-}
-
-/// Rows anywhere in a matrix whose numbers follow each other along k.
-#[derive(Clone, Copy)]
-pub(super) struct Strided {
-    pub start: *const f32,
-    pub row_stride: isize,
-}
-
-impl Rows for Strided {
-    const PACKED: bool = false;
-    #[inline(always)]
-    unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
-        self.start.wrapping_offset(r as isize * self.row_stride).wrapping_add(k)
-    }
-    #[inline(always)]
-    fn lines(&self, rows: usize, depth: usize) -> Ahead {
-        Ahead::new(self.start, rows, depth.div_ceil(16), self.row_stride)
-    }
-}
-
-/// A column of `width` numbers for each k.
-#[derive(Clone, Copy)]
-pub(super) struct Packed {
-    pub start: *const f32,
-    pub width: usize,
-}
-
-impl Rows for Packed {
-    const PACKED: bool = true;
-    #[inline(always)]
-    unsafe fn at(&self, _: usize, k: usize) -> *const f32 {
-        self.start.wrapping_add(k * self.width)
-    }
-}
-
-/// Rows that are windows over a map: `channels` numbers at each of their taps.
-#[derive(Clone, Copy)]
-pub(super) struct Windowed {
-    /// [tap][width]: where a row's channels at a tap start.
-    pub table: *const *const f32,
-    pub width: usize,
-    pub channels: usize,
-    /// Where step 0 stands in the order of taps and channels.
-    pub first: usize,
-}
-
-impl Rows for Windowed {
-    const PACKED: bool = false;
-    #[inline(always)]
-    fn run(&self, k: usize) -> usize {
-        self.channels - (self.first + k) % self.channels
-    }
-    #[inline(always)]
-    unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
-        let (tap, channel) = ((self.first + k) / self.channels, (self.first + k) % self.channels);
-        // SAFETY: the table has a place for every tap and row, whose pixel has all channels.
-        unsafe { (*self.table.add(tap * self.width + r)).add(channel) }
-    }
-}
-
-/// Rows that are windows at equal distances over a map with margins, which lie on lines that end with windows to pass over.
-#[derive(Clone, Copy)]
-pub(super) struct Even<'a> {
-    pub windows: &'a EvenWindows<'a>,
-    /// The tile's first row.
-    pub row: usize,
-    /// Where step 0 stands in the order of taps and words.
-    pub first: usize,
-}
-
-impl Rows for Even<'_> {
-    const PACKED: bool = false;
-    #[inline(always)]
-    fn run(&self, k: usize) -> usize {
-        self.windows.words - (self.first + k) % self.windows.words
-    }
-    #[inline(always)]
-    unsafe fn at(&self, r: usize, k: usize) -> *const f32 {
-        let (tap, word) = ((self.first + k) / self.windows.words, (self.first + k) % self.windows.words);
-        let row = (self.row + r) * self.windows.apart;
-        self.windows.source.as_ptr().wrapping_add(self.windows.taps[tap] + row + word)
-    }
-    #[inline(always)]
-    fn placed(&self, r: usize, rows: usize) -> (usize, Option<usize>) {
-        let (run, is_there) = self.windows.run(self.row + r);
-        let before = || self.windows.before(self.row + r) - self.windows.before(self.row);
-        (run.min(rows - r), is_there.then(before))
-    }
-}
-
 /// Where a tile reads its columns of B: row k at `start + k * step`.
 #[derive(Clone, Copy)]
 pub(super) struct Columns {
@@ -170,61 +54,6 @@ pub(super) struct Columns {
     pub step: isize,
     /// What later tiles will read, and this one is to ask for: of B, and of rows of A that are packed.
     pub ahead: [Ahead; 2],
-}
-
-/// Lines of 16 numbers to be asked for: runs of them that follow each other, and start a distance apart.
-#[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    next: *const f32,
-    /// How many there are.
-    pub lines: usize,
-    /// Of the run under way.
-    left: usize,
-    run: usize,
-    /// Numbers from the end of a run to the start of the next.
-    gap: isize,
-}
-
-impl Ahead {
-    /// None.
-    pub const NONE: Self = Self { next: core::ptr::null(), lines: 0, left: 0, run: 0, gap: 0 };
-
-    /// `runs` of so many lines, `apart` numbers from one to the next; the address may be any.
-    pub fn new(start: *const f32, runs: usize, run: usize, apart: isize) -> Self {
-        Self { next: start, lines: runs * run, left: run, run, gap: apart - 16 * run as isize }
-    }
-
-    /// The lines of rows `first..first + rows` of `x` over columns `start..start + depth`. None where neither follow each other.
-    pub fn of(x: &Mat<'_, f32>, [first, rows]: [usize; 2], [start, depth]: [usize; 2]) -> Self {
-        let place = element(x, first, start);
-        match (x.row_stride, x.col_stride) {
-            (apart, 1) => Self::new(place, rows, depth.div_ceil(16), apart),
-            (1, apart) => Self::new(place, depth, rows.div_ceil(16), apart),
-            _ => Self::NONE,
-        }
-    }
-
-    /// So many of them from one on, or as many as there are.
-    pub fn part(self, from: usize, lines: usize) -> Self {
-        let Some(left) = self.lines.checked_sub(from).filter(|&left| left > 0) else { return Self::NONE };
-        let (runs, within) = (from / self.run, from % self.run);
-        let next = self.next.wrapping_offset(runs as isize * (self.gap + 16 * self.run as isize));
-        Self { next: next.wrapping_add(16 * within), lines: lines.min(left), left: self.run - within, ..self }
-    }
-
-    /// Asks for the next `lines`, which may be more than there are.
-    #[inline(always)]
-    pub fn ask<S: Simd>(&mut self, s: S, lines: usize) {
-        for _ in 0..lines {
-            s.prefetch_far(self.next);
-            self.next = self.next.wrapping_add(16);
-            self.left = self.left.wrapping_sub(1);
-            if self.left == 0 {
-                self.next = self.next.wrapping_offset(self.gap);
-                self.left = self.run;
-            }
-        }
-    }
 }
 
 /// Where a tile goes: element (0, 0), the distance of rows, and what is added.
@@ -380,51 +209,29 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     out: Target,
 ) -> [[S::F; NV]; MR] {
     let mut sums = [[s.splat(0.0); NV]; MR];
-    let mut row = b.start;
-    // Lines of C, of what is added and of what comes after are asked for a few at a time.
-    let pieces = depth.div_ceil(PIECE);
-    let ([(mut line, apart), (mut added, added_apart)], lines) = (out.lines, MR.div_ceil(pieces));
-    let (mut ahead, ahead_lines) = (b.ahead, b.ahead.map(|ahead| ahead.lines.div_ceil(pieces)));
-    let (mut start, mut row_asked) = (0, 0);
-    while start < depth {
-        for _ in 0..lines.min(MR - row_asked) {
-            s.prefetch(line);
-            s.prefetch(line.wrapping_add(NV * S::LANES - 1));
-            line = line.wrapping_add(apart);
-            if !added.is_null() {
-                s.prefetch(added);
-                s.prefetch(added.wrapping_add(NV * S::LANES - 1));
-                added = added.wrapping_add(added_apart);
-            }
-        }
-        row_asked = MR.min(row_asked + lines);
-        ahead[0].ask(s, ahead_lines[0]);
-        if A::PACKED {
-            ahead[1].ask(s, ahead_lines[1]);
-        }
-        let steps = PIECE.min(depth - start).min(a.run(start));
-        // SAFETY: the caller's promise.
-        unsafe {
-            let starts: [*const f32; MR] = array(|r| a.at(r.min(rows - 1), start));
-            let mut packed = starts[0];
-            for k in 0..steps {
-                let b_row: [S::F; NV] = array(|v| s.load_ptr(row.add(v * S::LANES)));
-                for r in 0..MR {
-                    let x = s.splat(if A::PACKED { *packed.add(r) } else { *starts[r].add(k) });
-                    for v in 0..NV {
-                        sums[r][v] = D::add_product(s, sums[r][v], x, b_row[v]);
-                    }
+    let mut asks = Asks::new(out.lines, b.ahead, MR, depth.div_ceil(PIECE));
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (mut row, mut start) = (b.start, 0);
+        let mut evenly = Evenly::new(a.at(0, 0), if let Apart::Evenly(apart) = a.apart() { apart } else { 0 });
+        while start < depth {
+            asks.ask::<S, NV>(s);
+            let steps = PIECE.min(depth - start).min(a.run(start));
+            row = match a.apart() {
+                Apart::InColumns(width) => {
+                    let mut places = Column { at: a.at(0, start), width };
+                    add_products::<S, D, _, MR, NV>(s, &mut sums, &mut places, steps, row, b.step)
                 }
-                for v in 0..NV {
-                    s.prefetch(row.wrapping_offset(AHEAD * b.step).wrapping_add(v * S::LANES));
+                Apart::Evenly(_) if rows == MR => {
+                    add_products::<S, D, _, MR, NV>(s, &mut sums, &mut evenly, steps, row, b.step)
                 }
-                if A::PACKED {
-                    packed = a.at(0, start + k + 1);
+                _ => {
+                    let mut places = Anywhere::<MR>::new(array(|r| a.at(r.min(rows - 1), start)));
+                    add_products::<S, D, _, MR, NV>(s, &mut sums, &mut places, steps, row, b.step)
                 }
-                row = row.wrapping_offset(b.step);
-            }
+            };
+            start += steps;
         }
-        start += steps;
     }
     sums
 }
@@ -435,6 +242,39 @@ const PIECE: usize = 16;
 
 /// So many rows of B are on their way.
 const AHEAD: isize = 32;
+
+/// Adds the products of so many steps. Where the next row of B is.
+///
+/// # Safety
+/// As of [`run`].
+#[inline(always)]
+unsafe fn add_products<S: Simd, D: Dot, P: Places, const MR: usize, const NV: usize>(
+    s: S,
+    sums: &mut [[S::F; NV]; MR],
+    places: &mut P,
+    steps: usize,
+    mut row: *const f32,
+    step: isize,
+) -> *const f32 {
+    for _ in 0..steps {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let b: [S::F; NV] = array(|v| s.load_ptr(row.add(v * S::LANES)));
+            for r in 0..MR {
+                let x = s.splat(*places.of(r));
+                for v in 0..NV {
+                    sums[r][v] = D::add_product(s, sums[r][v], x, b[v]);
+                }
+            }
+        }
+        for v in 0..NV {
+            s.prefetch(row.wrapping_offset(AHEAD * step).wrapping_add(v * S::LANES));
+        }
+        places.next();
+        row = row.wrapping_offset(step);
+    }
+    row
+}
 
 /// Writes the tile, or adds it to what is there.
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! Where there is no AMX.
 
-use super::tile::{Columns, Part, Rows, Target};
+use super::rows::Rows;
+use super::tile::{Columns, Part, Target};
 use super::words::Dot;
 use crate::simd::Simd;
 
