@@ -236,3 +236,27 @@ impl Places for Evenly {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_as_far_apart_as_each_other_are_where_they_would_be_one_by_one() {
+        const MR: usize = 14;
+        let numbers = [0f32; 2048];
+        for (first, apart) in [(5, 0), (7, 1), (3, 48), (2000, -48), (64, 17)] {
+            let first = &raw const numbers[first];
+            let starts: [*const f32; MR] = core::array::from_fn(|r| first.wrapping_offset(r as isize * apart));
+            let (mut evenly, mut anywhere) = (Evenly::new(first, apart), Anywhere::new(starts));
+            for k in 0..40 {
+                for (r, start) in starts.iter().enumerate() {
+                    let place = start.wrapping_add(k);
+                    assert_eq!([evenly.of(r), anywhere.of(r)], [place; 2], "row {r} of {apart} apart, step {k}");
+                }
+                evenly.next();
+                anywhere.next();
+            }
+        }
+    }
+}
