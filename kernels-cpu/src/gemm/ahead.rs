@@ -63,33 +63,35 @@ impl Ahead {
 pub(super) struct Asks {
     /// Its lines of C and of what is added: where the next one is, or null, and how far apart they are.
     lines: [(*const f32, usize); 2],
+    /// How many rows of them are left, and how many numbers each has.
     rows: usize,
+    row: usize,
     rows_at_once: usize,
     ahead: [Ahead; 2],
     at_once: [usize; 2],
 }
 
 impl Asks {
-    /// Of a tile of so many rows that is summed up in so many pieces.
+    /// Of a tile of so many rows of so many numbers that is summed up in so many pieces.
     #[inline(always)]
-    pub fn new(lines: [(*const f32, usize); 2], ahead: [Ahead; 2], rows: usize, pieces: usize) -> Self {
+    pub fn new(lines: [(*const f32, usize); 2], [rows, row]: [usize; 2], ahead: [Ahead; 2], pieces: usize) -> Self {
         let at_once = ahead.map(|ahead| ahead.lines.div_ceil(pieces));
-        Self { lines, rows, rows_at_once: rows.div_ceil(pieces), ahead, at_once }
+        Self { lines, rows, row, rows_at_once: rows.div_ceil(pieces), ahead, at_once }
     }
 
-    /// Asks for a piece's share. Rows of C are `NV` vectors.
+    /// Asks for a piece's share.
     #[inline(always)]
-    pub fn ask<S: Simd, const NV: usize>(&mut self, s: S) {
+    pub fn ask<S: Simd>(&mut self, s: S) {
         let rows = self.rows_at_once.min(self.rows);
         self.rows -= rows;
-        let [(line, apart), (added, added_apart)] = &mut self.lines;
+        let (last, [(line, apart), (added, added_apart)]) = (self.row - 1, &mut self.lines);
         for _ in 0..rows {
             s.prefetch(*line);
-            s.prefetch(line.wrapping_add(NV * S::LANES - 1));
+            s.prefetch(line.wrapping_add(last));
             *line = line.wrapping_add(*apart);
             if !added.is_null() {
                 s.prefetch(*added);
-                s.prefetch(added.wrapping_add(NV * S::LANES - 1));
+                s.prefetch(added.wrapping_add(last));
                 *added = added.wrapping_add(*added_apart);
             }
         }

@@ -3,6 +3,7 @@
 
 use core::arch::asm;
 
+use super::ahead::Asks;
 use super::rows::Rows;
 use super::tile::{self, Columns, Once, Part, Target};
 use super::words::Dot;
@@ -80,8 +81,7 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
         let apart = a.at(1, 0).byte_offset_from(a.at(0, 0));
         let upper = a.at(0, 0).wrapping_byte_offset(-apart * back as isize);
         let columns = b.start;
-        let (steps, mut ahead) = (part.depth / 16, b.ahead[0]);
-        let (lines, of_c) = (ahead.lines.div_ceil(steps), if part.last { rows.div_ceil(steps) } else { 0 });
+        let steps = part.depth / 16;
         // A line that a row shares with the next step is read again.
         let in_lines = (upper as usize | apart as usize).is_multiple_of(64);
         let once = if part.once == Once::A && !in_lines { Once::Neither } else { part.once };
@@ -97,9 +97,9 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
                 asm!("tileloadd tmm2, [{c} + {line}]", "tileloadd tmm3, [{c} + {line} + 64]", c = in(reg) low, line = in(reg) waiting, options(nostack, readonly));
             }
         }
-        let [(mut line, apart_in_c), (mut added, added_apart)] = out.lines;
-        // A line of 32 halves, or two of as many numbers.
-        let last = if out.halves.is_some() { 15 } else { 31 };
+        // A row is a line of 32 halves, or two of as many numbers.
+        let row_of_c = if out.halves.is_some() { 16 } else { 32 };
+        let mut asks = Asks::new(out.lines, [if part.last { rows } else { 0 }, row_of_c], b.ahead, steps);
         let (mut upper, mut run) = (upper, a.run(0) / 16);
         for step in 0..steps {
             if run == 0 {
@@ -107,18 +107,7 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
                 run = a.run(16 * step) / 16;
             }
             run -= 1;
-            // As in other tiles, C is asked for a little at a time.
-            for _ in 0..of_c {
-                s.prefetch(line);
-                s.prefetch(line.wrapping_add(last));
-                line = line.wrapping_add(apart_in_c);
-                if !added.is_null() {
-                    s.prefetch(added);
-                    s.prefetch(added.wrapping_add(last));
-                    added = added.wrapping_add(added_apart);
-                }
-            }
-            ahead.ask(s, lines);
+            asks.ask(s);
             let (lower, columns) = (upper.wrapping_byte_offset(16 * apart), columns.add(512 * step));
             macro_rules! multiply {
                 ($of_a:literal, $of_b:literal, $product:literal) => {{

@@ -6,7 +6,10 @@ use super::ahead::Ahead;
 /// A tile's rows of A.
 pub(super) trait Rows: Copy {
     /// How they lie.
-    fn apart(&self) -> Apart;
+    #[inline(always)]
+    fn apart(&self) -> Apart {
+        Apart::Anywhere
+    }
     /// Steps for which the numbers of a row follow each other, from step `k` on.
     #[inline(always)]
     fn run(&self, _k: usize) -> usize {
@@ -83,10 +86,6 @@ pub(super) struct Windowed {
 
 impl Rows for Windowed {
     #[inline(always)]
-    fn apart(&self) -> Apart {
-        Apart::Anywhere
-    }
-    #[inline(always)]
     fn run(&self, k: usize) -> usize {
         self.channels - (self.first + k) % self.channels
     }
@@ -110,10 +109,6 @@ pub(super) struct Even<'a> {
 
 impl Rows for Even<'_> {
     #[inline(always)]
-    fn apart(&self) -> Apart {
-        Apart::Anywhere
-    }
-    #[inline(always)]
     fn run(&self, k: usize) -> usize {
         self.windows.words - (self.first + k) % self.windows.words
     }
@@ -136,7 +131,7 @@ impl Rows for Even<'_> {
 pub(super) enum Apart {
     /// Numbers k of all rows side by side, so many of them.
     InColumns(usize),
-    /// So many numbers from a row to the next.
+    /// So many numbers from a row to the next, with all of a row's numbers one after the other.
     Evenly(isize),
     Anywhere,
 }

@@ -209,13 +209,13 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     out: Target,
 ) -> [[S::F; NV]; MR] {
     let mut sums = [[s.splat(0.0); NV]; MR];
-    let mut asks = Asks::new(out.lines, b.ahead, MR, depth.div_ceil(PIECE));
+    let mut asks = Asks::new(out.lines, [MR, NV * S::LANES], b.ahead, depth.div_ceil(PIECE));
     // SAFETY: the caller's promise.
     unsafe {
         let (mut row, mut start) = (b.start, 0);
         let mut evenly = Evenly::new(a.at(0, 0), if let Apart::Evenly(apart) = a.apart() { apart } else { 0 });
         while start < depth {
-            asks.ask::<S, NV>(s);
+            asks.ask(s);
             let steps = PIECE.min(depth - start).min(a.run(start));
             row = match a.apart() {
                 Apart::InColumns(width) => {
