@@ -333,7 +333,8 @@ impl SimdOp for Weigh<'_, f32> {
     }
 }
 
-/// dP becomes dS = P (dP - sum_j P dP) scale.
+/// dP becomes dS = P (dP - mean of dP by weights P) scale. The mean is divided by the sum of the weights, which the rounding of a large
+/// log-sum-exp leaves some way from 1: a row of dS adds up to 0.
 struct ScoreGradient<'a, F> {
     p: &'a [F],
     dp: &'a mut [F],
@@ -348,8 +349,9 @@ impl<F: Float> SimdOp for ScoreGradient<'_, F> {
     fn eval<S: Simd>(self, _: S) {
         for (p, dp) in self.p.chunks_exact(self.apart).zip(self.dp.chunks_exact_mut(self.apart)) {
             let (p, dp) = (&p[..self.cols], &mut dp[..self.cols]);
-            let dot = lanes(self.cols, |j| p[j] * dp[j]);
-            dp.iter_mut().zip(p).for_each(|(d, &p)| *d = p * (*d - dot) * self.scale);
+            let total = lanes(self.cols, |j| p[j]);
+            let mean = lanes(self.cols, |j| p[j] * dp[j]) / if total > F::ZERO { total } else { F::ONE };
+            dp.iter_mut().zip(p).for_each(|(d, &p)| *d = p * (*d - mean) * self.scale);
         }
     }
 }

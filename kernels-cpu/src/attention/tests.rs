@@ -195,6 +195,41 @@ fn products_of_bf16_are_off_by_their_roundings() {
     assert!(*nearest.lock().unwrap() < 4.0, "{nearest:?}");
 }
 
+/// Values that are all alike: whatever the weights, queries and keys have no gradient. Large scores leave the weights of a row with another sum than 1 (of
+/// a log-sum-exp near 40 alone 2^-19 are lost), which must not show.
+#[cfg(feature = "rayon")]
+#[test]
+fn large_scores_leave_no_gradient_where_there_is_none() {
+    use crate::testing::{Drawn, narrow, normals, on_every_tier};
+    let (queries, keys, width, mut rng) = (7, 19, 8, crate::rng::Rng::new(6, 0));
+    let a = Attention {
+        batch: 1,
+        heads: 1,
+        queries,
+        keys,
+        width,
+        scale: 1.0,
+        causal: false,
+        key_mask: None,
+        dropout: None,
+    };
+    let (dq, dk) = ([1, 1, queries, width], [1, 1, keys, width]);
+    let q = Drawn::new(&mut rng, &dq, false, |rng| (6.0 * rng.normal()) as f32);
+    let k = Drawn::new(&mut rng, &dk, false, |rng| rng.normal() as f32);
+    let v = Drawn::new(&mut rng, &dk, false, |_| 3.0f32);
+    let dout = narrow(&normals(&mut rng, queries * width));
+    on_every_tier(|isa| {
+        let (mut y, mut lse) = (vec![7.0f32; queries * width], vec![7.0; queries]);
+        a.forward(q.view(), k.view(), v.view(), &mut y, &mut lse);
+        assert!(lse.iter().any(|&l| l > 30.0), "{lse:?}");
+        let [mut gq, mut gk, mut gv] = [&dq, &dk, &dk].map(|dims| vec![7.0f32; dims.iter().product()]);
+        a.backward(q.view(), k.view(), v.view(), &lse, &dout, &mut gq, &mut gk, &mut gv);
+        // A rounding of a mean of up to 20, times keys of up to 3 or queries of up to 20; weights that were off by 2^-19 gave four times as much.
+        let of = |x: &[f32]| x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        assert!(of(&gq) < 1e-6 * 3.0 && of(&gk) < 1e-6 * 20.0, "{isa}: {} and {}", of(&gq), of(&gk));
+    });
+}
+
 #[test]
 fn dropout_keeps_as_many_as_it_says() {
     let kept = (0..40_000).filter(|&i| keeps(3, i, 0.3)).count();
