@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kernels_cpu::{Strided, strided};
+use kernels_cpu::{Strided, par, strided};
 
 use crate::buffer::{Buffer, is_counting};
 #[cfg(feature = "vulkan")]
@@ -51,20 +51,23 @@ impl Tensor {
 
     /// All elements `value`.
     pub fn full(dims: impl Into<Dims>, value: f64, dtype: DType) -> Self {
-        Self::filled(dims, dtype, |out| out.fill(value))
+        for_dtype!(dtype, T => Self::write(dims, |out: &mut [T]| out.fill(T::from_f64(value))))
     }
 
-    /// Standard normal values from `rng`.
+    /// Standard normal values from `rng`, the same ones by any number of threads.
     pub fn randn(dims: impl Into<Dims>, dtype: DType, rng: &mut Rng) -> Self {
-        Self::filled(dims, dtype, |out| out.iter_mut().for_each(|x| *x = rng.normal()))
-    }
-
-    fn filled(dims: impl Into<Dims>, dtype: DType, fill: impl FnOnce(&mut [f64])) -> Self {
-        for_dtype!(dtype, T => Self::write(dims, |out: &mut [T]| {
-            let mut values = vec![0.0; out.len()];
-            fill(&mut values);
-            out.iter_mut().zip(&values).for_each(|(o, &v)| *o = T::from_f64(v));
-        }))
+        /// Values that a thread draws at a time.
+        const CHUNK: usize = 1 << 12;
+        /// Draws of 32 bits that a value takes.
+        const DRAWS: usize = 4;
+        /// Elementary operations that it takes.
+        const COST: usize = 100;
+        let dims = dims.into();
+        let first = std::mem::replace(rng, rng.after((dims.numel() * DRAWS) as u64));
+        for_dtype!(dtype, T => Self::write(dims, |out: &mut [T]| par::chunks_mut(out, CHUNK, CHUNK * COST, |i, out| {
+            let mut rng = first.after((i * CHUNK * DRAWS) as u64);
+            out.iter_mut().for_each(|x| *x = T::from_f64(rng.normal()));
+        })))
     }
 
     /// A new contiguous tensor whose elements `fill` writes. What it does not write is unspecified. Where memory is only
@@ -302,5 +305,24 @@ impl fmt::Debug for Tensor {
         let values = self.to_f64_vec();
         write!(f, "Tensor {} {:?} {:?}", self.dtype, self.dims(), &values[..values.len().min(16)])?;
         if values.len() > 16 { f.write_str("..") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_drawn_one_after_the_other_whoever_draws_them() {
+        for threads in 1..4 {
+            let (mut rng, mut one) = (Rng::new(5, 0), Rng::new(5, 0));
+            let drawn = par::Pool::new(threads).install(|| Tensor::randn([3, 9001], DType::F64, &mut rng));
+            assert_eq!(
+                drawn.to_f64_vec(),
+                (0..3 * 9001).map(|_| one.normal()).collect::<Vec<_>>(),
+                "{threads} threads"
+            );
+            assert_eq!(rng.next_u64(), one.next_u64());
+        }
     }
 }

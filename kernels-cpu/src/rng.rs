@@ -46,6 +46,14 @@ impl Rng {
         self.words[self.used - 1]
     }
 
+    /// The same stream after `draws` further draws of 32 bits: so threads draw parts of one tensor.
+    pub fn after(&self, draws: u64) -> Self {
+        let draw = 4 * self.block + self.used as u64 - 4 + draws;
+        let mut there = Self { block: draw / 4, used: 4, ..self.clone() };
+        (0..draw % 4).for_each(|_| _ = there.next_u32());
+        there
+    }
+
     /// 64 uniform bits.
     pub fn next_u64(&mut self) -> u64 {
         u64::from(self.next_u32()) | u64::from(self.next_u32()) << 32
@@ -159,6 +167,20 @@ mod tests {
         // A block beyond the 32nd bit.
         let mut far = Rng { block: 1 << 32, ..Rng::new(seed, stream) };
         assert_eq!(far.next_u32(), philox(seed, [0, 1, stream as u32, (stream >> 32) as u32])[0]);
+    }
+
+    #[test]
+    fn a_stream_goes_on_where_it_is_after_some_draws() {
+        let mut words = Rng::new(5, 2);
+        let words: Vec<u32> = (0..40).map(|_| words.next_u32()).collect();
+        for from in 0..10 {
+            let mut rng = Rng::new(5, 2);
+            (0..from).for_each(|_| _ = rng.next_u32());
+            for draws in 0..20 {
+                let mut there = rng.after(draws as u64);
+                assert!(words[from + draws..].iter().all(|&word| word == there.next_u32()), "{from} and {draws}");
+            }
+        }
     }
 
     /// Each of the six orders of three as often as the others.
