@@ -209,14 +209,15 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     out: Target,
 ) -> [[S::F; NV]; MR] {
     let mut sums = [[s.splat(0.0); NV]; MR];
-    let mut asks = Asks::new(out.lines, [MR, NV * S::LANES], b.ahead, depth.div_ceil(PIECE));
+    let piece = piece(b.ahead, depth);
+    let mut asks = Asks::new(out.lines, [MR, NV * S::LANES], b.ahead, depth.div_ceil(piece));
     // SAFETY: the caller's promise.
     unsafe {
         let (mut row, mut start) = (b.start, 0);
         let mut evenly = Evenly::new(a.at(0, 0), if let Apart::Evenly(apart) = a.apart() { apart } else { 0 });
         while start < depth {
             asks.ask(s);
-            let steps = PIECE.min(depth - start).min(a.run(start));
+            let steps = piece.min(depth - start).min(a.run(start));
             row = match a.apart() {
                 Apart::InColumns(width) => {
                     let mut places = Column { at: a.at(0, start), width };
@@ -236,9 +237,17 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     sums
 }
 
-/// Steps of k at a time: with more, lines are asked for by too many at once and hold up those that are needed now; with fewer, finding out where steps
-/// start takes as long as they do.
-const PIECE: usize = 16;
+/// Steps of k at a time. With more, many lines are asked for by too many at once and hold up those that are needed now; with fewer, leaving the loop
+/// takes as long as some lines do.
+#[inline(always)]
+fn piece(ahead: [Ahead; 2], depth: usize) -> usize {
+    const SHORT: usize = 16;
+    const LONG: usize = 64;
+    /// Lines that are asked for at once, beside the tile's own.
+    const TOGETHER: usize = 8;
+    let lines = (ahead[0].lines + ahead[1].lines).max(1);
+    (TOGETHER * depth / lines / SHORT * SHORT).clamp(SHORT, LONG)
+}
 
 /// So many rows of B are on their way.
 const AHEAD: isize = 32;
