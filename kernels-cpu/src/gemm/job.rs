@@ -13,6 +13,7 @@ use super::tile::{self, Columns, Target};
 use super::words::{Dot, Words, WordsOp};
 use super::written::{RoundTile, Rounded};
 use super::{Finish, Left, Mat, Right, amx, scratch};
+use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par::Shared;
 use crate::simd::{Simd, SimdOp, again};
@@ -26,6 +27,7 @@ const LAST_TURNS: usize = 4;
 
 /// A block of C over a range of k.
 pub(super) struct Job<'a> {
+    pub isa: Isa,
     pub a: Left<'a>,
     pub b: Right<'a, f32>,
     pub rows: Range<usize>,
@@ -248,7 +250,7 @@ impl Job<'_> {
         let (m, n) = (self.rows.len(), self.b.cols());
         let (tiles, panels) = (m.div_ceil(mr), self.panels.len());
         let each = if self.packed_b.is_some() || self.panels.end <= self.direct_b { 0 } else { nr * self.slab };
-        let mut own = OwnPanels::new(panels, each);
+        let mut own = OwnPanels::new(panels, each, nest::near(self.isa, D::TILES));
         let mut sums = if D::TILES { scratch::take(Use::Sums, amx::TOGETHER * mr * nr) } else { Vec::new() };
         // A tile that is rounded when it is whole, and a line beside it.
         let mut unrounded = self.rounded.map(|_| vec![Line::ZERO; (mr * nr).div_ceil(16) + 1]);
@@ -256,7 +258,7 @@ impl Job<'_> {
             let depth = self.slab.min(self.ks.end - start);
             let packed_later = prepare([start, depth]);
             let is_nearest = (m + panels * nr) * depth <= NEAREST;
-            let rows_first = nest::goes_by_rows(D::TILES, [m, depth, panels * nr]);
+            let rows_first = nest::goes_by_rows(self.isa, D::TILES, A::ASKED, [m, depth, panels * nr]);
             let (turns, inner) = if rows_first { (tiles, panels) } else { (panels, tiles) };
             // AMX takes what stays by parts that the first-level cache holds, each for a few tiles, whose sums wait meanwhile.
             let (parts, together) =

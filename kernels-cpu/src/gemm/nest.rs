@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use super::job::{Job, PackedRows, packed_tile};
 use super::pack::{self, Line};
-use super::split::Split;
+use super::split::{Lie, Split};
 use super::tile;
 use super::words::Words;
 use super::{Left, Mat, Out, Right, scratch};
@@ -27,7 +27,7 @@ const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
 const FAR_APART: usize = 1024;
 /// Numbers that stay in a second-level cache beside what passes through.
-pub(super) const NEAR: usize = 1 << 17;
+const NEAR: usize = 1 << 17;
 /// From so many rows of C for each of its columns on, rows of A are what passes.
 const TALL: usize = 3;
 /// Rows of A that crowd each other out of a cache are read by lower tiles where fewer panels of B meet them (AMX reads there what could lie better) ...
@@ -88,12 +88,19 @@ fn pack_slabs(
     });
 }
 
-/// Whether a job of [m, k, n] over a slab goes through all of B, which stays in the second-level cache, for each tile of rows, which then is read once.
-/// Else a panel of B stays near for all tiles, while the next one comes.
-pub(super) fn goes_by_rows(in_tiles: bool, [m, k, n]: [usize; 3]) -> bool {
-    // What AMX writes then goes to rows that are whole, which is worth more than where its operands come from.
-    let is_tall = if in_tiles { 2 * m >= n } else { m >= TALL * n };
-    is_tall && n * k <= NEAR
+/// Whether a job of [m, k, n] over a slab goes through all of B, which stays in the second-level cache, for each tile of rows, which then is read once,
+/// `asked` for before or not. Else a panel of B stays near for all tiles, while the next one comes.
+pub(super) fn goes_by_rows(isa: Isa, in_tiles: bool, asked: bool, [m, k, n]: [usize; 3]) -> bool {
+    // What AMX writes then goes to rows that are whole, and other rows of such a processor are late where nobody asked for them, which is worth more than
+    // where B comes from.
+    let many = if in_tiles || isa == Isa::Amx && asked { 2 * m >= n } else { m >= TALL * n };
+    many && n * k <= near(isa, in_tiles || !asked)
+}
+
+/// Numbers of B that stay in a second-level cache beside what passes through. It is of 2 MiB where there is AMX, with room for more beside rows that are
+/// asked for and no tiles.
+pub(super) fn near(isa: Isa, much_passes: bool) -> usize {
+    if isa == Isa::Amx && !much_passes { 2 * NEAR } else { NEAR }
 }
 
 pub(super) fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
@@ -108,12 +115,12 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     // Rows that many panels read are packed, and those that would crowd each other out of the cache but where lower tiles read them. Those that all
     // jobs have in common each thread packs once for itself, if it has panels enough to read them; else they are packed once for all, unless they
     // are so many that they would only pass through the caches. Words were written so that they are read in place.
-    let (there, windows) = match a {
-        Left::Mat(a) | Left::Words(a, _) => (in_place(isa, words, &a, n, threads), false),
-        Left::Windows(_) | Left::Even(_) => (Some(tall), true),
+    let (there, lie) = match a {
+        Left::Mat(a) | Left::Words(a, _) => (in_place(isa, words, &a, n, threads), Lie::of(&a)),
+        Left::Windows(_) | Left::Even(_) => (Some(tall), Lie::InWindows),
     };
     let mr = there.unwrap_or(tall);
-    let split = Split::new(isa, words, [m, k, n], mr, windows, threads);
+    let split = Split::new(isa, words, [m, k, n], mr, lie, threads);
     let Split { row_tiles, panels, row_jobs, col_jobs, by_thread, .. } = split;
     let early = match split.tiles_of(row_jobs - 1).len() {
         _ if words.in_tiles() || mr < tall => 0,
@@ -145,6 +152,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
                 let (tiles, panels) = (split.tiles_of(job), split.panels_of(job));
                 let rows = tiles.start * mr..(tiles.end * mr).min(m);
                 let job = Job {
+                    isa,
                     a,
                     b,
                     mr,
@@ -216,7 +224,7 @@ pub(super) fn in_place(isa: Isa, words: Words, a: &Mat<'_, f32>, n: usize, threa
     if a.rows <= FEW_ROWS {
         return None;
     }
-    let split = Split::new(isa, words, [a.rows, a.cols, n], tall, false, threads);
+    let split = Split::new(isa, words, [a.rows, a.cols, n], tall, Lie::of(a), threads);
     (split.meets() < FEW_PANELS).then_some(tile::LOW)
 }
 

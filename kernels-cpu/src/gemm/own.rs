@@ -7,7 +7,6 @@ use core::ops::Range;
 use super::Mat;
 use super::ahead::Ahead;
 use super::job::element;
-use super::nest::NEAR;
 use super::pack::{self, Line};
 use super::scratch::{self, Use};
 use crate::simd::Simd;
@@ -25,9 +24,9 @@ pub(super) struct OwnPanels {
 }
 
 impl OwnPanels {
-    /// Room for a job's panels of a slab where they stay near, or for one of them, of so many numbers each; for none of 0.
-    pub fn new(panels: usize, each: usize) -> Self {
-        let room = (panels * each).min(NEAR).max(each);
+    /// Room for a job's panels of a slab where they are `near` numbers at most, or for one of them, of so many numbers each; for none of 0.
+    pub fn new(panels: usize, each: usize, near: usize) -> Self {
+        let room = (panels * each).min(near).max(each);
         let lines = if each == 0 { Vec::new() } else { scratch::take(Use::Panels, room + 16) };
         Self { lines, first: 0, next: Ahead::NONE }
     }

@@ -244,6 +244,36 @@ fn a_wide_product_has_the_bits_of_its_columns() {
     }
 }
 
+/// B, read where it lies, packed by the job or before, that stays near as a whole, or by parts, while rows pass: the bits of its columns.
+#[test]
+fn rows_that_pass_by_what_stays_near_have_the_bits_of_every_column() {
+    for isa in Isa::available() {
+        for (m, k, n, threads) in
+            [(280, 510, 500, 1), (300, 700, 300, 2), (260, 250, 260, 1), (500, 700, 400, 1), (420, 700, 400, 2)]
+        {
+            let (a, b) = (values(m * k, 1), values(k * n, 2));
+            let (a, columns) = (Mat::new(&a, m, k), Mat::new(&b, n, k).t());
+            let run = |b: Right<'_, f32>, n: usize| {
+                par::Pool::on(isa, threads).install(|| {
+                    let mut c = vec![f32::NAN; m * n];
+                    multiply(a, b, &mut c, n, Finish::default(), true);
+                    c
+                })
+            };
+            let packed = par::Pool::on(isa, 1).install(|| Packed::new(columns));
+            let whole = run(Right::Loose(columns), n);
+            assert!(run(Right::Packed(&packed), n) == whole, "{isa}: packed, {m} {k} {n}");
+            for start in (0..n).step_by(96) {
+                let part = 96.min(n - start);
+                let some = Mat { offset: start * k, rows: k, cols: part, ..columns };
+                let c = run(Right::Loose(some), part);
+                let same = (0..m).all(|i| c[i * part..][..part] == whole[i * n + start..][..part]);
+                assert!(same, "{isa}: columns from {start} of {m} {k} {n}");
+            }
+        }
+    }
+}
+
 #[test]
 fn batches_are_products_one_by_one() {
     for (batch, m, k, n) in [(0, 2, 2, 2), (1, 3, 4, 5), (2, 3, 4, 5), (5, 17, 30, 33), (3, 2, 0, 2), (2, 0, 3, 4)] {
