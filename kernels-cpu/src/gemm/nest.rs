@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use super::job::{Job, PackedRows, packed_tile};
 use super::pack::{self, Line};
-use super::split::{Lie, Split};
+use super::split::{Form, Split};
 use super::tile;
 use super::words::Words;
 use super::{Left, Mat, Out, Right, scratch};
@@ -115,12 +115,12 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
     // Rows that many panels read are packed, and those that would crowd each other out of the cache but where lower tiles read them. Those that all
     // jobs have in common each thread packs once for itself, if it has panels enough to read them; else they are packed once for all, unless they
     // are so many that they would only pass through the caches. Words were written so that they are read in place.
-    let (there, lie) = match a {
-        Left::Mat(a) | Left::Words(a, _) => (in_place(isa, words, &a, n, threads), Lie::of(&a)),
-        Left::Windows(_) | Left::Even(_) => (Some(tall), Lie::InWindows),
+    let (there, form) = match a {
+        Left::Mat(a) | Left::Words(a, _) => (in_place(isa, words, &a, n, threads), Form::of(&a)),
+        Left::Windows(_) | Left::Even(_) => (Some(tall), Form::Windows),
     };
     let mr = there.unwrap_or(tall);
-    let split = Split::new(isa, words, [m, k, n], mr, lie, threads);
+    let split = Split::new(isa, words, [m, k, n], mr, form, threads);
     let Split { row_tiles, panels, row_jobs, col_jobs, by_thread, .. } = split;
     let early = match split.tiles_of(row_jobs - 1).len() {
         _ if words.in_tiles() || mr < tall => 0,
@@ -224,7 +224,7 @@ pub(super) fn in_place(isa: Isa, words: Words, a: &Mat<'_, f32>, n: usize, threa
     if a.rows <= FEW_ROWS {
         return None;
     }
-    let split = Split::new(isa, words, [a.rows, a.cols, n], tall, Lie::of(a), threads);
+    let split = Split::new(isa, words, [a.rows, a.cols, n], tall, Form::of(a), threads);
     (split.meets() < FEW_PANELS).then_some(tile::LOW)
 }
 

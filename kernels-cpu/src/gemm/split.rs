@@ -15,17 +15,17 @@ const MOST_ROWS: usize = 3 << 16;
 /// Rows of A that so many panels of B meet on each thread are packed by each.
 const ENOUGH_PANELS: usize = 4;
 
-/// How numbers of A lie.
+/// What A is: numbers that follow each other in rows, or in columns, or windows over a map.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lie {
-    InRows,
-    InColumns,
-    InWindows,
+pub(super) enum Form {
+    Rows,
+    Columns,
+    Windows,
 }
 
-impl Lie {
+impl Form {
     pub fn of<T>(a: &Mat<'_, T>) -> Self {
-        if a.col_stride == 1 { Self::InRows } else { Self::InColumns }
+        if a.col_stride == 1 { Self::Rows } else { Self::Columns }
     }
 }
 
@@ -43,13 +43,13 @@ pub(super) struct Split {
 
 impl Split {
     /// Of a product of [m, k] and [k, n] by tiles of `mr` rows. Rows of A that are windows are read where they lie, whatever is done.
-    pub fn new(isa: Isa, words: Words, [m, k, n]: [usize; 3], mr: usize, lie: Lie, threads: bool) -> Self {
+    pub fn new(isa: Isa, words: Words, [m, k, n]: [usize; 3], mr: usize, form: Form, threads: bool) -> Self {
         let workers = if threads { par::threads() } else { 1 };
         let ((_, nr), slab) = (words.tile(isa), slab_of(words, k));
         let (row_tiles, panels) = (m.div_ceil(mr), n.div_ceil(nr));
         // Enough jobs that a disturbed thread does not hold up the rest, but where every job reads more rows of A than stay near, two for each
         // thread, and as many for each. The larger operand is split, so that none of it is read twice; a job of rows is at least two tiles high.
-        let long = n > m && m * k > NEAR_A && lie != Lie::InWindows;
+        let long = n > m && m * k > NEAR_A && form != Form::Windows;
         let wanted = match workers {
             1 => 1,
             _ if long => 2 * workers,
@@ -67,7 +67,7 @@ impl Split {
             // All rows pass by a part of B that stays near, then by the next.
             let is_near = nest::near(isa, words.in_tiles());
             let parts = match isa {
-                Isa::Amx if !words.in_tiles() && lie == Lie::InRows && k <= slab => (panels * nr * k).div_ceil(is_near),
+                Isa::Amx if !words.in_tiles() && form == Form::Rows && k <= slab => (panels * nr * k).div_ceil(is_near),
                 _ => 1,
             };
             (row_jobs, (wanted / row_jobs).clamp(1, panels).max(parts))
