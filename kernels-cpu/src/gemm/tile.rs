@@ -209,7 +209,7 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     out: Target,
 ) -> [[S::F; NV]; MR] {
     let mut sums = [[s.splat(0.0); NV]; MR];
-    let piece = piece(b.ahead, depth);
+    let piece = piece(b.ahead, depth, a.run(0));
     let mut asks = Asks::new(out.lines, [MR, NV * S::LANES], b.ahead, depth.div_ceil(piece));
     // SAFETY: the caller's promise.
     unsafe {
@@ -238,15 +238,15 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
 }
 
 /// Steps of k at a time. With more, many lines are asked for by too many at once and hold up those that are needed now; with fewer, leaving the loop
-/// takes as long as some lines do.
+/// takes as long as some lines do. None is longer than a run of numbers that follow each other.
 #[inline(always)]
-fn piece(ahead: [Ahead; 2], depth: usize) -> usize {
+fn piece(ahead: [Ahead; 2], depth: usize, run: usize) -> usize {
     const SHORT: usize = 16;
     const LONG: usize = 64;
     /// Lines that are asked for at once, beside the tile's own.
     const TOGETHER: usize = 8;
     let lines = (ahead[0].lines + ahead[1].lines).max(1);
-    (TOGETHER * depth / lines / SHORT * SHORT).clamp(SHORT, LONG)
+    (TOGETHER * depth / lines / SHORT * SHORT).min(run).clamp(SHORT, LONG)
 }
 
 /// So many rows of B are on their way.
