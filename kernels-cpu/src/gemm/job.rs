@@ -258,7 +258,8 @@ impl Job<'_> {
             let depth = self.slab.min(self.ks.end - start);
             let packed_later = prepare([start, depth]);
             let is_nearest = (m + panels * nr) * depth <= NEAREST;
-            let rows_first = nest::goes_by_rows(self.isa, D::TILES, A::ASKED, [m, depth, panels * nr]);
+            let asked = A::ASKED && self.a.size()[0] >= nest::MANY_ROWS;
+            let rows_first = nest::goes_by_rows(self.isa, D::TILES, asked, [m, depth, panels * nr]);
             let (turns, inner) = if rows_first { (tiles, panels) } else { (panels, tiles) };
             // AMX takes what stays by parts that the first-level cache holds, each for a few tiles, whose sums wait meanwhile.
             let (parts, together) =

@@ -30,6 +30,9 @@ const FAR_APART: usize = 1024;
 const NEAR: usize = 1 << 17;
 /// From so many rows of C for each of its columns on, rows of A are what passes.
 const TALL: usize = 3;
+/// From so many rows of A on, whatever part of them a job has, B is worth bringing near at once: for fewer it comes panel by panel, as from memory it
+/// takes as long as their products.
+pub(super) const MANY_ROWS: usize = 256;
 /// Rows of A that crowd each other out of a cache are read by lower tiles where fewer panels of B meet them (AMX reads there what could lie better) ...
 const FEW_PANELS: usize = 16;
 /// ... and packed otherwise, as are all where more panels meet them than these.
