@@ -4,6 +4,11 @@ use crate::isa::Isa;
 use crate::simd::eval_on;
 use proptest::prelude::*;
 
+/// Without scale, order, mask and dropout.
+fn plain([batch, heads, queries, keys, width]: [usize; 5]) -> Attention<'static> {
+    Attention { batch, heads, queries, keys, width, scale: 1.0, causal: false, key_mask: None, dropout: None }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
@@ -202,17 +207,7 @@ fn products_of_bf16_are_off_by_their_roundings() {
 fn large_scores_leave_no_gradient_where_there_is_none() {
     use crate::testing::{Drawn, narrow, normals, on_every_tier};
     let (queries, keys, width, mut rng) = (7, 19, 8, crate::rng::Rng::new(6, 0));
-    let a = Attention {
-        batch: 1,
-        heads: 1,
-        queries,
-        keys,
-        width,
-        scale: 1.0,
-        causal: false,
-        key_mask: None,
-        dropout: None,
-    };
+    let a = plain([1, 1, queries, keys, width]);
     let (dq, dk) = ([1, 1, queries, width], [1, 1, keys, width]);
     let q = Drawn::new(&mut rng, &dq, false, |rng| (6.0 * rng.normal()) as f32);
     let k = Drawn::new(&mut rng, &dk, false, |rng| rng.normal() as f32);
@@ -236,17 +231,7 @@ fn dropout_keeps_as_many_as_it_says() {
     assert!((27_400..28_600).contains(&kept), "{kept}");
     assert!((0..1000).all(|i| keeps(3, i, 0.0)) && !(0..1000).any(|i| keeps(3, i, 1.0)));
     // What is kept makes up for the rest, and no two probabilities have a fate in common.
-    let a = Attention {
-        batch: 1,
-        heads: 4,
-        queries: 30,
-        keys: 40,
-        width: 1,
-        scale: 1.0,
-        causal: false,
-        key_mask: None,
-        dropout: Some((0.25, 3)),
-    };
+    let a = Attention { dropout: Some((0.25, 3)), ..plain([1, 4, 30, 40, 1]) };
     let factors: Vec<f64> = (0..4800).map(|at| a.drop(at / 1200, at / 40 % 30, at % 40)).collect();
     assert!((0..4800).all(|at| factors[at] == if keeps(3, at as u64, 0.25) { 4.0 / 3.0 } else { 0.0 }));
     assert!((factors.iter().sum::<f64>() / 4800.0 - 1.0).abs() < 0.05);
@@ -256,19 +241,8 @@ fn dropout_keeps_as_many_as_it_says() {
 
 #[test]
 fn nothing_to_look_at_gives_zeros() {
-    let a = |batch: usize, queries: usize, keys: usize, width: usize| Attention {
-        batch,
-        heads: 2,
-        queries,
-        keys,
-        width,
-        scale: 1.0,
-        causal: false,
-        key_mask: None,
-        dropout: None,
-    };
     for (batch, queries, keys, width) in [(1, 3, 0, 4), (0, 3, 2, 4), (2, 0, 2, 4), (1, 3, 2, 0)] {
-        let a = a(batch, queries, keys, width);
+        let a = plain([batch, 2, queries, keys, width]);
         let strides = |n: usize| [2 * n * width, n * width, width, 1].map(|s| s as isize);
         let (sq, sk, ones) = (strides(queries), strides(keys), vec![1.0f32; 64]);
         let q = Strided { data: &ones, offset: 0, strides: &sq };
