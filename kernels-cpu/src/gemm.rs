@@ -10,6 +10,7 @@ mod amx;
 mod job;
 mod narrow;
 mod nest;
+mod order;
 mod own;
 mod pack;
 mod packed;

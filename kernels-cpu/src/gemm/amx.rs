@@ -63,11 +63,13 @@ impl Drop for Configured {
 /// # Safety
 /// As there; rows of A must be as far apart as its first two, those above included, rows of B packed 32 wide, and the part's depth a multiple of 16.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     s: S,
     configured: &Configured,
     a: A,
     b: Columns,
+    asks: &mut Asks,
     part: Part,
     [above, rows, cols]: [usize; 3],
     out: Target,
@@ -99,7 +101,7 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
         }
         // A row is a line of 32 halves, or two of as many numbers.
         let row_of_c = if out.halves.is_some() { 16 } else { 32 };
-        let mut asks = Asks::new(out.lines, [if part.last { rows } else { 0 }, row_of_c], b.ahead, steps);
+        asks.begin(out.lines, [if part.last { rows } else { 0 }, row_of_c]);
         let (mut upper, mut run) = (upper, a.run(0) / 16);
         for step in 0..steps {
             if run == 0 {

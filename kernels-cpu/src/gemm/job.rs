@@ -4,8 +4,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::ahead::Ahead;
-use super::nest;
+use super::ahead::{Ahead, Asks};
+use super::order::{At, Order, Passing};
 use super::own::OwnPanels;
 use super::pack::{self, Line};
 use super::rows;
@@ -13,7 +13,6 @@ use super::tile::{self, Columns, Target};
 use super::words::{Dot, Words, WordsOp};
 use super::written::{RoundTile, Rounded};
 use super::{Finish, Left, Mat, Right, amx, scratch};
-use crate::isa::Isa;
 use crate::map::{self, Unary};
 use crate::par::Shared;
 use crate::simd::{Simd, SimdOp, again};
@@ -27,7 +26,6 @@ const LAST_TURNS: usize = 4;
 
 /// A block of C over a range of k.
 pub(super) struct Job<'a> {
-    pub isa: Isa,
     pub a: Left<'a>,
     pub b: Right<'a, f32>,
     pub rows: Range<usize>,
@@ -41,6 +39,7 @@ pub(super) struct Job<'a> {
     /// Panels of a loose B, from the first on, that are read where they lie.
     pub direct_b: usize,
     pub packed_a: PackedRows<'a>,
+    pub passing: Passing,
     pub ks: Range<usize>,
     /// Words of all slabs.
     pub k: usize,
@@ -159,54 +158,6 @@ impl WordsOp for Job<'_> {
     }
 }
 
-/// A tile of an order: of the outer loop, of the inner one, the part, and how many of the outer one's came before.
-struct At {
-    outer: usize,
-    inner: usize,
-    part: usize,
-    nth: usize,
-}
-
-/// Two loops over tiles, of which the inner one is gone through by groups, each once for every part.
-struct Order {
-    loops: [usize; 2],
-    parts: usize,
-    together: usize,
-    group: usize,
-    next: At,
-}
-
-impl Order {
-    #[inline(always)]
-    fn new(loops: [usize; 2], parts: usize, together: usize) -> Self {
-        Self { loops, parts, together, group: 0, next: At { outer: 0, inner: 0, part: 0, nth: 0 } }
-    }
-}
-
-impl Iterator for Order {
-    type Item = At;
-    #[inline(always)]
-    fn next(&mut self) -> Option<At> {
-        let [outer, inner] = self.loops;
-        let mut next = At { nth: self.next.nth + 1, inner: self.next.inner + 1, ..self.next };
-        if next.outer == outer {
-            return None;
-        }
-        let end = inner.min(self.group + self.together);
-        if next.inner == end {
-            next.part += 1;
-            if next.part == self.parts {
-                (self.group, next.part) = (end, 0);
-            }
-            if self.group == inner {
-                (self.group, next.outer, next.nth) = (0, next.outer + 1, 0);
-            }
-            next.inner = self.group;
-        }
-        Some(core::mem::replace(&mut self.next, next))
-    }
-}
-
 impl Job<'_> {
     /// The scales of levels from a row and a column on.
     #[inline(always)]
@@ -250,7 +201,7 @@ impl Job<'_> {
         let (m, n) = (self.rows.len(), self.b.cols());
         let (tiles, panels) = (m.div_ceil(mr), self.panels.len());
         let each = if self.packed_b.is_some() || self.panels.end <= self.direct_b { 0 } else { nr * self.slab };
-        let mut own = OwnPanels::new(panels, each, nest::near(self.isa, D::TILES));
+        let mut own = OwnPanels::new(panels, each, self.passing.near);
         let mut sums = if D::TILES { scratch::take(Use::Sums, amx::TOGETHER * mr * nr) } else { Vec::new() };
         // A tile that is rounded when it is whole, and a line beside it.
         let mut unrounded = self.rounded.map(|_| vec![Line::ZERO; (mr * nr).div_ceil(16) + 1]);
@@ -258,39 +209,24 @@ impl Job<'_> {
             let depth = self.slab.min(self.ks.end - start);
             let packed_later = prepare([start, depth]);
             let is_nearest = (m + panels * nr) * depth <= NEAREST;
-            let asked = A::ASKED && self.a.size()[0] >= nest::MANY_ROWS;
-            let rows_first = nest::goes_by_rows(self.isa, D::TILES, asked, [m, depth, panels * nr]);
+            let rows_first = self.passing.by_rows([m, depth, panels * nr]);
             let (turns, inner) = if rows_first { (tiles, panels) } else { (panels, tiles) };
             // AMX takes what stays by parts that the first-level cache holds, each for a few tiles, whose sums wait meanwhile.
             let (parts, together) =
                 if D::TILES && inner > 1 { (depth.div_ceil(amx::DEEP), amx::TOGETHER) } else { (1, inner) };
             let deep = if parts > 1 { depth.div_ceil(parts).next_multiple_of(D::WORDS.step()) } else { depth };
+            let (turn_tiles, last_turns) = (inner * parts, turns.min(LAST_TURNS));
+            let mut asks = match D::TILES {
+                true => Asks::new(mr, (depth / parts).max(D::WORDS.step()), [D::WORDS.step(); 2]),
+                false => Asks::new(mr, depth, tile::pieces(rows_of(start, depth, 0).run(0))),
+            };
             for At { outer: turn, inner: i, part, nth } in Order::new([turns, inner], parts, together) {
                 let (t, p) = if rows_first { (turn, i) } else { (i, turn) };
                 let (waits, p) = (i, self.panels.start + p);
                 let (i, end) = (self.tile_at(t), self.tile_at(t + 1));
-                // What comes after this panel comes to the second-level cache by parts, one with each tile of rows. Where panels are gone
-                // through for each tile, all at the first one, and then the next tile's rows, a part with each panel. Rows that are packed
-                // after these come with the last turns alone, not to take the place of these too soon.
-                let by_parts = |ahead: Ahead, [turn, turns]: [usize; 2]| {
-                    let share = ahead.lines.div_ceil(inner * parts * turns);
-                    ahead.part((turn * inner * parts + nth) * share, share)
-                };
-                let of_b = |next_panel: Ahead| match rows_first {
-                    _ if is_nearest => Ahead::NONE,
-                    true if t == 0 => next_panel.part(0, if part == 0 { usize::MAX } else { 0 }),
-                    true if t + 1 == tiles => Ahead::NONE,
-                    true => by_parts(rows_of(start, depth, t + 1).lines(self.tile_at(t + 2) - end, depth), [0, 1]),
-                    false => by_parts(next_panel, [0, 1]),
-                };
-                let last_turns = turns.min(LAST_TURNS);
-                let of_a = match (turn + last_turns).checked_sub(turns) {
-                    Some(turn) if !is_nearest => by_parts(packed_later, [turn, last_turns]),
-                    _ => Ahead::NONE,
-                };
-                let b = match (self.b, self.packed_b) {
+                let (b, next_panel) = match (self.b, self.packed_b) {
                     (Right::Loose(b), _) if p < self.direct_b => {
-                        Columns { start: element(&b, start, p * nr), step: b.row_stride, ahead: [Ahead::NONE, of_a] }
+                        (Columns { start: element(&b, start, p * nr), step: b.row_stride }, Ahead::NONE)
                     }
                     (Right::Loose(b), None) => {
                         let all = if rows_first { self.panels.clone() } else { p..p + 1 };
@@ -299,13 +235,27 @@ impl Job<'_> {
                             // SAFETY: the panels are the job's, and B was checked.
                             unsafe { own.pack(s, &b, first..all.end, self.panels.end, nr, [start, depth]) };
                         }
-                        Columns { start: own.panel(p, nr * depth), step: nr as isize, ahead: [of_b(own.next), of_a] }
+                        (Columns { start: own.panel(p, nr * depth), step: nr as isize }, own.next)
                     }
-                    _ => {
-                        let next = self.after(p, start, nr);
-                        Columns { start: self.panel(p, start, nr), step: nr as isize, ahead: [of_b(next), of_a] }
-                    }
+                    _ => (Columns { start: self.panel(p, start, nr), step: nr as isize }, self.after(p, start, nr)),
                 };
+                // What comes after this panel comes to the second-level cache by parts, one with each tile of rows. Where panels are gone
+                // through for each tile, all at the first one, and then the next tile's rows, a part with each panel. Rows that are packed
+                // after these come with the last turns alone, not to take the place of these too soon.
+                match rows_first {
+                    _ if is_nearest => {}
+                    true if t == 0 => asks.turn_to::<0>(if part == 0 { next_panel } else { Ahead::NONE }, 1),
+                    _ if nth > 0 => {}
+                    true if t + 1 == tiles => asks.turn_to::<0>(Ahead::NONE, 1),
+                    true => {
+                        let rows = self.tile_at(t + 2) - end;
+                        asks.turn_to::<0>(rows_of(start, depth, t + 1).lines(rows, depth), turn_tiles);
+                    }
+                    false => asks.turn_to::<0>(next_panel, turn_tiles),
+                }
+                if !is_nearest && nth == 0 && turn + last_turns == turns {
+                    asks.turn_to::<1>(packed_later, last_turns * turn_tiles);
+                }
                 let (rows, cols) = (end - i, nr.min(n - p * nr));
                 // Those of C.
                 let [first, beyond] = [i, end].map(|row| self.a.before(self.rows.start + row));
@@ -342,7 +292,7 @@ impl Job<'_> {
                     };
                     if let Some(configured) = &configured {
                         let from = part * deep;
-                        let b = Columns { start: b.start.wrapping_add(from * nr), ..b };
+                        let b = Columns { start: b.start.wrapping_add(from * nr), step: b.step };
                         let of = tile::Part {
                             depth: deep.min(depth - from),
                             first: part == 0,
@@ -355,12 +305,13 @@ impl Job<'_> {
                             configured,
                             rows_of(start + from, depth, t),
                             b,
+                            &mut asks,
                             of,
                             [i, rows, cols],
                             out,
                         );
                     } else {
-                        tile::run::<S, A, D>(s, rows_of(start, depth, t), b, depth, rows, cols, out);
+                        tile::run::<S, A, D>(s, rows_of(start, depth, t), b, &mut asks, depth, rows, cols, out);
                     }
                     if let Some(act) = finish.act.filter(|_| whole && !out.relu) {
                         again(s, Activate { act, c: out.c, ldc: self.ldc, rows: beyond - first, cols });

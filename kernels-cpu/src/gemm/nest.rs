@@ -3,6 +3,7 @@
 use core::ops::Range;
 
 use super::job::{Job, PackedRows, packed_tile};
+use super::order::Passing;
 use super::pack::{self, Line};
 use super::split::{Form, Split};
 use super::tile;
@@ -26,13 +27,6 @@ pub(crate) const MOST_PACKED_BYTES: usize = PACKED_B * size_of::<f32>();
 const FEW_ROWS: usize = 128;
 /// ... unless they are further apart than this: nearly every one would be in a page of memory of its own.
 const FAR_APART: usize = 1024;
-/// Numbers that stay in a second-level cache beside what passes through.
-const NEAR: usize = 1 << 17;
-/// From so many rows of C for each of its columns on, rows of A are what passes.
-const TALL: usize = 3;
-/// From so many rows of A on, whatever part of them a job has, B is worth bringing near at once: for fewer it comes panel by panel, as from memory it
-/// takes as long as their products.
-pub(super) const MANY_ROWS: usize = 256;
 /// Rows of A that crowd each other out of a cache are read by lower tiles where fewer panels of B meet them (AMX reads there what could lie better) ...
 const FEW_PANELS: usize = 16;
 /// ... and packed otherwise, as are all where more panels meet them than these.
@@ -91,21 +85,6 @@ fn pack_slabs(
     });
 }
 
-/// Whether a job of [m, k, n] over a slab goes through all of B, which stays in the second-level cache, for each tile of rows, which then is read once,
-/// `asked` for before or not. Else a panel of B stays near for all tiles, while the next one comes.
-pub(super) fn goes_by_rows(isa: Isa, in_tiles: bool, asked: bool, [m, k, n]: [usize; 3]) -> bool {
-    // What AMX writes then goes to rows that are whole, and other rows of such a processor are late where nobody asked for them, which is worth more than
-    // where B comes from.
-    let many = if in_tiles || isa == Isa::Amx && asked { 2 * m >= n } else { m >= TALL * n };
-    many && n * k <= near(isa, in_tiles || !asked)
-}
-
-/// Numbers of B that stay in a second-level cache beside what passes through. It is of 2 MiB where there is AMX, with room for more beside rows that are
-/// asked for and no tiles.
-pub(super) fn near(isa: Isa, much_passes: bool) -> usize {
-    if isa == Isa::Amx && !much_passes { 2 * NEAR } else { NEAR }
-}
-
 pub(super) fn spread(threads: bool, items: usize, cost: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     if threads { par::for_each(items, cost, f) } else { f(0..items) }
 }
@@ -134,6 +113,8 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
         Left::Mat(a) if a.col_stride != 1 || there.is_none() || split.meets() > MANY_PANELS => Some(a),
         _ => None,
     };
+    // What is read where it lies passes by B in another way than what is packed.
+    let passing = Passing::new(isa, words, m, form == Form::Rows && pack_a.is_none());
     let together = col_jobs > 1 && !by_thread && row_tiles * mr * k <= PACKED_A;
     let c = Shared::new(out.c);
     let run = |packed_b: Option<&[Line]>, direct_b: usize, ks: Range<usize>| {
@@ -155,7 +136,6 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
                 let (tiles, panels) = (split.tiles_of(job), split.panels_of(job));
                 let rows = tiles.start * mr..(tiles.end * mr).min(m);
                 let job = Job {
-                    isa,
                     a,
                     b,
                     mr,
@@ -165,6 +145,7 @@ pub(super) fn product(isa: Isa, a: Left<'_>, b: Right<'_, f32>, out: Out<'_>, th
                     packed_b,
                     direct_b,
                     packed_a,
+                    passing,
                     ks: ks.clone(),
                     k,
                     slab,

@@ -26,8 +26,6 @@ pub(super) trait Rows: Copy {
     fn placed(&self, r: usize, rows: usize) -> (usize, Option<usize>) {
         (rows - r, Some(r))
     }
-    /// Whether an earlier tile asks for [`Self::lines`].
-    const ASKED: bool = false;
     /// The lines of so many rows over so many steps, for an earlier tile to ask for. None where something else brought them near.
     #[inline(always)]
     fn lines(&self, _rows: usize, _depth: usize) -> Ahead {
@@ -43,7 +41,6 @@ pub(super) struct Strided {
 }
 
 impl Rows for Strided {
-    const ASKED: bool = true;
     #[inline(always)]
     fn apart(&self) -> Apart {
         Apart::Evenly(self.row_stride)

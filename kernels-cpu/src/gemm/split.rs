@@ -3,7 +3,8 @@
 use core::ops::Range;
 
 use super::Mat;
-use super::nest::{self, slab_of};
+use super::nest::slab_of;
+use super::order::Passing;
 use super::words::Words;
 use crate::isa::Isa;
 use crate::par;
@@ -65,11 +66,8 @@ impl Split {
                 jobs => jobs,
             };
             // All rows pass by a part of B that stays near, then by the next.
-            let is_near = nest::near(isa, words.in_tiles());
-            let parts = match isa {
-                Isa::Amx if !words.in_tiles() && form == Form::Rows && k <= slab => (panels * nr * k).div_ceil(is_near),
-                _ => 1,
-            };
+            let passing = Passing::new(isa, words, m, form == Form::Rows);
+            let parts = if k <= slab { passing.parts(panels * nr * k) } else { 1 };
             (row_jobs, (wanted / row_jobs).clamp(1, panels).max(parts))
         };
         let by_thread = row_jobs == 1 && col_jobs > 1 && m * k <= NEAR_A && panels / workers >= ENOUGH_PANELS;

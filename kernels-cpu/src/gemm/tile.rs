@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::ahead::{Ahead, Asks};
+use super::ahead::Asks;
 use super::rounded::{Rounds, nearest_sum};
 use super::rows::{Anywhere, Apart, Column, Evenly, Places, Rows};
 use super::words::Dot;
@@ -52,8 +52,6 @@ pub(super) const fn is_whole(isa: Isa, rows: usize, cols: usize) -> bool {
 pub(super) struct Columns {
     pub start: *const f32,
     pub step: isize,
-    /// What later tiles will read, and this one is to ask for: of B, and of rows of A that are packed.
-    pub ahead: [Ahead; 2],
 }
 
 /// Where a tile goes: element (0, 0), the distance of rows, and what is added.
@@ -156,6 +154,7 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     s: S,
     a: A,
     b: Columns,
+    asks: &mut Asks,
     depth: usize,
     rows: usize,
     cols: usize,
@@ -165,12 +164,12 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     // SAFETY: the caller's promise.
     unsafe {
         match (S::ISA, height(S::ISA, rows)) {
-            (Isa::Avx512, 14) => wide::<S, A, D, 14>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx512, 8) => wide::<S, A, D, 8>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx512, _) => wide::<S, A, D, 4>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx2, 6) => wide::<S, A, D, 6>(s, a, b, depth, rows, cols, out),
-            (Isa::Avx2, _) => wide::<S, A, D, 3>(s, a, b, depth, rows, cols, out),
-            _ => wide::<S, A, D, 4>(s, a, b, depth, rows, cols, out),
+            (Isa::Avx512, 14) => wide::<S, A, D, 14>(s, a, b, asks, depth, rows, cols, out),
+            (Isa::Avx512, 8) => wide::<S, A, D, 8>(s, a, b, asks, depth, rows, cols, out),
+            (Isa::Avx512, _) => wide::<S, A, D, 4>(s, a, b, asks, depth, rows, cols, out),
+            (Isa::Avx2, 6) => wide::<S, A, D, 6>(s, a, b, asks, depth, rows, cols, out),
+            (Isa::Avx2, _) => wide::<S, A, D, 3>(s, a, b, asks, depth, rows, cols, out),
+            _ => wide::<S, A, D, 4>(s, a, b, asks, depth, rows, cols, out),
         }
     }
 }
@@ -181,6 +180,7 @@ unsafe fn wide<S: Simd, A: Rows, D: Dot, const MR: usize>(
     s: S,
     a: A,
     b: Columns,
+    asks: &mut Asks,
     depth: usize,
     rows: usize,
     cols: usize,
@@ -189,10 +189,10 @@ unsafe fn wide<S: Simd, A: Rows, D: Dot, const MR: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         if cols > S::LANES {
-            let sums = multiply::<S, A, D, MR, 2>(s, a, b, depth, rows, out);
+            let sums = multiply::<S, A, D, MR, 2>(s, a, b, asks, depth, rows, out);
             store::<S, D, MR, _>(s, sums, rows, cols, out);
         } else {
-            let sums = multiply::<S, A, D, MR, 1>(s, a, b, depth, rows, out);
+            let sums = multiply::<S, A, D, MR, 1>(s, a, b, asks, depth, rows, out);
             store::<S, D, MR, _>(s, sums, rows, cols, out);
         }
     }
@@ -204,20 +204,20 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     s: S,
     a: A,
     b: Columns,
+    asks: &mut Asks,
     depth: usize,
     rows: usize,
     out: Target,
 ) -> [[S::F; NV]; MR] {
     let mut sums = [[s.splat(0.0); NV]; MR];
-    let piece = piece(b.ahead, depth, a.run(0));
-    let mut asks = Asks::new(out.lines, [MR, NV * S::LANES], b.ahead, depth.div_ceil(piece));
+    asks.begin(out.lines, [MR, NV * S::LANES]);
     // SAFETY: the caller's promise.
     unsafe {
         let (mut row, mut start) = (b.start, 0);
         let mut evenly = Evenly::new(a.at(0, 0), if let Apart::Evenly(apart) = a.apart() { apart } else { 0 });
         while start < depth {
             asks.ask(s);
-            let steps = piece.min(depth - start).min(a.run(start));
+            let steps = asks.piece().min(depth - start).min(a.run(start));
             row = match a.apart() {
                 Apart::InColumns(width) => {
                     let mut places = Column { at: a.at(0, start), width };
@@ -237,16 +237,9 @@ unsafe fn multiply<S: Simd, A: Rows, D: Dot, const MR: usize, const NV: usize>(
     sums
 }
 
-/// Steps of k at a time. With more, many lines are asked for by too many at once and hold up those that are needed now; with fewer, leaving the loop
-/// takes as long as some lines do. None is longer than a run of numbers that follow each other.
-#[inline(always)]
-fn piece(ahead: [Ahead; 2], depth: usize, run: usize) -> usize {
-    const SHORT: usize = 16;
-    const LONG: usize = 64;
-    /// Lines that are asked for at once, beside the tile's own.
-    const TOGETHER: usize = 8;
-    let lines = (ahead[0].lines + ahead[1].lines).max(1);
-    (TOGETHER * depth / lines / SHORT * SHORT).min(run).clamp(SHORT, LONG)
+/// Fewest and most steps of k at a time, none of them more than a run of numbers that follow each other.
+pub(super) fn pieces(run: usize) -> [usize; 2] {
+    [16, 64].map(|steps: usize| steps.min(run))
 }
 
 /// So many rows of B are on their way.

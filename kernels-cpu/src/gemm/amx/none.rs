@@ -1,5 +1,6 @@
 //! Where there is no AMX.
 
+use super::ahead::Asks;
 use super::rows::Rows;
 use super::tile::{Columns, Part, Target};
 use super::words::Dot;
@@ -23,6 +24,7 @@ pub(super) unsafe fn run<S: Simd, A: Rows, D: Dot>(
     _: &Configured,
     _: A,
     _: Columns,
+    _: &mut Asks,
     _: Part,
     _: [usize; 3],
     _: Target,
