@@ -153,3 +153,17 @@ fn an_evaluation_on_drawn_validation_rows_takes_those_of_the_run() {
     assert_eq!(scored(&["--seed", "3"]), drawn);
     assert_ne!(scored(&["--seed", "4"]), drawn);
 }
+
+#[test]
+fn a_run_that_goes_on_without_finite_numbers_ends_and_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    trained(&out, &["train.epochs=2", "train.check_finite=false", "schedule.lr=1e30"]);
+    let lost = log(&out);
+    assert!(lost.iter().any(|r| r["loss"].is_null()), "{lost:?}");
+    // Of epochs without a score the later one is the model.
+    let epoch = tensors(&out.join("checkpoints/epoch-0002.safetensors"));
+    assert!(epoch.keys().eq(tensors(&out.join("model/model.safetensors")).keys()));
+    run(&["train", "--resume", "-q", "--out", text(&out)].map(str::to_owned));
+    assert_eq!(log(&out), lost);
+}

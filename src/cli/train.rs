@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let best = outcome.kept.first();
     if global.json {
         global.print(serde_json::json!({ "finished": outcome.finished, "out": args.out, "steps": outcome.records.last().map(|r| r.step),
-                "best_epoch": best.map(|k| k.epoch), "best_score": best.map(|k| k.score),
+                "best_epoch": best.map(|k| k.epoch), "best_score": best.and_then(|k| k.score),
                 "memory": { "predicted": outcome.memory.predicted, "measured": outcome.memory.measured } }))?;
     }
     if outcome.finished {

@@ -48,8 +48,8 @@ pub struct Checkpoint {
     pub name: String,
     /// Optimiser steps so far.
     pub step: usize,
-    /// Its value of what the checkpoints are judged by.
-    pub value: f64,
+    /// Its value of what the checkpoints are judged by, where it is known.
+    pub value: Option<f64>,
 }
 
 /// The page as HTML.
@@ -62,8 +62,7 @@ pub fn html(report: &RunReport) -> Result<String> {
     if !report.best.is_empty() {
         page.section("Best checkpoints");
         let columns = vec!["Checkpoint".into(), "Step".into(), report.judged_by.clone()];
-        let row =
-            |c: &Checkpoint| vec![Cell::text(&c.name), Cell::number(c.step.to_string()), Cell::value(Some(c.value), 4)];
+        let row = |c: &Checkpoint| vec![Cell::text(&c.name), Cell::number(c.step.to_string()), Cell::value(c.value, 4)];
         page.table(&Table { caption: "Best first.".into(), columns, rows: report.best.iter().map(row).collect() });
     }
     if let Some(judged) = &report.judged {

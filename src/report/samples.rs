@@ -230,8 +230,8 @@ fn run_report() -> RunReport {
         name: "runs/tier".into(),
         course: course("", 1.0),
         best: vec![
-            Checkpoint { name: "step-000810".into(), step: 810, value: 0.9312 },
-            Checkpoint { name: "step-000720".into(), step: 720, value: 0.9287 },
+            Checkpoint { name: "step-000810".into(), step: 810, value: Some(0.9312) },
+            Checkpoint { name: "step-000720".into(), step: 720, value: Some(0.9287) },
         ],
         judged_by: "mean zero-shot AUROC on val".into(),
         config: "[model]\nwidth = 192\ndepth = 6\n\n[loss]\nlambda_p = 0.2\nlambda_t = 0.1\n".into(),

@@ -34,8 +34,19 @@ pub struct State {
 pub struct Kept {
     /// Its epoch, from 1.
     pub epoch: u64,
-    /// What it is judged by; higher is better.
-    pub score: f64,
+    /// What it is judged by; higher is better. None where that was not finite, or nothing to judge by.
+    pub score: Option<f64>,
+}
+
+impl State {
+    /// Whether a checkpoint is among the best `most`, where it then stands: those without a score last, of these the latest first.
+    pub(super) fn keep(&mut self, checkpoint: Kept, most: usize) -> bool {
+        let better = |k: &Kept| checkpoint.score > k.score || checkpoint.score.is_none() && k.score.is_none();
+        let place = self.kept.iter().position(better).unwrap_or(self.kept.len());
+        self.kept.insert(place, checkpoint);
+        self.kept.truncate(most);
+        place < most
+    }
 }
 
 impl Kept {
@@ -179,6 +190,19 @@ mod tests {
             let average = self.average.0.iter().map(|(name, t)| (format!("average {name}"), t.to_f64_vec()));
             own.chain(average).collect()
         }
+    }
+
+    #[test]
+    fn an_epoch_without_a_finite_score_is_behind_every_other() {
+        let mut state = State::default();
+        let scores = [None, Some(-3.0), None, Some(-2.0), Some(-2.0), Some(-9.0)];
+        let kept: Vec<bool> = (1..).zip(scores).map(|(epoch, score)| state.keep(Kept { epoch, score }, 4)).collect();
+        assert_eq!(kept, [true; 6]);
+        assert!(!state.keep(Kept { epoch: 7, score: None }, 4));
+        // Of equal scores the earlier.
+        assert_eq!(state.kept.iter().map(|k| k.epoch).collect::<Vec<_>>(), [4, 5, 2, 6]);
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
     }
 
     #[test]

@@ -4,12 +4,17 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::validate::Validation;
 use crate::error::{At, Error, Result};
 
-/// A line of log.jsonl.
+/// A number of a record. JSON has none that is not finite: it is written as null.
+fn number<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+/// A line of log.jsonl. What is not finite is null.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Optimiser steps taken, this one included.
@@ -17,23 +22,31 @@ pub struct Record {
     /// From 1.
     pub epoch: u64,
     /// What is minimised.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Symmetric InfoNCE; the label loss of a supervised run.
+    #[serde(deserialize_with = "number")]
     pub loss_clip: f64,
     /// In nats.
+    #[serde(deserialize_with = "number")]
     pub patch_entropy: f64,
     /// In nats.
+    #[serde(deserialize_with = "number")]
     pub token_entropy: f64,
     /// Learning rate.
+    #[serde(deserialize_with = "number")]
     pub lr: f64,
     /// Norm of the gradient before clipping.
+    #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
     /// exp(logit_scale).
+    #[serde(deserialize_with = "number")]
     pub logit_scale: f64,
     /// Of the epoch that this step ended.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub validation: Option<Validation>,
     /// Training pairs per second of this step, loading included.
+    #[serde(deserialize_with = "number")]
     pub items_per_s: f64,
 }
 
@@ -94,6 +107,11 @@ mod tests {
         assert!(log.cut(4).unwrap_err().to_string().contains("3 whole lines"));
         let steps = |records: Vec<Record>| records.iter().map(|record| record.step).collect::<Vec<_>>();
         assert_eq!(steps(log.cut(2).unwrap()), [1, 2]);
+        // A run that goes on without finite numbers can be resumed.
+        log.write(&Record { loss: f64::NAN, grad_norm: f64::INFINITY, ..all[2].clone() }).unwrap();
+        let last = log.cut(3).unwrap().pop().unwrap();
+        assert!(last.loss.is_nan() && last.grad_norm.is_nan() && last.lr == 0.0);
+        log.cut(2).unwrap();
         log.write(&all[2]).unwrap();
         assert_eq!(steps(log.cut(3).unwrap()), [1, 2, 3]);
         assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 3);

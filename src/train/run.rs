@@ -16,7 +16,7 @@ use super::memory::{self, Peak};
 use super::setup::{Source, adopt, network, tokenizer};
 use super::step::Values;
 use super::tables::Tables;
-use super::validate::{Validation, Validator};
+use super::validate::Validator;
 use super::{Config, Objective};
 use crate::data::{Loader, LoaderOptions};
 use crate::device::Gpu;
@@ -322,9 +322,13 @@ impl<'a> Run<'a> {
                 };
                 let epoch_done = state.batch >= batches;
                 if epoch_done {
-                    record.validation =
-                        self.as_saved(|pipeline, tables, config| validator.validate(pipeline, tables, config))?;
-                    self.keep(&mut state, &record)?;
+                    let (finite, validation) = self.as_saved(|pipeline, tables, config| {
+                        let finite = finite::parameters(&mut pipeline.network).is_empty();
+                        let validation = if finite { validator.validate(pipeline, tables, config) } else { Ok(None) };
+                        (finite, validation)
+                    });
+                    record.validation = validation?;
+                    self.keep(&mut state, &record, finite)?;
                     state.epoch += 1;
                     state.batch = 0;
                 }
@@ -344,10 +348,11 @@ impl<'a> Run<'a> {
             }
         }
         // The model folder holds the best checkpoint.
-        if let Some(best) = state.kept.first() {
+        let best = state.kept.first();
+        if let Some(best) = best {
             self.publish(best)?;
         }
-        let judged = self.judge(workers)?;
+        let judged = if best.is_some_and(|best| best.score.is_some()) { self.judge(workers)? } else { None };
         self.report(&state, &notes, judged)?;
         self.end(true, state)
     }
@@ -362,33 +367,39 @@ impl<'a> Run<'a> {
     }
 
     /// Runs `f` on the model as it would be saved: the averaged parameters where there are some, and no graph.
-    fn as_saved<R>(&mut self, f: impl FnOnce(&Pipeline, &Tables, &Config) -> R) -> R {
+    fn as_saved<R>(&mut self, f: impl FnOnce(&mut Pipeline, &Tables, &Config) -> R) -> R {
         let mut own = Vec::new();
         let average = self.average.as_ref();
         self.pipeline.network.visit("", &mut |name, p| {
             let saved = average.and_then(|a| a.0.get(name).cloned()).unwrap_or_else(|| p.detach());
             own.push(std::mem::replace(p, saved));
         });
-        let result = f(&self.pipeline, &self.tables, &self.config);
+        let result = f(&mut self.pipeline, &self.tables, &self.config);
         let mut own = own.into_iter();
         self.pipeline.network.visit("", &mut |_, p| *p = own.next().expect("as many as before"));
         result
     }
 
-    /// Keeps the model of this epoch if it is among the best.
-    fn keep(&mut self, state: &mut State, record: &Record) -> Result<()> {
+    /// Keeps the model of this epoch, which may not be `finite`, if it is among the best.
+    fn keep(&mut self, state: &mut State, record: &Record, finite: bool) -> Result<()> {
         // Without validation the last epoch is the best.
-        let score = record.validation.as_ref().map_or(record.epoch as f64, Validation::score);
-        let kept = Kept { epoch: record.epoch, score };
-        let place = state.kept.iter().position(|k| score > k.score).unwrap_or(state.kept.len());
-        if place >= self.config.train.keep {
+        let score = match &record.validation {
+            None => finite.then_some(record.epoch as f64),
+            Some(validation) => validation.score(),
+        };
+        if score.is_none() {
+            let epoch = record.epoch;
+            self.watch.say(&format!(
+                "the model of epoch {epoch}, or what judges it, is not finite: every epoch that is counts as better"
+            ));
+        }
+        let checkpoint = Kept { epoch: record.epoch, score };
+        let path = self.folder.checkpoints().join(checkpoint.file());
+        if !state.keep(checkpoint, self.config.train.keep) {
             return Ok(());
         }
-        let path = self.folder.checkpoints().join(kept.file());
         let tensors = crate::pipeline::tensors_with(&mut self.pipeline.network, self.average.as_ref().map(|a| &a.0));
         safetensors::save(&path, tensors.iter().map(|(name, t)| (name.clone(), t)), &BTreeMap::new())?;
-        state.kept.insert(place, kept);
-        state.kept.truncate(self.config.train.keep);
         Ok(())
     }
 

@@ -39,9 +39,9 @@ pub struct Validation {
 }
 
 impl Validation {
-    /// What checkpoints are judged by: the AUC, or the loss where there is none; higher is better.
-    pub fn score(&self) -> f64 {
-        self.val_auc.or(self.val_loss.map(|x| -x)).unwrap_or(f64::NEG_INFINITY)
+    /// What checkpoints are judged by: the AUC, or the loss where there is none; higher is better. None if neither is there or it is not finite.
+    pub fn score(&self) -> Option<f64> {
+        self.val_auc.or(self.val_loss.map(|x| -x)).filter(|x| x.is_finite())
     }
 }
 
