@@ -109,7 +109,12 @@ impl Stamp {
     }
 }
 
-/// The folder of what is made again where it is missing: `$XDG_CACHE_HOME/tiergrad` or `~/.cache/tiergrad`; none where neither is set.
+/// Whether what is made again where it is missing may be kept: unless `TIER_NO_CACHE` is set.
+pub fn may_cache() -> bool {
+    std::env::var_os("TIER_NO_CACHE").is_none()
+}
+
+/// The folder for it: `$XDG_CACHE_HOME/tiergrad` or `~/.cache/tiergrad`; none where neither is set.
 pub fn caches() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     Some(absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?.join("tiergrad"))

@@ -10,6 +10,7 @@ pub mod entropy;
 pub mod float;
 pub mod gather;
 pub mod gemm;
+pub mod hash;
 pub mod isa;
 pub mod map;
 pub mod math;

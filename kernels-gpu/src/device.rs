@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ash::vk;
 
+use crate::cache::{Cache, Keep};
 use crate::error::{Error, Named, Result};
 use crate::instance::{Instance, Validation};
 use crate::matrices::{BFLOAT16, Bfloat16Features, EXTENSIONS, Matrices};
@@ -46,6 +47,8 @@ pub struct Options {
     pub large_tiles: bool,
     /// Pretend that the device is lost at this submission.
     pub lost_at: Option<u64>,
+    /// Where compiled kernels are kept between runs.
+    pub cache: Option<Arc<dyn Keep>>,
 }
 
 impl Options {
@@ -129,6 +132,7 @@ pub(crate) struct Shared {
     pub limits: Limits,
     pub matrices: Matrices,
     pub verdicts: Mutex<Verdicts>,
+    pub cache: Cache,
     pub raw: ash::Device,
     pub heap: Mutex<Heap>,
     stream: Mutex<Stream>,
@@ -197,7 +201,8 @@ impl Device {
         // SAFETY: the device is the instance's.
         let families = unsafe { instance.raw.get_physical_device_queue_family_properties(physical) };
         let timestamps = (families[family as usize].timestamp_valid_bits, period);
-        let made = Pipelines::new(&raw, &info).and_then(|pipelines| {
+        let cache = Cache::new(options.cache.clone(), &info);
+        let made = Pipelines::new(&raw, cache.clone()).and_then(|pipelines| {
             Ok((Stream::new(&raw, (queue, family), pipelines.layouts(), timestamps)?, pipelines))
         });
         // SAFETY: nothing was submitted. What one of the two may have made goes with the process.
@@ -207,6 +212,7 @@ impl Device {
             limits,
             matrices,
             verdicts: Mutex::new(Verdicts::new(options.matrices == Some(true))),
+            cache,
             raw,
             heap: Mutex::new(heap),
             stream: Mutex::new(stream),

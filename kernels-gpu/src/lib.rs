@@ -3,6 +3,7 @@
 //! The loader is opened at run time: a machine without Vulkan, or without a device that will do, is an [`Error`] that says so. Work is
 //! recorded as it is asked for and runs behind the caller, in order; reading memory waits for what was recorded.
 
+mod cache;
 mod device;
 mod error;
 mod hazards;
@@ -23,6 +24,7 @@ mod timer;
 mod trial;
 mod view;
 
+pub use cache::Keep;
 pub use device::{Counters, Device, Limits, Options};
 pub use error::{Error, Result};
 pub use instance::{Validation, validation_messages};

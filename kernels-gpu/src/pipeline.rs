@@ -1,19 +1,21 @@
 //! Compiled kernels: made when a submission first needs them, all that it needs at once, and kept on disk between runs by the driver's own cache.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ash::vk;
 
+use crate::cache::Cache;
 use crate::error::{Named, Result};
-use crate::select::Info;
 use crate::shaders::Shader;
 
 /// Buffers that a kernel can bind.
 pub(crate) const BINDINGS: u32 = 8;
 /// Bytes of push constants that every device has.
 pub(crate) const PUSH: u32 = 128;
+
+/// Their name in the cache.
+const KERNELS: &str = "kernels";
 
 /// What every kernel has in common.
 #[derive(Clone, Copy)]
@@ -38,14 +40,14 @@ pub(crate) struct Pipelines {
     modules: HashMap<Shader, vk::ShaderModule>,
     ids: HashMap<Shader, HashMap<Vec<u32>, Id>>,
     forms: Vec<Form>,
+    /// The driver's, where it is kept, and how long it was when it was read.
     cache: vk::PipelineCache,
-    /// Where the cache is kept, and how long it was when it was read.
-    file: Option<PathBuf>,
+    kept: Cache,
     read: usize,
 }
 
 impl Pipelines {
-    pub fn new(raw: &ash::Device, info: &Info) -> Result<Self> {
+    pub fn new(raw: &ash::Device, kept: Cache) -> Result<Self> {
         let binding = |number| {
             vk::DescriptorSetLayoutBinding::default()
                 .binding(number)
@@ -54,8 +56,7 @@ impl Pipelines {
                 .stage_flags(vk::ShaderStageFlags::COMPUTE)
         };
         let bindings: Vec<_> = (0..BINDINGS).map(binding).collect();
-        let file = cache_file(info, "kernels");
-        let kept = file.as_ref().and_then(|path| whole(std::fs::read(path).ok()?)).unwrap_or_default();
+        let data = kept.read(KERNELS).unwrap_or_default();
         // SAFETY: plain objects of the device, whose arguments live until each call returns. The cache's bytes are as they were written;
         // the driver looks at their header itself.
         unsafe {
@@ -64,11 +65,11 @@ impl Pipelines {
             let push = [vk::PushConstantRange { stage_flags: vk::ShaderStageFlags::COMPUTE, offset: 0, size: PUSH }];
             let create = vk::PipelineLayoutCreateInfo::default().set_layouts(&sets).push_constant_ranges(&push);
             let pipeline = raw.create_pipeline_layout(&create, None).named("make a pipeline layout")?;
-            let create = vk::PipelineCacheCreateInfo::default().initial_data(&kept);
+            let create = vk::PipelineCacheCreateInfo::default().initial_data(&data);
             let cache = raw.create_pipeline_cache(&create, None).named("make a pipeline cache")?;
             let layouts = Layouts { set: sets[0], pipeline };
             let (modules, ids, forms) = Default::default();
-            Ok(Self { layouts, modules, ids, forms, cache, file, read: kept.len() })
+            Ok(Self { layouts, modules, ids, forms, cache, kept, read: data.len() })
         }
     }
 
@@ -154,11 +155,10 @@ impl Pipelines {
     pub unsafe fn destroy(&mut self, raw: &ash::Device) {
         // SAFETY: made with this device, and not in use.
         unsafe {
-            if let (Some(file), Ok(data)) = (&self.file, raw.get_pipeline_cache_data(self.cache))
+            if let Ok(data) = raw.get_pipeline_cache_data(self.cache)
                 && data.len() > self.read
             {
-                // A cache that cannot be kept is made again.
-                let _ = keep(file, &data);
+                self.kept.write(KERNELS, &data);
             }
             self.forms
                 .iter()
@@ -168,58 +168,6 @@ impl Pipelines {
             raw.destroy_pipeline_cache(self.cache, None);
             raw.destroy_pipeline_layout(self.layouts.pipeline, None);
             raw.destroy_descriptor_set_layout(self.layouts.set, None);
-        }
-    }
-}
-
-/// The file of this device and driver, of the sort `what`, in `$XDG_CACHE_HOME/tiergrad` or `~/.cache/tiergrad`; none where neither is set,
-/// or `TIER_NO_CACHE` is.
-pub(crate) fn cache_file(info: &Info, what: &str) -> Option<PathBuf> {
-    if std::env::var_os("TIER_NO_CACHE").is_some() {
-        return None;
-    }
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    let driver = hash(format!("{} {}", info.driver, info.build).as_bytes());
-    Some(folder.join("tiergrad").join(format!("{what}-{}-{driver:016x}", info.uuid)))
-}
-
-/// FNV-1a.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
-}
-
-/// What is in a file, if it is as it was written: not every driver survives a cache that is not.
-pub(crate) fn whole(mut file: Vec<u8>) -> Option<Vec<u8>> {
-    let sum = file.split_off(file.len().checked_sub(8)?);
-    (hash(&file).to_le_bytes()[..] == sum[..]).then_some(file)
-}
-
-/// Writes a file for [`whole`].
-pub(crate) fn keep(path: &std::path::Path, data: &[u8]) -> std::io::Result<()> {
-    let beside = path.with_extension(std::process::id().to_string());
-    std::fs::create_dir_all(path.parent().unwrap_or(path))?;
-    std::fs::write(&beside, [data, &hash(data).to_le_bytes()].concat())?;
-    std::fs::rename(&beside, path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_damaged_cache_is_none() {
-        let folder = std::env::temp_dir().join(format!("kernels-gpu-{}", std::process::id()));
-        let path = folder.join("cache");
-        keep(&path, b"compiled").unwrap();
-        let written = std::fs::read(&path).unwrap();
-        std::fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(whole(written.clone()).as_deref(), Some(&b"compiled"[..]));
-        for at in 0..written.len() {
-            let mut damaged = written.clone();
-            damaged[at] ^= 4;
-            assert_eq!(whole(damaged), None);
-            assert_eq!(whole(written[..at].to_vec()), None);
         }
     }
 }

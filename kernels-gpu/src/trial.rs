@@ -5,18 +5,17 @@ mod attention;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use kernels_cpu::conv::{Conv2d, Window};
+use kernels_cpu::hash::fnv;
 
+use crate::cache::Cache;
 use crate::device::{Device, locked};
 use crate::error::{Error, Result};
 use crate::matrices::{self, By, Shape};
 use crate::memory::Memory;
 use crate::ops::{BLOCKS, CONV_MATRICES, Gemm, MATRICES, Of, Way};
-use crate::pipeline::{cache_file, hash, keep, whole};
-use crate::select::Info;
 use crate::shaders::Shader;
 use crate::view::{Stored, View};
 
@@ -65,17 +64,18 @@ impl Verdicts {
     }
 }
 
-/// The verdict on disk, where it was passed on the same shader by the same driver.
-fn kept(file: &std::path::Path, shader: Shader) -> Option<Verdict> {
-    let text = String::from_utf8(whole(std::fs::read(file).ok()?)?).ok()?;
+/// The verdict that is kept, where it was passed on the same shader by the same driver.
+fn kept(cache: &Cache, name: &str, shader: Shader) -> Option<Verdict> {
+    let text = String::from_utf8(cache.read(name)?).ok()?;
     let (module, rest) = text.split_once(' ')?;
     let (trusted, why) = rest.split_once(' ')?;
-    let same = module == format!("{:x}", hash(shader.code()));
+    let same = module == format!("{:x}", fnv(shader.code()));
     same.then(|| Verdict { trusted: trusted == "trusted", why: why.to_owned() })
 }
 
-fn file(info: &Info, (shader, what): Use) -> Option<PathBuf> {
-    cache_file(info, &format!("matrices-{}-{}", shader.name(), what.replace(' ', "-")))
+/// Its name in the cache.
+fn name((shader, what): Use) -> String {
+    format!("matrices-{}-{}", shader.name(), what.replace(' ', "-"))
 }
 
 /// What is timed: sides of products, numbers of maps of convolutions, queries and keys of attention; doubled until one without matrices takes so long.
@@ -202,8 +202,8 @@ impl Device {
     }
 
     fn judge(&self, of: Use, try_it: impl FnOnce() -> Result<Verdict>) -> Result<Verdict> {
-        let (file, (shader, _)) = (file(&self.0.info, of), of);
-        if let Some(verdict) = file.as_deref().and_then(|file| kept(file, shader)) {
+        let (name, (shader, _)) = (name(of), of);
+        if let Some(verdict) = kept(&self.0.cache, &name, shader) {
             return Ok(verdict);
         }
         // What does not compile takes what is submitted with it along.
@@ -216,12 +216,9 @@ impl Device {
             }
             Err(error) => return Err(error),
         };
-        if let Some(file) = file {
-            let trusted = if verdict.trusted { "trusted" } else { "refused" };
-            let text = format!("{:x} {trusted} {}", hash(shader.code()), verdict.why);
-            // What cannot be kept is tried again.
-            let _ = keep(&file, text.as_bytes());
-        }
+        let trusted = if verdict.trusted { "trusted" } else { "refused" };
+        let text = format!("{:x} {trusted} {}", fnv(shader.code()), verdict.why);
+        self.0.cache.write(&name, text.as_bytes());
         Ok(verdict)
     }
 

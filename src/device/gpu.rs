@@ -4,15 +4,17 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use kernels_gpu::ops::Function;
-use kernels_gpu::{Choice, Device, Memory, Options, Stored, View};
+use kernels_gpu::{Choice, Device, Keep, Memory, Options, Stored, View};
 
 use super::Activity;
 use crate::buffer::{Buffer, Heap};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::layout::{Dims, Layout};
 use crate::memory::mib;
 use crate::op::{Meta, Output};
@@ -27,6 +29,26 @@ struct Opened {
     device: Device,
     /// What ran on the CPU instead, and how often.
     fallbacks: Mutex<BTreeMap<String, u64>>,
+}
+
+/// The folder of caches.
+#[derive(Debug)]
+struct Caches(PathBuf);
+
+impl Caches {
+    fn found() -> Option<Arc<dyn Keep>> {
+        files::caches().filter(|_| files::may_cache()).map(|folder| Arc::new(Self(folder)) as Arc<dyn Keep>)
+    }
+}
+
+impl Keep for Caches {
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.0.join(name)).ok()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        let _ = std::fs::create_dir_all(&self.0).map(|()| files::write_atomic(self.0.join(name), bytes));
+    }
 }
 
 /// What unwinds where a device fails in the middle of an op: ops return no errors.
@@ -80,7 +102,7 @@ impl Gpu {
     /// As [`Self::open`].
     pub fn weakened(which: &str, limits: &str) -> Result<Self, (bool, Error)> {
         let options = Options::of(Choice::of(which)).and_then(|options| options.limited(limits));
-        let opened = options.and_then(|options| Device::open(&options));
+        let opened = options.and_then(|options| Device::open(&Options { cache: Caches::found(), ..options }));
         opened.map(|device| Self(Arc::new(Opened { device, fallbacks: Mutex::default() }))).map_err(|error| {
             let absent = matches!(error, kernels_gpu::Error::NoVulkan(_) | kernels_gpu::Error::NoDevice(_));
             (absent && which.is_empty(), Error::new(error.to_string()))

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use kernels_cpu::hash::fnv;
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::formats::{MAX_TENSORS, Weights};
@@ -125,7 +127,7 @@ impl Params<'_> {
         match &self.source.kind {
             Kind::Drawn { seed, dtype } => Ok(match init {
                 Init::Constant(value) => Tensor::full(dims, value, *dtype),
-                Init::Normal(std) => Tensor::randn(dims, *dtype, &mut Rng::new(*seed, hash(&name))) * std,
+                Init::Normal(std) => Tensor::randn(dims, *dtype, &mut Rng::new(*seed, fnv(name.as_bytes()))) * std,
             }),
             Kind::Shapes => {
                 // A config that says a billion layers must not be followed to its end.
@@ -175,9 +177,4 @@ impl Params<'_> {
 /// The name of a part below `at`, which is empty at the root.
 pub(crate) fn join(at: &str, part: &str) -> String {
     if at.is_empty() { part.to_owned() } else { format!("{at}.{part}") }
-}
-
-/// FNV-1a: a stream number from a name.
-fn hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use kernels_cpu::Isa;
 use kernels_cpu::gemm::{self, Packed};
+use kernels_cpu::hash::of_words;
 use serde::{Deserialize, Serialize};
 
 use crate::buffer::{ALIGNMENT, Buffer, FileBytes};
@@ -195,7 +196,7 @@ impl Key {
 
 /// Where the packed weights of a file may be, the best place first.
 fn places(weights: &Path) -> Vec<PathBuf> {
-    if std::env::var_os("TIER_NO_CACHE").is_some() {
+    if !files::may_cache() {
         return Vec::new();
     }
     let end = format!("{}.packed", Isa::current());
@@ -210,9 +211,8 @@ fn places(weights: &Path) -> Vec<PathBuf> {
 
 fn hash(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
-    let add = |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let sum = words.iter().fold(bytes.len() as u64, |hash, word| add(hash, u64::from_le_bytes(*word)));
-    rest.iter().fold(sum, |hash, &byte| add(hash, u64::from(byte)))
+    let words = words.iter().map(|word| u64::from_le_bytes(*word));
+    of_words(bytes.len() as u64, words.chain(rest.iter().map(|&byte| u64::from(byte))))
 }
 
 /// Bytes of a file; none where it has not got them.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use kernels_cpu::hash::Fnv;
+
 use super::{Config, Objective, Targets};
 use crate::data::{Boxes, Labels, Pairs, Prompts, Row, Split};
 use crate::error::{Error, Result};
@@ -115,34 +117,19 @@ impl Tables {
 }
 
 fn fingerprint(rows: &[Row], labels: Option<&Labels>, prompts: Option<&Prompts>, boxes: Option<&Boxes>) -> u64 {
-    let mut print = Fingerprint::default();
+    let mut print = Fnv::default();
+    // Strings with their ends.
+    let mut add = |text: &str| print = print.with(text.as_bytes()).with(&[0xff]);
     for row in rows {
-        print.add(&row.image);
-        print.add(&row.text);
-        print.add(&format!("{:?}", row.split));
+        add(&row.image);
+        add(&row.text);
+        add(&format!("{:?}", row.split));
         if let Some(values) = labels.and_then(|l| l.of.get(&row.image)) {
-            print.add(&format!("{values:?}"));
+            add(&format!("{values:?}"));
         }
     }
-    print.add(&format!("{:?}", (labels.map(|l| &l.names), prompts, boxes)));
-    print.0
-}
-
-/// FNV-1a over strings with their ends.
-struct Fingerprint(u64);
-
-impl Default for Fingerprint {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fingerprint {
-    fn add(&mut self, text: &str) {
-        for byte in text.bytes().chain([0xff]) {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
+    add(&format!("{:?}", (labels.map(|l| &l.names), prompts, boxes)));
+    print.sum()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::packed::Packed;
 use super::scratch::{self, Use};
 use super::words::Words;
 use super::{Left, Mat, rounded};
+use crate::hash;
 use crate::isa::Isa;
 use crate::par::Shared;
 use crate::simd::{Simd, SimdOp, eval_on};
@@ -43,7 +44,7 @@ pub fn packing() -> u64 {
     let half: Vec<bf16> = (0..numbers.len()).map(|i| bf16::from_bits(i as u16)).collect();
     let packed = [Packed::new(Mat::new(&numbers, SIZE[0], SIZE[1])), Packed::bf16(Mat::new(&half, SIZE[0], SIZE[1]))];
     let words = packed.iter().flat_map(|packed| packed.content()).map(|x| x.to_bits());
-    words.fold(0, |hash: u64, x| (hash.rotate_left(5) ^ u64::from(x)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    hash::of_words(0, words.map(u64::from))
 }
 
 impl Numbers {
