@@ -305,6 +305,20 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     refused(&heat(&["--text", "a", "-o", "h.jpg"]), 2, &["h.jpg", "PNG"]);
     refused(&heat(&["--text", " ", "-o", "h.png"]), 2, &["says nothing"]);
     refused(&heat(&["--text", "a", "-o", "h.png", "--scale", "-1"]), 2, &["--scale -1"]);
+    let weights = model().join("model.safetensors");
+    let before = std::fs::read(&weights).unwrap();
+    refused(
+        &["embed", "--model", text(model()), "--texts", "a", "-o", text(&weights)],
+        2,
+        &["model.safetensors", "replace"],
+    );
+    assert!(std::fs::read(&weights).unwrap() == before);
+    refused(&heat(&["--text", "a", "-o", "h.png", "--grid", "./h.png"]), 2, &["h.png", "written twice"]);
+    refused(&heat(&["--text", "a", "-o", "x.png"]), 2, &["x.png", "what is read"]);
+    refused(&["report", "--model", "m", "--prompts", "p.csv", "x.png", "-o", "p.csv"], 2, &["p.csv", "what is read"]);
+    refused(&["metrics", "--labels", "l.csv", "--scores", "s.csv", "-o", "l.csv"], 2, &["l.csv", "what is read"]);
+    refused(&["preprocess", "--preset", "tier", "x.png", "-o", "x.png"], 2, &["x.png", "what is read"]);
+    refused(&["bench", "--model", "m", "--what", "train"], 2, &["m: ", "--config"]);
     let garbage = folder.path().join("garbage.png");
     std::fs::write(&garbage, b"\x89PNG\r\n\x1a\nnot a picture").unwrap();
     let prompts = phantoms().join("prompts.csv");

@@ -203,6 +203,27 @@ fn a_folder_that_has_files_is_refused_unless_forced_and_then_holds_one_model() {
     assert!(first == std::fs::read(folder.path().join("model.safetensors")).unwrap());
 }
 
+/// By a limit on the length of a file, which ends the process.
+#[cfg(unix)]
+#[test]
+fn a_conversion_that_is_killed_leaves_the_model_that_was_there() {
+    let (folder, _) = Example::golden("hf-clip").converted(Target::Tier, None);
+    let read = || Weights::open_folder(folder.path(), false).unwrap().iter().count();
+    let (before, bytes) = (read(), std::fs::read(folder.path().join("model.safetensors")).unwrap());
+    let convert = |limit: &str| {
+        let (from, to) = (golden().join("hf-clip"), folder.path());
+        let tier = concat!("exec ", env!("CARGO_BIN_EXE_tier"), " convert --force --dtype bf16 -q");
+        let command = format!("{limit}{tier} {} -o {}", from.display(), to.display());
+        std::process::Command::new("sh").args(["-c", &command]).status().unwrap()
+    };
+    assert_eq!(convert("ulimit -f 8; ").code(), None);
+    assert!(read() == before && std::fs::read(folder.path().join("model.safetensors")).unwrap() == bytes);
+    assert!(convert("").success());
+    assert!(std::fs::read(folder.path().join("model.safetensors")).unwrap() != bytes);
+    let left = |name: &str| name.ends_with(".part");
+    assert!(!std::fs::read_dir(folder.path()).unwrap().any(|f| left(&f.unwrap().file_name().to_string_lossy())));
+}
+
 #[test]
 fn int8_without_its_scales_is_refused_by_name() {
     let (folder, _) = Example::golden("hf-clip").converted(Target::Tier, Some(Precision::Int8));

@@ -71,6 +71,16 @@ pub enum Choice {
     Uuid(String),
 }
 
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Best => Ok(()),
+            Self::Index(index) => write!(f, "{index}"),
+            Self::Uuid(digits) => f.write_str(digits),
+        }
+    }
+}
+
 impl Choice {
     /// What stands behind `vulkan:`.
     pub fn of(text: &str) -> Self {
@@ -104,7 +114,7 @@ impl Choice {
             Self::Index(index) => all.get(*index),
             Self::Uuid(digits) => all.iter().find(|d| d.uuid.starts_with(digits)),
         };
-        let device = found.ok_or_else(|| Error::NoDevice(format!("no device {self:?} among {}", named())))?;
+        let device = found.ok_or_else(|| Error::NoDevice(format!("no device vulkan:{self} among {}", named())))?;
         match &device.refused {
             None => Ok(device),
             Some(why) => Err(Error::NoDevice(format!("{} cannot be used: {why}", device.name))),

@@ -196,6 +196,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         return super::bench_ops::run(sizes, args.seconds, args.batch, global);
     }
     let train = args.what == Some(What::Train) || args.what.is_none() && args.config.is_some();
+    if let Some(path) = args.model.paths().next().or(args.golden.as_deref()).filter(|_| train) {
+        return Err(Error::usage(
+            "a training step is timed with random weights, by --config: leave --model and --golden out",
+        )
+        .at(path));
+    }
     let flags = [("recompute", args.recompute), ("step-in-backward", args.step_in_backward)];
     if let Some((flag, _)) = flags.iter().find(|(_, given)| *given && !train) {
         return Err(Error::usage(format!("--{flag} is for a training step: give --config or --what train")));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{Global, model};
+use super::{Global, model, outputs};
 use crate::check::Inputs;
 use crate::error::{At, Error, Result};
 use crate::formats::safetensors;
@@ -37,6 +37,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if args.images.is_empty() && args.texts.is_empty() && args.inputs.is_none() {
         return Err(Error::usage("nothing to embed: give --images, --texts or --inputs"));
     }
+    let read = args.images.iter().chain(&args.inputs).map(PathBuf::as_path);
+    outputs::apart(&[&args.out], args.model.paths().chain(read))?;
     let unused = Unused { pictures: args.images.is_empty(), texts: args.texts.is_empty() };
     let mut pipeline = args.model.open_for(unused, global)?;
     let config = NetworkConfig::of(&pipeline.network);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::Global;
+use super::{Global, outputs};
 use crate::error::{Error, Result};
 use crate::eval::Evaluation;
 use crate::eval::bootstrap::Bootstrap;
@@ -62,6 +62,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             return Err(Error::usage(format!("{} is given twice", twice.1.display())));
         }
     }
+    let tables = [&args.scores, &args.val_labels, &args.val_scores].into_iter().flatten();
+    let read = tables.chain(&args.decisions).chain(&args.readers).chain([&args.labels]).map(PathBuf::as_path);
+    outputs::apart(&args.output.as_deref().into_iter().collect::<Vec<_>>(), read)?;
     let evaluation = evaluate(args)?;
     global.say(evaluation.text());
     if let Some(path) = &args.output {

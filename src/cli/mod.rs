@@ -15,6 +15,7 @@ mod inspect;
 mod interrupt;
 mod metrics;
 mod model;
+mod outputs;
 mod phantom;
 mod preprocess;
 mod report;

@@ -47,7 +47,19 @@ pub struct Ways {
     pixels: Pixels,
 }
 
+impl Sides {
+    /// The files and folders that are named.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.image_model, &self.text_model].into_iter().flatten().map(PathBuf::as_path)
+    }
+}
+
 impl ModelArgs {
+    /// The files and folders that are named.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.model, &self.ways.tokenizer].into_iter().flatten().map(PathBuf::as_path).chain(self.sides.paths())
+    }
+
     /// Opens the model's files.
     pub(super) fn checkpoint(&self, global: &Global) -> Result<Checkpoint> {
         self.sides.checkpoint(self.model.as_deref(), global)

@@ -1,10 +1,10 @@
 //! `tier preprocess`: what a model gets to see of an image.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::Global;
 use super::model::Sides;
+use super::{Global, outputs};
 use crate::error::{Error, Result};
 use crate::formats::safetensors;
 use crate::image::{self, Filter, Preprocess, Preset, SixteenBit};
@@ -91,6 +91,10 @@ impl Pixels {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     super::heatmap::only_png(args.png.as_deref())?;
+    let written: Vec<&Path> =
+        [Some(&args.output), args.png.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
+    let read = args.model.as_deref().into_iter().chain(args.sides.paths()).chain([args.image.as_path()]);
+    outputs::apart(&written, read)?;
     let own = if args.model.is_some() || args.sides.is_some() {
         let checkpoint = args.sides.checkpoint(args.model.as_deref(), global)?;
         if checkpoint.config.vision().is_none() {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Global, model};
+use super::{Global, model, outputs};
 use crate::data::Prompts;
 use crate::error::Result;
 use crate::eval::measure::{heat, queries};
@@ -30,6 +30,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
+    outputs::apart(&[&args.out], args.model.paths().chain([args.prompts.as_path(), &args.image]))?;
     let mut pipeline = args.model.open(global)?;
     let mut parameters = 0;
     pipeline.network.visit("", &mut |_, p| parameters += p.numel());

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::{NetworkConfig, Pipeline, tensors, to_json};
 use crate::checkpoints::{self, Ends, Precision};
 use crate::error::{At, Error, Result};
+use crate::files::{self, Staging};
 
 /// The layout that a conversion writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub struct Conversion {
     pub force: bool,
 }
 
-/// The files of a folder that a conversion writes.
+/// The files of a folder that a conversion writes, the weights first.
 const FILES: [&str; 4] = ["model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"];
 
 impl Pipeline {
@@ -39,7 +40,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// If the layout cannot say what the model is, the precision cannot hold its weights, the folder has files already, or it cannot be
-    /// written. Nothing is written then, but in the last case.
+    /// written. What was there stays then.
     pub fn convert(&mut self, folder: &Path, conversion: &Conversion) -> Result<Vec<String>> {
         let config = NetworkConfig::of(&self.network);
         let (json, format, notes) = match conversion.to {
@@ -69,8 +70,10 @@ impl Pipeline {
         let mut metadata = self.provenance();
         metadata.insert("format".to_owned(), format);
         metadata.insert("source".to_owned(), conversion.source.clone());
-        clear(folder, conversion.force)?;
-        self.write(folder, &json, &parameters, &metadata)?;
+        may_be_written(folder, conversion.force)?;
+        let staging = Staging::new(folder)?;
+        self.write(&staging.path, &json, &parameters, &metadata)?;
+        staging.replace(&FILES)?;
         Ok(notes)
     }
 
@@ -84,25 +87,19 @@ impl Pipeline {
     }
 }
 
-/// Makes sure that nothing is left of another model: the folder is not there or empty, or, where that is wanted, loses the files that a
-/// conversion writes, the weights first.
-fn clear(folder: &Path, force: bool) -> Result<()> {
+/// Refuses a folder that has files, unless they may be replaced. What a killed conversion left is nothing.
+fn may_be_written(folder: &Path, force: bool) -> Result<()> {
     if !folder.exists() {
         return Ok(());
     }
     if !folder.is_dir() {
         return Err(Error::usage("a file, where a folder is to be written; name another with -o").at(folder));
     }
-    if std::fs::read_dir(folder).at(folder)?.next().is_none() {
-        return Ok(());
-    }
-    if !force {
+    files::remove_parts(folder)?;
+    if !force && std::fs::read_dir(folder).at(folder)?.next().is_some() {
         return Err(
             Error::usage("there already, and not empty; name another folder with -o, or give --force").at(folder)
         );
-    }
-    for path in FILES.map(|name| folder.join(name)).into_iter().filter(|path| path.exists()) {
-        std::fs::remove_file(&path).at(&path)?;
     }
     Ok(())
 }
