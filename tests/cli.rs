@@ -288,6 +288,7 @@ fn mistakes_get_one_clear_line_and_the_right_exit_code() {
         refused(&["eval", "--model", "m", "--pairs", "p.csv", "--out", "e", flag, value], 2, &[flag, value]);
     }
     refused(&["devices", "--device", "tpu"], 2, &["cpu", "vulkan"]);
+    refused(&["devices", "--threads", "20000"], 2, &["--threads", "1024"]);
     refuse(&["--set", "train.bacth=3"], 2, &["bacth", "batch"]);
     refuse(&["--set", "train.batch=x"], 2, &["batch"]);
     refuse(&["--set", "model.vision.patch_size=5"], 2, &["patch_size"]);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Global, model, outputs};
 use crate::data::Boxes;
-use crate::error::{Error, Result};
+use crate::error::{At, Error, Result};
 use crate::eval::localisation::PatchMap;
 use crate::eval::measure::heat;
 use crate::eval::zero_shot::Query;
@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let (picture, pixels, _) = model::pixels(&pipeline, &args.image, global)?;
     let query = query(&pipeline, &args.text, &args.negative)?;
     let map = map(&pipeline, &pixels, &query)?;
-    let grid = Grid::new(map.height, map.width, map.scores.clone())?;
+    let grid = Grid::new(map.height, map.width, map.scores.clone()).at(args.model.name())?;
     let boxes = match &args.boxes {
         None => Vec::new(),
         Some(path) => own_boxes(&Boxes::open(path)?, &args.image, global),

@@ -256,8 +256,10 @@ fn run(cli: Cli) -> Result<()> {
     if cli.global.which()?.is_some() && !cli.command.takes_device() && cli.global.device.is_some() {
         return Err(Error::usage("--device: this command computes on the CPU; leave it out"));
     }
-    if cli.global.threads == Some(0) {
-        return Err(Error::usage("--threads: at least 1"));
+    /// Each takes memory and some 0.1 ms to start.
+    const MOST_THREADS: usize = 1024;
+    if cli.global.threads.is_some_and(|n| !(1..=MOST_THREADS).contains(&n)) {
+        return Err(Error::usage(format!("--threads: 1 to {MOST_THREADS}")));
     }
     // It computes nothing: starting threads would take longer than all it does.
     if let Command::Inspect(args) = &cli.command {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Global, model, outputs};
 use crate::data::Prompts;
-use crate::error::Result;
+use crate::error::{At, Result};
 use crate::eval::measure::{heat, queries};
 use crate::eval::zero_shot::{Rule, scores};
 use crate::files;
@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
             label: prompt.label.clone(),
             score: z[k][0],
             probability: (!prompt.negative.is_empty()).then(|| p[k][0]),
-            grid: Some(Grid::new(map.height, map.width, map.scores)?),
+            grid: Some(Grid::new(map.height, map.width, map.scores).at(args.model.name())?),
             positive: prompt.positive.clone(),
             negative: prompt.negative.clone(),
         });

@@ -5,7 +5,7 @@ use super::retrieval::{Retrieval, retrieval};
 use super::sparsity::{OfPair, RankOrdered, Sparsity, SparsityMeter, rank_ordered, sparsity};
 use super::zero_shot::{Query, Rule, scores};
 use crate::data::{Boxes, Loader, LoaderOptions, Prompts, Row};
-use crate::error::{Error, Result};
+use crate::error::{At, Error, Result};
 use crate::image;
 use crate::loss::{TierOptions, similarities};
 use crate::models::dual_encoder::Embeddings;
@@ -123,7 +123,7 @@ pub fn measure(
                 done += batch.rows.len() as u64;
                 progress(done);
             }
-            pairs.finish(&mut out)?;
+            pairs.finish(&mut out).at(&pipeline.path)?;
         }
         Network::Image(_) | Network::Text(_) => return pipeline.dual().map(|_| out),
     }
