@@ -12,7 +12,7 @@ use kernels_cpu::map::Unary;
 use kernels_cpu::rng::Rng;
 use kernels_cpu::zip::Binary;
 use kernels_gpu::ops::{Function, Gemm, Softmax};
-use kernels_gpu::{Device, Error};
+use kernels_gpu::{Device, Error, Kind};
 
 const CASES: u64 = 120;
 
@@ -75,6 +75,7 @@ fn functions_are_their_definitions() {
 fn functions_hold_at_the_edges_of_f32() {
     check(1, |rng| {
         let d = device(rng);
+        let software = d.info().kind == Kind::Software;
         let edges = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN, 88.8, -88.8, 3e-39];
         let x: Vec<f32> = (0..=u32::MAX).step_by(1 << 20).map(f32::from_bits).chain(edges).collect();
         let mut values = x.iter().copied();
@@ -85,15 +86,13 @@ fn functions_hold_at_the_edges_of_f32() {
             // A device may take denormal numbers for 0.
             for (&x, y) in x.values.iter().zip(y.read()).filter(|(x, _)| !x.is_subnormal()) {
                 let (e, y) = (f.f(f64::from(x)), f64::from(y));
-                let tiny = e.abs() < 1.2e-38;
-                // Formulas in f32 of what is larger than f32's square root may overflow where f64's do not.
-                let huge = x.is_infinite() || e.abs() > 1e38 || x.abs() > 1e12;
-                let fits = if e.is_nan() {
-                    y.is_nan()
-                } else {
-                    tiny || huge && !y.is_nan() || (y - e).abs() <= 1e-6 * e.abs().max(1.0)
+                // What is beyond f32 is infinite. Vulkan promises nothing of infinities, nor of formulas that pass through them: real devices are not held to it.
+                let single = f64::from(e as f32);
+                let exempt = !software && (x.is_infinite() || e.abs() > 1e38 || x.abs() > 1e12);
+                let fits = match single.is_finite() {
+                    true => e.abs() < 1.2e-38 || (y - e).abs() <= 1e-6 * e.abs().max(1.0),
+                    false => y == single || y.is_nan() && single.is_nan(),
                 };
-                let exempt = huge && matches!(f, Unary::GeluTanh) || x.is_infinite();
                 assert!(fits || exempt, "{}({x:e}) is {y:e}, should be {e:e}", f.name());
             }
         }
