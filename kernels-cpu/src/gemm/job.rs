@@ -158,6 +158,13 @@ impl WordsOp for Job<'_> {
     }
 }
 
+/// A tile of C: its first row of A; its rows of C, and its columns, the first and how many.
+struct Place {
+    row: usize,
+    rows: [usize; 2],
+    cols: [usize; 2],
+}
+
 impl Job<'_> {
     /// The scales of levels from a row and a column on.
     #[inline(always)]
@@ -263,33 +270,15 @@ impl Job<'_> {
                     continue;
                 }
                 let (whole, last) = (part + 1 == parts, start + depth == self.k);
-                let finish = if last { self.finish } else { Finish::default() };
+                let place = Place { row: self.rows.start + i, rows: [first, beyond - first], cols: [p * nr, cols] };
+                let is_whole = if D::TILES { cols == nr } else { tile::is_whole(S::ISA, rows, cols) };
+                // One that is rounded waits in f32, if it does not wait in C for more slabs.
+                let waiting = unrounded.as_mut().filter(|_| start == 0 && last);
+                let waiting = waiting.map(|tile| (pack::numbers(tile).as_mut_ptr(), nr));
                 // SAFETY: the tile is a part of C that belongs to this job; the operands were checked to lie in their
                 // data, and packed panels are whole.
                 unsafe {
-                    let at = first * self.ldc + p * nr;
-                    let (c, ldc) = match &mut unrounded {
-                        Some(tile) if start == 0 && last => (pack::numbers(tile).as_mut_ptr(), nr),
-                        _ => (self.c.at(at), self.ldc),
-                    };
-                    let round = self.rounded.filter(|_| last);
-                    let round = round.map(|y| y.tile([first, p * nr], c, ldc, [beyond - first, cols]));
-                    // Rounded as it is written, where that can be.
-                    let is_whole = if D::TILES { cols == nr } else { tile::is_whole(S::ISA, rows, cols) };
-                    let halves = round.as_ref().filter(|_| D::HALVES && is_whole);
-                    let halves = halves.and_then(RoundTile::halves);
-                    let residual = finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr());
-                    let out = Target {
-                        c,
-                        ldc,
-                        accumulate: self.accumulate || start > 0,
-                        scale: self.scale(self.rows.start + i, p * nr).filter(|_| last),
-                        bias: finish.bias.map_or(core::ptr::null(), |bias| bias[p * nr..].as_ptr()),
-                        residual,
-                        relu: finish.act == Some(Unary::Relu) || halves.is_some_and(|halves| halves.relu),
-                        halves,
-                        lines: round.as_ref().map_or([(c, ldc), (residual, ldc)], RoundTile::lines),
-                    };
+                    let (out, round) = self.target::<D>(place, [start > 0, last], waiting, is_whole);
                     if let Some(configured) = &configured {
                         let from = part * deep;
                         let b = Columns { start: b.start.wrapping_add(from * nr), step: b.step };
@@ -313,10 +302,10 @@ impl Job<'_> {
                     } else {
                         tile::run::<S, A, D>(s, rows_of(start, depth, t), b, &mut asks, depth, rows, cols, out);
                     }
-                    if let Some(act) = finish.act.filter(|_| whole && !out.relu) {
+                    if let Some(act) = self.finish.act.filter(|_| last && whole && !out.relu) {
                         again(s, Activate { act, c: out.c, ldc: self.ldc, rows: beyond - first, cols });
                     }
-                    if let Some(round) = round.filter(|_| whole && halves.is_none()) {
+                    if let Some(round) = round.filter(|_| whole && out.halves.is_none()) {
                         again(s, round);
                     }
                 }
@@ -326,6 +315,42 @@ impl Job<'_> {
             scratch::give(Use::Sums, sums);
         }
         own.give();
+    }
+
+    /// Where a tile goes over the first slab or `more` of them, up to the last one or not; and how it is rounded, `waiting` somewhere until it is whole. A tile
+    /// with all its rows and columns is rounded as it is written, where that can be.
+    ///
+    /// # Safety
+    /// The place must be a part of C that belongs to the job.
+    #[inline(always)]
+    unsafe fn target<D: Dot>(
+        &self,
+        Place { row, rows: [first, rows], cols: [col, cols] }: Place,
+        [more, last]: [bool; 2],
+        waiting: Option<(*mut f32, usize)>,
+        is_whole: bool,
+    ) -> (Target, Option<RoundTile>) {
+        let finish = if last { self.finish } else { Finish::default() };
+        let at = first * self.ldc + col;
+        // SAFETY: the caller's promise.
+        let (c, ldc) = waiting.unwrap_or_else(|| (unsafe { self.c.at(at) }, self.ldc));
+        let round = self.rounded.filter(|_| last);
+        // SAFETY: as above.
+        let round = round.map(|y| unsafe { y.tile([first, col], c, ldc, [rows, cols]) });
+        let halves = round.as_ref().filter(|_| D::HALVES && is_whole).and_then(RoundTile::halves);
+        let residual = finish.residual.map_or(core::ptr::null(), |r| r[at..].as_ptr());
+        let target = Target {
+            c,
+            ldc,
+            accumulate: self.accumulate || more,
+            scale: self.scale(row, col).filter(|_| last),
+            bias: finish.bias.map_or(core::ptr::null(), |bias| bias[col..].as_ptr()),
+            residual,
+            relu: finish.act == Some(Unary::Relu) || halves.is_some_and(|halves| halves.relu),
+            halves,
+            lines: round.as_ref().map_or([(c, ldc), (residual, ldc)], RoundTile::lines),
+        };
+        (target, round)
     }
 
     /// Where a packed panel over the slab that begins with a row lies, in [slab][panel][depth][width].
