@@ -10,10 +10,12 @@ mod amx;
 mod job;
 mod narrow;
 mod nest;
+mod number;
 mod order;
 mod own;
 mod pack;
 mod packed;
+mod round_words;
 mod rounded;
 mod rows;
 pub(crate) mod scratch;
@@ -32,14 +34,12 @@ use crate::par;
 pub use narrow::{Numbers, packing};
 
 pub(crate) use nest::MOST_PACKED_BYTES;
+pub use number::{Rounds, round, widen};
+pub(crate) use number::{UPPER, halves, nearest, nearest_sum, round_each};
 pub(crate) use pack::{Line, numbers};
 pub use packed::{Kept, Packed};
-pub use rounded::{
-    Rounds, accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, multiply_packed, multiply_to_bf16, round, widen,
-};
-pub(crate) use rounded::{
-    UPPER, bf16_is_in_words, bf16_step, halves, multiply_halves, nearest, nearest_sum, round_each,
-};
+pub use rounded::{accumulate_bf16, bf16_bytes, bf16_is_quick, multiply_bf16, multiply_packed, multiply_to_bf16};
+pub(crate) use rounded::{bf16_is_in_words, bf16_step, multiply_halves};
 use words::Words;
 pub(crate) use written::Written;
 

@@ -15,7 +15,7 @@ use super::pack::{self, Line};
 use super::packed::Packed;
 use super::scratch::{self, Use};
 use super::words::Words;
-use super::{Left, Mat, rounded};
+use super::{Left, Mat, round_words};
 use crate::hash;
 use crate::isa::Isa;
 use crate::par::Shared;
@@ -147,7 +147,7 @@ impl Packed {
 pub(super) fn narrowed(a: Mat<'_, f32>, b: &Packed, threads: bool, f: impl FnOnce(Left<'_>)) {
     let (isa, words) = (b.isa, b.words);
     if !words.are_levels() {
-        return rounded::left(isa, words, a, b.size()[1], threads, f);
+        return round_words::left(isa, words, a, b.size()[1], threads, f);
     }
     let k = words.count(a.cols);
     let (rows, stride) = (a.rows, pack::apart(k));

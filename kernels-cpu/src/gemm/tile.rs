@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::ahead::Asks;
-use super::rounded::{Rounds, nearest_sum};
+use super::number::{Rounds, nearest_sum};
 use super::rows::{Anywhere, Apart, Column, Evenly, Places, Rows};
 use super::words::Dot;
 use crate::isa::Isa;

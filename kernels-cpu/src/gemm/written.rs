@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use half::bf16;
 
 use super::nest::{self, slab_of};
-use super::rounded::{Rounds, round, round_each, wide};
+use super::number::{Rounds, round, round_each, wide};
 use super::scratch::{self, Use};
 use super::tile::Halves;
 use super::{Finish, Left, Out, Right, nothing, pack};
