@@ -271,7 +271,9 @@ pub fn l2_normalise<F: Float>(x: &[F], cols: usize, y: &mut [F], norm: &mut [F])
             let (place, row) = (r * cols..(r + 1) * cols, &x[r * cols..][..cols]);
             // SAFETY: one row, handed out once.
             let (y, norm) = unsafe { (y.slice(place), &mut norm.slice(r..r + 1)[0]) };
-            *norm = lanes(cols, |i| row[i] * row[i]).sqrt().max(F::from_f64(1e-12));
+            let (length, least) = (lanes(cols, |i| row[i] * row[i]).sqrt(), F::from_f64(1e-12));
+            // NaN stays, as it would not by a maximum.
+            *norm = if length < least { least } else { length };
             y.iter_mut().zip(row).for_each(|(y, &x)| *y = x / *norm);
         }
     });
@@ -326,6 +328,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn nan_is_not_hidden() {
+        for isa in Isa::available() {
+            for k in 0..20 {
+                let (mut x, ones) = ([0.5f32; 20], [1.0; 20]);
+                x[k] = f32::NAN;
+                let [mut y, mut mean, mut rstd] = [0; 3].map(|_| [7.0; 20]);
+                let rows = Forward {
+                    x: &x,
+                    weight: &ones,
+                    bias: &ones,
+                    eps: 0.1,
+                    y: &mut y,
+                    mean: &mut mean[..1],
+                    rstd: &mut rstd[..1],
+                };
+                eval_on(isa, rows);
+                assert!(y.iter().all(|y| y.is_nan()), "{isa} {k}");
+            }
+        }
+        let (x, mut y, mut norm, mut dx) = ([3.0, f32::NAN, 3.0, 4.0], [7.0; 4], [7.0; 2], [7.0; 4]);
+        l2_normalise(&x, 2, &mut y, &mut norm);
+        l2_normalise_backward(&y, &norm, &[1.0; 4], 2, &mut dx);
+        assert!(norm[0].is_nan() && y[..2].iter().chain(&dx[..2]).all(|x| x.is_nan()), "{norm:?} {y:?} {dx:?}");
+        assert!(
+            norm[1] == 5.0 && y[2..] == [0.6, 0.8] && dx[2..].iter().all(|x| x.is_finite()),
+            "{norm:?} {y:?} {dx:?}"
+        );
+    }
+
     /// More rows than a group, so that sums of groups are added, and threads that share them; both norms with their gradients by differences.
     #[cfg(feature = "rayon")]
     #[test]
@@ -376,6 +408,7 @@ mod tests {
                 let of = |f: &dyn Fn(usize) -> f64| (j..x.len()).step_by(cols).map(f).sum::<f64>();
                 assert!((dw[j] - of(&|at| dy[at] * z(at))).abs() < 1e-9 && (db[j] - of(&|at| dy[at])).abs() < 1e-9);
             }
+            let lengths: Vec<f64> = norm.iter().flat_map(|&n| vec![n; cols]).collect();
             let [sx, sdy, sw, sb] = [&x, &dy, &weight, &bias].map(|v| narrow(v));
             on_every_tier(|isa| {
                 let [mut fy, mut fdx, mut fu, mut fdu] = [0; 4].map(|_| vec![7.0f32; x.len()]);
@@ -388,8 +421,8 @@ mod tests {
                 let pairs = [(fy, &y), (fdx, &dx), (fu, &u), (fdw, &dw), (fdb, &db)];
                 assert!(pairs.iter().all(|(ours, exact)| apart(&wide(ours), exact) < 2e-4), "{isa}: {rows} by {cols}");
                 // A row of one element divides by its own size.
-                let off = fdu.iter().zip(&du).zip(sx.chunks(cols).flat_map(|row| vec![length(&wide(row)); cols]));
-                assert!(off.map(|((a, b), n)| (f64::from(*a) - b).abs() * n).fold(0.0, f64::max) < 2e-5, "{isa}");
+                let sized = |du: &[f64]| -> Vec<f64> { du.iter().zip(&lengths).map(|(du, n)| du * n).collect() };
+                assert!(apart(&sized(&wide(&fdu)), &sized(&du)) < 2e-5, "{isa}: {rows} by {cols}");
             });
         }
         let (mut y, mut norm) = ([7.0], [7.0]);
