@@ -360,8 +360,13 @@ mod tests {
                     statistics(&sx, &mut fm, &mut fv);
                     batch_norm(&sx, &sm, &sr, &sw, &sb, Then::default(), &mut fy);
                     batch_norm_backward(&sx, &sdy, &sm, &sr, &sw, of_batch, Gate::Open, &mut fdx, &mut fdw, &mut fdb);
-                    for (ours, exact) in [(fm, &mean), (fv, &var), (fy, &y), (fdx, &dx), (fdw, &dw), (fdb, &db)] {
-                        assert!(apart(&wide(&ours), exact) < 1e-5 * rows as f64, "{isa}: {rows} by {cols}");
+                    // Numbers of about one after few roundings, and sums, which lose by the root of how many they are of.
+                    for (ours, exact) in [(fm, &mean), (fv, &var), (fy, &y), (fdx, &dx)] {
+                        assert!(apart(&wide(&ours), exact) < 2e-6, "{isa}: {rows} by {cols}");
+                    }
+                    for (ours, exact) in [(fdw, &dw), (fdb, &db)] {
+                        let bound = 1e-6 * (1.0 + rows as f64).sqrt();
+                        assert!(apart(&wide(&ours), exact) < bound, "{isa}: {rows} by {cols}");
                     }
                 });
             }
