@@ -164,26 +164,98 @@ pub(crate) fn halves(lines: &mut [Line]) -> &mut [bf16] {
     unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 2 * numbers.len()) }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "rayon"))]
 mod tests {
     use super::*;
+    use crate::isa::Isa;
     use crate::rng::Rng;
+    use crate::simd::eval_on;
+    use crate::testing::on_every_tier;
+    use alloc::vec;
+    use alloc::vec::Vec;
 
+    /// Any bits, ties and their neighbours, and of both signs: zero, subnormal numbers, what becomes infinite, infinity, NaN.
+    fn drawn(rng: &mut Rng) -> f32 {
+        const SPECIAL: [u32; 12] = [
+            0,
+            1,
+            0x8000,
+            0x8001,
+            0x1_8000,
+            0x7f_ffff,
+            0x7f7f_7fff,
+            0x7f7f_8000,
+            0x7f7f_ffff,
+            0x7f80_0000,
+            0x7f80_0001,
+            0x7fff_ffff,
+        ];
+        let bits = rng.next_u64() as u32;
+        f32::from_bits(match rng.below(3) {
+            0 => bits,
+            1 => (bits & 0xffff_0000 | 0x7fff) + rng.below(3) as u32,
+            _ => SPECIAL[rng.below(SPECIAL.len())] | bits & 0x8000_0000,
+        })
+    }
+
+    /// The same bits, or NaN of any.
+    fn same(a: f32, b: f32) -> bool {
+        a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
+    }
+
+    /// As by the `half` crate, of any length and from anywhere.
     #[test]
     fn the_nearest_bf16_is_found_and_nan_stays() {
         let mut rng = Rng::new(2, 0);
-        for i in 0..200_000u32 {
-            // Ties, their neighbours, and anything else.
-            let bits = rng.next_u64() as u32;
-            let x = f32::from_bits(
-                [bits, bits & 0xffff_0000 | 0x8000, (bits & 0xffff_0000 | 0x8000) + i % 3 - 1, 0x7f80_0000 + i % 9]
-                    [i as usize % 4],
-            );
-            let (ours, theirs) = (bf16::from_bits(x.rounded()), bf16::from_f32(x));
-            assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{x:e}: {ours} instead of {theirs}");
-            let mut wide = [0.0];
-            widen(&[ours], &mut wide);
-            assert!(wide[0] == ours.to_f32() || wide[0].is_nan() && ours.is_nan(), "{ours} widened to {wide:?}");
+        let lengths = (0..70).flat_map(|n| (0..4).map(move |start| (n, start))).chain([(150_000, 1)]);
+        for (n, start) in lengths {
+            let x: Vec<f32> = (0..start + n).map(|_| drawn(&mut rng)).collect();
+            let x = &x[start..];
+            let halves: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+            let wide: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+            on_every_tier(|isa| {
+                let room = || vec![bf16::ONE; start + n];
+                let (mut rounded, mut copied, mut widened) = (room(), room(), vec![7.0; start + n]);
+                let [rounded, copied] = [&mut rounded, &mut copied].map(|y| &mut y[start..]);
+                round(x, rounded);
+                round(&halves, copied);
+                widen(&halves, &mut widened[start..]);
+                let (widened, copies) = (&widened[start..], [&*rounded, &*copied]);
+                assert!(widened.iter().zip(&wide).all(|(a, b)| same(*a, *b)), "{isa}: {n} from {start} widened");
+                for half in copies {
+                    let all = half.iter().zip(&halves).all(|(a, b)| same(a.to_f32(), b.to_f32()));
+                    assert!(all, "{isa}: {n} from {start} rounded");
+                }
+            });
         }
+    }
+
+    #[test]
+    fn pairs_are_two_numbers_to_a_word() {
+        struct Pairs<'a>(&'a [f32]);
+        impl SimdOp for Pairs<'_> {
+            type Output = ();
+            fn eval<S: Simd>(self, s: S) {
+                for x in self.0.chunks_exact(2 * S::LANES) {
+                    let halves: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+                    let (mut pairs, mut upper) = ([0.0; 16], [0.0; 16]);
+                    for (words, kind) in [(f32::pairs_of(s, x), "f32"), (bf16::pairs_of(s, &halves), "bf16")] {
+                        s.store(words, &mut pairs);
+                        for (k, half) in halves.iter().enumerate() {
+                            let ours = f32::from_bits(pairs[k / 2].to_bits() >> (16 * (k % 2)) << 16);
+                            assert!(same(ours, half.to_f32()), "{}, {kind}: {ours} instead of {half}", S::ISA);
+                        }
+                    }
+                    s.store(bf16::upper(s, &halves), &mut upper);
+                    for (upper, half) in upper.iter().zip(&halves[..S::LANES]) {
+                        let ours = f32::from_bits(upper.to_bits() & 0xffff_0000);
+                        assert!(same(ours, half.to_f32()), "{}: {ours} instead of {half}", S::ISA);
+                    }
+                }
+            }
+        }
+        let mut rng = Rng::new(3, 0);
+        let x: Vec<f32> = (0..32 * 500).map(|_| drawn(&mut rng)).collect();
+        Isa::available().for_each(|isa| eval_on(isa, Pairs(&x)));
     }
 }

@@ -178,6 +178,7 @@ pub(crate) fn multiply_halves<A: Rounds, C: Written>(
 
 #[cfg(all(test, feature = "rayon"))]
 mod tests {
+    use super::super::multiply;
     use super::super::narrow::tests::{Drawn, OF_BF16, drawn, every_way, same, sizes};
     use super::*;
     use crate::par::Pool;
@@ -234,6 +235,56 @@ mod tests {
                 prop_assert!(same(&run(isa, words, a, b16, end.ldc, Finish::default(), false), &c));
                 if m * n * k > 0 {
                     prop_assert!(same(&run(isa, words, a16, b16, end.ldc, end.finish(), true), &end.step_by_step(isa, &c, n)), "{isa} {words:?}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Beside an operand packed from bf16, f32 and bf16 on the left have the bits of what is rounded to bf16 and widened, and what is written
+        /// in bf16 is the nearest. What is added to stays: within the bound of a sum of one term more.
+        #[test]
+        fn what_is_rounded_on_its_way_is_what_was_before((m, n, k) in sizes(), seed in any::<u64>()) {
+            let rng = &mut Rng::new(seed, 0);
+            let (a, b) = (drawn(rng, m, k, |rng| rng.normal() as f32), drawn(rng, k, n, |rng| bf16::from_f64(rng.normal())));
+            let data: Vec<bf16> = a.data.iter().map(|&x| bf16::from_f32(x)).collect();
+            let Mat { offset, rows, cols, row_stride, col_stride, .. } = a;
+            let a16 = Mat { data: &data[..], offset, rows, cols, row_stride, col_stride };
+            let data: Vec<f32> = data.iter().map(|x| x.to_f32()).collect();
+            let near = Mat { data: &data[..], ..a };
+            let end = Drawn::new(rng, m, n);
+            let added: Option<Vec<bf16>> = end.finish().residual.map(|r| r.iter().map(|&r| bf16::from_f32(r)).collect());
+            let widened: Option<Vec<f32>> = added.as_ref().map(|r| r.iter().map(|r| r.to_f32()).collect());
+            let before: Vec<f32> = (0..m * n).map(|_| rng.normal() as f32).collect();
+            for (isa, words) in every_way(OF_BF16) {
+                let b = &Packed::rounded_for(isa, words, b);
+                let room = m * end.ldc;
+                let (mut expected, mut c, mut c16) = (vec![7.0; room], vec![7.0; room], vec![7.0; room]);
+                multiply(near, Right::Packed(b), &mut expected, end.ldc, end.finish(), true);
+                multiply_packed(a, b, &mut c, end.ldc, end.finish());
+                multiply_packed(a16, b, &mut c16, end.ldc, end.finish());
+                prop_assert!(same(&c, &expected) && same(&c16, &expected), "{isa} {words:?}");
+
+                let finish = Finish { residual: widened.as_deref(), ..end.finish() };
+                multiply(near, Right::Packed(b), &mut expected, end.ldc, finish, true);
+                let finish = Finish { bias: finish.bias, residual: added.as_deref(), act: finish.act };
+                let [mut c, mut c16] = [0; 2].map(|_| vec![bf16::from_f32(7.0); room]);
+                multiply_to_bf16(a, b, &mut c, end.ldc, finish);
+                multiply_to_bf16(a16, b, &mut c16, end.ldc, finish);
+                let expected: Vec<bf16> = expected.iter().map(|&x| bf16::from_f32(x)).collect();
+                prop_assert!(c == expected && c16 == expected, "{isa} {words:?}");
+            }
+            for isa in Isa::available() {
+                let mut c = before.clone();
+                Pool::on(isa, 1).install(|| accumulate_bf16(a, b, &mut c));
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let terms = (0..k).map(|l| f64::from(near.at(i, l)) * f64::from(b.at(l, j)));
+                    let terms = terms.chain([f64::from(before[i * n + j])]);
+                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
+                    let got = f64::from(c[i * n + j]);
+                    prop_assert!((got - sum).abs() <= (k + 1) as f64 * size / f64::from(1 << 24), "{isa} [{i}, {j}]: {got} instead of {sum}");
                 }
             }
         }
