@@ -208,15 +208,59 @@ fn check_rounded(conv: &Conv2d, isa: crate::isa::Isa, seed: u64) -> Result<(), T
     Ok(())
 }
 
+/// Maps and gradients of bf16, beside a weight that is rounded to it, on a tier and on one to three threads: y and both gradients are those of the
+/// rounded numbers in f64, within the bound of a sum in f32 in any order, as products of bf16 are exact there, and have the same bits for any threads.
+#[cfg(feature = "rayon")]
+fn check_trained_in_bf16(conv: &Conv2d, isa: crate::isa::Isa, seed: u64) -> Result<(), TestCaseError> {
+    use half::bf16;
+    let [nx, nw, ny] = conv.lengths();
+    let [x, dy] = [(nx, seed), (ny, seed ^ 1)]
+        .map(|(n, seed)| values(n, seed).iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
+    let (w, b) = (values(nw, seed ^ 2), values(conv.output, seed ^ 3));
+    let exact = |of: fn(f64) -> f64| {
+        let [x, dy] = [&x, &dy].map(|x| x.iter().map(|&x| of(x.into())).collect::<Vec<f64>>());
+        let w: Vec<f64> = w.iter().map(|&w| of(bf16::from_f32(w).into())).collect();
+        let b: Vec<f64> = b.iter().map(|&b| of(b.into())).collect();
+        let (mut dx, mut dw) = (vec![f64::NAN; nx], vec![f64::NAN; nw]);
+        conv.backward_input(&dy, &w, &mut dx);
+        conv.backward_weight(&x, &dy, &mut dw);
+        [conv2d_def(conv, &x, &w, Some(&b)), dx, dw]
+    };
+    let (sums, sizes) = (exact(|x| x), exact(f64::abs));
+    let run = |threads: usize| {
+        par::Pool::on(isa, threads).install(|| {
+            let [mut y, mut dx, mut dw] = [ny, nx, nw].map(|n| vec![f32::NAN; n]);
+            conv.forward_bf16(&x, &w, Some(&b), &mut y);
+            conv.backward_input_bf16(&dy, &w, &mut dx);
+            conv.backward_weight_bf16(&x, &dy, &mut dw);
+            [y, dx, dw]
+        })
+    };
+    let ours = run(1);
+    let taps = conv.window.kernel[0] * conv.window.kernel[1];
+    let terms = [conv.depth() + 1, taps * conv.output, conv.windows(&x).items()];
+    for (k, of) in ["y", "dx", "dw"].into_iter().enumerate() {
+        for ((ours, sum), size) in ours[k].iter().zip(&sums[k]).zip(&sizes[k]) {
+            let bound = terms[k] as f64 * size / f64::from(1 << 24);
+            prop_assert!((f64::from(*ours) - sum).abs() <= bound, "{isa}, {conv:?}: {of} {ours} instead of {sum}");
+        }
+    }
+    for threads in [2, 3] {
+        prop_assert!(run(threads) == ours, "{isa} on {threads} threads, {conv:?}");
+    }
+    Ok(())
+}
+
 #[cfg(feature = "rayon")]
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn beside_a_weight_of_bf16_maps_are_rounded(conv in conv(), seed in any::<u64>()) {
+    fn products_of_bf16_are_those_of_rounded_maps_and_weights(conv in conv(), seed in any::<u64>()) {
         let conv = Conv2d { input: conv.input / conv.groups, output: conv.output / conv.groups, groups: 1, ..conv };
         for isa in crate::isa::Isa::available() {
             check_rounded(&conv, isa, seed)?;
+            check_trained_in_bf16(&conv, isa, seed)?;
         }
     }
 }
@@ -249,6 +293,7 @@ fn blocks_of_rounded_windows_have_the_same_bits_for_any_threads() {
         let conv = Conv2d { n, size: [side, side + 2], input, output, groups: 1, window };
         for isa in crate::isa::Isa::available() {
             check_rounded(&conv, isa, 5).unwrap();
+            check_trained_in_bf16(&conv, isa, 5).unwrap();
         }
     }
 }
