@@ -271,6 +271,17 @@ fn images_that_cannot_be_read_are_left_out_and_named_and_fail_the_command_in_the
 }
 
 #[test]
+fn a_mark_at_a_texts_begin_is_no_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let (marked, plain) = (folder.path().join("marked.txt"), folder.path().join("plain.txt"));
+    std::fs::write(&marked, "\u{feff}the heart\r\nthe lungs\r\n").unwrap();
+    std::fs::write(&plain, "the heart\nthe lungs\n").unwrap();
+    let [marked, plain] =
+        [marked, plain].map(|file| done(&["tokenize", "--model", text(model()), "--file", text(&file), "-q"]));
+    assert_eq!(marked, plain);
+}
+
+#[test]
 fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");

@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let texts: Vec<&str> = match &args.file {
         Some(file) => {
             lines = std::fs::read_to_string(file).at(file)?;
-            lines.lines().collect()
+            lines.strip_prefix('\u{feff}').unwrap_or(&lines).lines().collect()
         }
         None => args.texts.iter().map(String::as_str).collect(),
     };
