@@ -271,6 +271,28 @@ fn images_that_cannot_be_read_are_left_out_and_named_and_fail_the_command_in_the
 }
 
 #[test]
+fn scores_of_classify_are_csv_whatever_labels_and_files_are_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = phantoms().join("images");
+    let image = std::fs::read_dir(image).unwrap().map(|e| e.unwrap().path()).min().unwrap();
+    let names = ["a, b.png", "say \"c\".png", "two\nlines.png"].map(|name| folder.path().join(name));
+    for name in &names {
+        std::fs::copy(&image, name).unwrap();
+    }
+    let prompts = folder.path().join("prompts.csv");
+    std::fs::write(&prompts, "label,polarity,text\n\"A, left\",positive,the heart\n\"B \"\"2\"\"\",positive,lungs\n")
+        .unwrap();
+    let mut arguments = vec!["classify", "-q", "--model", text(model()), "--prompts", text(&prompts)];
+    arguments.extend(names.iter().map(|name| text(name)));
+    let lines = done(&arguments);
+    let mut rows = csv::Reader::from_reader(lines.as_bytes());
+    assert_eq!(rows.headers().unwrap(), &csv::StringRecord::from(vec!["image", "A, left", "B \"2\""]));
+    let rows: Vec<csv::StringRecord> = rows.records().map(Result::unwrap).collect();
+    assert_eq!(rows.iter().map(|row| row[0].to_owned()).collect::<Vec<_>>(), names.each_ref().map(|name| text(name)));
+    assert!(rows.iter().all(|row| row.iter().skip(1).all(|z| z.parse::<f64>().is_ok())), "{lines}");
+}
+
+#[test]
 fn a_mark_at_a_texts_begin_is_no_token() {
     let folder = tempfile::tempdir().unwrap();
     let (marked, plain) = (folder.path().join("marked.txt"), folder.path().join("plain.txt"));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{Global, model};
-use crate::data::Prompts;
+use crate::data::{Prompts, csv_row};
 use crate::error::{Error, Result};
 use crate::eval::measure::queries;
 use crate::eval::zero_shot::{Rule, scores};
@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     cut.iter().for_each(|line| global.say(line));
     let progress = global.progress(args.images.len() as u64, "images");
     if !global.json {
-        global.print(format_args!("image,{}", labels.join(",")))?;
+        global.print(csv_row(std::iter::once("image").chain(labels.iter().map(String::as_str)))?)?;
     }
     let loader = model::batches(&pipeline, &args.images, global.worker_count())?;
     let planned = pipeline.planned();
@@ -121,7 +121,7 @@ fn print(scored: &Scored, row: usize, image: &str, warnings: &[String], global: 
         let line = serde_json::json!({ "image": image, "scores": of(&scored.z), "probabilities": of(&scored.probabilities), "warnings": warnings });
         global.print(line)
     } else {
-        let scores: Vec<String> = scored.z.iter().map(|c| format!("{:.4}", c[row])).collect();
-        global.print(format_args!("{image},{}", scores.join(",")))
+        let scores = scored.z.iter().map(|c| format!("{:.4}", c[row]));
+        global.print(csv_row(std::iter::once(image.to_owned()).chain(scores))?)
     }
 }

@@ -12,5 +12,5 @@ pub use labels::Labels;
 pub use loader::{Batch, Epoch, Loader, LoaderOptions};
 pub use pairs::{Pairs, Row, Split};
 pub use prompts::{Prompt, Prompts};
-pub(crate) use table::beginning;
 pub use table::{Record, Table};
+pub(crate) use table::{beginning, csv_row};

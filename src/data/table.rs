@@ -245,6 +245,18 @@ fn header_line(text: &[u8]) -> usize {
     line(&text[mark..], None)
 }
 
+/// A row of CSV, without the end of its line: fields that need it are in quotes.
+///
+/// # Errors
+/// None that a row in memory can have.
+pub(crate) fn csv_row<T: AsRef<[u8]>>(fields: impl IntoIterator<Item = T>) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(fields).map_err(|e| Error::new(e.to_string()))?;
+    let bytes = writer.into_inner().map_err(|e| Error::new(e.to_string()))?;
+    let line = String::from_utf8_lossy(&bytes);
+    Ok(line.strip_suffix('\n').unwrap_or(&line).to_owned())
+}
+
 /// As much of a value as a message bears.
 pub(crate) fn beginning(text: &str) -> String {
     text.chars().take(40).collect()
