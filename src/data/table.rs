@@ -9,6 +9,8 @@ use crate::error::{At, Error, Result};
 use crate::files::ROOM;
 use crate::spelling::nearest;
 
+/// UTF-8's byte order mark.
+const MARK: &[u8] = b"\xEF\xBB\xBF";
 /// Memory that a row of a table takes in what is made of it, beside its own text.
 const ROW: usize = 140;
 
@@ -35,8 +37,8 @@ impl Table {
     /// Reads a table. A byte order mark, CRLF and blank lines are accepted.
     ///
     /// # Errors
-    /// If the file cannot be read, is not UTF-8, has no header, a column twice, a row of another length than the header, or so many and
-    /// so short rows that they would take more than four times the file and 16 MiB.
+    /// If the file cannot be read, is not UTF-8, has no header, a column twice, a row of another length than the header, a quote that is
+    /// not closed at its field's end, or so many and so short rows that they would take more than four times the file and 16 MiB.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::parse(path, std::fs::read(path).at(path)?).at(path)
@@ -48,6 +50,7 @@ impl Table {
             return Err(Error::new("is UTF-16; save it as UTF-8"));
         }
         check_room(bytes)?;
+        check_quotes(bytes)?;
         // The reader skips a UTF-8 byte order mark by itself.
         let mut reader = ReaderBuilder::new().from_reader(bytes);
         let told = |error| told(bytes, error);
@@ -207,7 +210,11 @@ impl<'a> LineCount<'a> {
 
     /// The line of what follows a place, which is not before the last one that was asked for.
     fn at(&mut self, position: Option<&csv::Position>) -> usize {
-        let at = position.map_or(0, |position| (position.byte() as usize).min(self.text.len()));
+        self.at_byte(position.map_or(0, |position| position.byte() as usize))
+    }
+
+    fn at_byte(&mut self, byte: usize) -> usize {
+        let at = byte.min(self.text.len());
         let skip = self.text[at..].iter().take_while(|&&byte| byte == b'\r' || byte == b'\n').count();
         let ends = |i: &usize| {
             let byte = self.text[*i];
@@ -222,6 +229,49 @@ impl<'a> LineCount<'a> {
 /// The line of one place.
 fn line(text: &[u8], position: Option<&csv::Position>) -> usize {
     LineCount::new(text).at(position)
+}
+
+/// Whether every quote that opens a field is closed at the field's end: the reader takes what follows for text, to the end of the table
+/// if need be, and says nothing.
+fn check_quotes(text: &[u8]) -> Result<()> {
+    let ends_field = |byte: Option<&u8>| matches!(byte, None | Some(b',' | b'\r' | b'\n'));
+    let mut at = if text.starts_with(MARK) { MARK.len() } else { 0 };
+    while at < text.len() {
+        if text[at] == b'"' {
+            let opened = at;
+            let quote = |from: usize| text[from..].iter().position(|&byte| byte == b'"').map(|skip| from + skip);
+            let wrong = |what: String| {
+                let line = LineCount::new(text).at_byte(opened);
+                let remedy = "close it at the field's end, and double quotes within the field";
+                Err(Error::new(format!("line {line}: the quote that opens a field {what}; {remedy}")))
+            };
+            at += 1;
+            loop {
+                at = match quote(at) {
+                    Some(closed) => closed + 1,
+                    None => return wrong("is not closed".to_owned()),
+                };
+                if text.get(at) != Some(&b'"') {
+                    break;
+                }
+                at += 1;
+            }
+            // Blanks are trimmed anyway.
+            let blanks = text[at..].iter().take_while(|&&byte| byte == b' ' || byte == b'\t').count();
+            if !ends_field(text.get(at + blanks)) {
+                let rest =
+                    &text[at..][..text[at..].iter().position(|byte| ends_field(Some(byte))).unwrap_or(text.len() - at)];
+                let line = LineCount::new(text).at_byte(at);
+                return wrong(format!(
+                    "is closed on line {line} before {:?}",
+                    beginning(&String::from_utf8_lossy(rest))
+                ));
+            }
+        }
+        // Within a field that does not begin with one, quotes are text.
+        at += text[at..].iter().take_while(|byte| !ends_field(Some(byte))).count() + 1;
+    }
+    Ok(())
 }
 
 /// Whether a table of this text, and what is made of its rows, fits into four times the text and 16 MiB.
@@ -241,8 +291,7 @@ fn check_room(text: &[u8]) -> Result<()> {
 
 /// Line of the header: the first that is not blank.
 fn header_line(text: &[u8]) -> usize {
-    let mark = if text.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
-    line(&text[mark..], None)
+    line(text.strip_prefix(MARK).unwrap_or(text), None)
 }
 
 /// A row of CSV, without the end of its line: fields that need it are in quotes.
@@ -313,6 +362,40 @@ pub(super) mod tests {
         assert!(column(b"images,caption\n", "image").contains("\"images\""));
         assert!(column(b"path,caption\n", "image").contains("it has path, caption"));
         assert!(column(b"image;text\n", "image").contains("by commas"));
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_at_its_fields_end_is_an_error_on_the_line_that_it_opens_on() {
+        let error = |text: &str| parse(text.as_bytes()).unwrap_err().to_string();
+        for end in ["\n", "\r\n", "\r"] {
+            let of = |lines: &[&str]| lines.join(end);
+            // To the end of the table: one field of the last row, or the header's.
+            let swallowed =
+                of(&["image,text", "", "a.png,\"one", "two\"", "b.png,\"heart", "c.png,lungs", "d.png,bones", ""]);
+            assert_eq!(
+                error(&swallowed),
+                "line 5: the quote that opens a field is not closed; close it at the field's end, and double quotes within the field"
+            );
+            assert!(error(&of(&["\u{feff}\"image,text", "a.png,one"])).starts_with("line 1: the quote"));
+            // Up to the next quote, or with something behind it.
+            let shifted = error(&of(&["image,text", "a.png,\"heart", "b.png,\"lungs\"", "c.png,bones"]));
+            assert!(
+                shifted.starts_with("line 2: the quote that opens a field is closed on line 3 before \"lungs"),
+                "{shifted}"
+            );
+            let behind = error(&of(&["image,text", "a.png,t", "b.png,\"x\"y z"]));
+            assert!(
+                behind.starts_with("line 3: ") && behind.contains("is closed on line 3 before \"y z\";"),
+                "{behind}"
+            );
+            assert!(error(&of(&["image,text", "a.png,\"x\" \"y\""])).contains("before \" \\\"y\\\"\""));
+            // Closed, empty, doubled, followed by blanks; quotes within a field, and at its end.
+            let table =
+                parse(of(&["image,text", "\"a\",\"\"", "b,\"\"\"x\"\", y\" ", "c\"d,e\"", "\"f\",\"g\""]).as_bytes());
+            let table = table.unwrap();
+            let rows: Vec<_> = table.rows().map(|row| [row.get(0), row.get(1)]).collect();
+            assert_eq!(rows, [["a", ""], ["b", "\"x\", y"], ["c\"d", "e\""], ["f", "g"]]);
+        }
     }
 
     #[test]

@@ -200,7 +200,7 @@ mod tests {
             ("image,a\nx,1\ny,2\nx,3\n", "line 4, column \"image\": \"x\" is on line 2 already"),
             ("image,a,a\nx,1,1\n", "names column \"a\" twice"),
             ("image;a\nx;1\n", "separated by commas"),
-            ("image,a\n\"x,1\n", "line 2 has 1 fields"),
+            ("image,a\n\"x,1\n", "line 2: the quote that opens a field is not closed"),
         ] {
             let said = table(text).unwrap_err().to_string();
             assert!(said.starts_with("some.csv: ") && said.contains(says), "{text:?}: {said}");
