@@ -47,6 +47,11 @@ impl Error {
         self
     }
 
+    /// The file that it is about.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// Who has to act.
     pub fn kind(&self) -> Kind {
         self.kind

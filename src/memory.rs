@@ -22,6 +22,9 @@ pub struct Estimate {
     pub pictures: u64,
     /// What stands beside the tensors for a while: a file as it is written, or the charts of a report.
     pub aside: u64,
+    /// The largest picture that was looked at, where some were.
+    #[serde(skip)]
+    pub largest: Option<String>,
 }
 
 impl Estimate {
@@ -40,6 +43,7 @@ impl Estimate {
             loader: self.loader.max(next.loader),
             pictures: self.pictures.max(next.pictures),
             aside: self.aside.max(next.aside),
+            largest: if next.pictures > self.pictures { next.largest.clone() } else { self.largest.clone() },
         }
     }
 
@@ -78,7 +82,14 @@ impl Estimate {
         }
         let Some(limit) = process::limit().filter(|limit| self.total() > limit.bytes) else { return Ok(()) };
         let (total, free) = (mib(self.total()), mib(limit.bytes));
-        Err(Error::new(format!("{what} would take {total}, but {} {free} ({}). {remedy}", limit.by, self.parts())))
+        // Without the pictures it would fit.
+        let largest = self.largest.as_ref().filter(|_| self.total() - self.pictures <= limit.bytes);
+        let largest = largest.map_or_else(String::new, |largest| format!(", of which the largest is {largest}"));
+        Err(Error::new(format!(
+            "{what} would take {total}, but {} {free} ({}{largest}). {remedy}",
+            limit.by,
+            self.parts()
+        )))
     }
 }
 
@@ -107,7 +118,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_the_numbers() {
-        let parts = Estimate { process: 1, weights: 5, tensors: 1 << 60, loader: 2, pictures: 3, aside: 4 };
+        let parts =
+            Estimate { process: 1, weights: 5, tensors: 1 << 60, loader: 2, pictures: 3, aside: 4, largest: None };
         assert_eq!((parts.total(), mib(3 << 20), mib(40 << 30)), ((1 << 60) + 15, "3 MiB".into(), "40.0 GiB".into()));
         if process::limit().is_some() {
             let error = parts.fits(None, "all this", "Take less").unwrap_err().to_string();
@@ -116,6 +128,19 @@ mod tests {
                 "{error}"
             );
         }
-        Estimate { tensors: 1, ..parts }.fits(None, "", "").unwrap();
+        let named = Estimate { largest: Some("a.png".to_owned()), ..parts };
+        let large = Estimate { tensors: 3, pictures: 1 << 60, ..named.clone() };
+        if process::limit().is_some() {
+            let error = |parts: &Estimate| parts.fits(None, "all this", "Take less").unwrap_err().to_string();
+            assert!(error(&large).contains(", of which the largest is a.png). Take less"), "{}", error(&large));
+            assert!(!error(&named).contains("a.png"), "{}", error(&named));
+        }
+        let other = Estimate { largest: Some("b.png".to_owned()), ..large.clone() };
+        assert_eq!(named.then(&large).largest, named.largest);
+        assert_eq!(
+            (named.then(&other).largest, large.then(&other).largest),
+            (Some("b.png".into()), Some("a.png".into()))
+        );
+        Estimate { tensors: 1, ..named }.fits(None, "", "").unwrap();
     }
 }

@@ -292,6 +292,56 @@ fn scores_of_classify_are_csv_whatever_labels_and_files_are_called() {
     assert!(rows.iter().all(|row| row.iter().skip(1).all(|z| z.parse::<f64>().is_ok())), "{lines}");
 }
 
+/// A PNG file that declares a size and holds one pixel.
+fn claim(path: &Path, width: u32, height: u32) {
+    image::GrayImage::new(1, 1).save(path).unwrap();
+    let mut file = std::fs::read(path).unwrap();
+    file[16..20].copy_from_slice(&width.to_be_bytes());
+    file[20..24].copy_from_slice(&height.to_be_bytes());
+    let sum = !file[12..29].iter().fold(!0u32, |sum, &byte| {
+        (0..8).fold(sum ^ u32::from(byte), |s, _| (s >> 1) ^ (0xEDB8_8320 & (s & 1).wrapping_neg()))
+    });
+    file[29..33].copy_from_slice(&sum.to_be_bytes());
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn a_picture_that_declares_too_much_is_left_out_or_named_with_its_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let image = phantoms().join("images");
+    let image = std::fs::read_dir(image).unwrap().map(|e| e.unwrap().path()).min().unwrap();
+    let [huge, out, pairs] = ["huge.png", "e.safetensors", "pairs.csv"].map(at);
+    claim(Path::new(&huge), 2_000_000, 2_000_000);
+    let (model, prompts) = (text(model()), phantoms().join("prompts.csv"));
+    let words = ["1 of 2 images could not be read", &huge, "2000000 x 2000000 pixels, more than"];
+    for arguments in [
+        &["classify", "--model", model, "--prompts", text(&prompts), text(&image), &huge][..],
+        &["embed", "--model", model, "-o", &out, "--images", text(&image), &huge],
+    ] {
+        let output = tier(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && words.iter().all(|word| said.contains(word)), "{said}");
+    }
+    let shown: serde_json::Value = serde_json::from_str(&done(&["inspect", &out, "--json"])).unwrap();
+    assert_eq!(shown["tensors"]["image_embeds"]["shape"][0], 1);
+
+    // Where it is among those that are looked at before the run, where it is not, and where it is judged.
+    let lines = std::fs::read_to_string(phantoms().join("pairs.csv"))
+        .unwrap()
+        .replace("images/", &text(&phantoms().join("images/")));
+    for (place, split) in [(1, "train"), (2, "train"), (2, "val")] {
+        let mut lines: Vec<String> = lines.lines().map(str::to_owned).collect();
+        lines.insert(place, format!("{huge},a text,{split},somebody else,"));
+        std::fs::write(&pairs, lines.join("\n")).unwrap();
+        let mut arguments = train(&folder.path().join(format!("run-{place}-{split}")), &[]);
+        *arguments.iter_mut().find(|argument| argument.ends_with("/pairs.csv")).unwrap() = pairs.clone();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let line = format!("{pairs}: line {}, column \"image\": {huge}: declares 2000000 x", place + 1);
+        refused(&arguments, 1, &[&line, "scale it down first"]);
+    }
+}
+
 #[test]
 fn a_mark_at_a_texts_begin_is_no_token() {
     let folder = tempfile::tempdir().unwrap();

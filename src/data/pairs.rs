@@ -163,6 +163,16 @@ impl Pairs {
         Ok(pairs)
     }
 
+    /// The error about the picture of a row of a table, which names the row's line too.
+    pub(crate) fn told(path: &Path, image: &str, error: &Error) -> Error {
+        let told = |table: &Table| {
+            let column = table.column("image").ok()?;
+            let row = table.rows().find(|row| row.get(column) == image)?;
+            Some(row.error(column, error))
+        };
+        Table::open(path).ok().as_ref().and_then(told).unwrap_or_else(|| Error::new(error.to_string()).at(path))
+    }
+
     /// The rows of one split, in the table's order.
     pub fn split(&self, split: Split) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(move |row| row.split == split)

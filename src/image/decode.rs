@@ -72,6 +72,7 @@ pub fn size(path: impl AsRef<Path>) -> Result<(usize, usize)> {
     }
     let reader = ::image::ImageReader::open(path).at(path)?.with_guessed_format().at(path)?;
     let (width, height) = reader.into_dimensions().map_err(refused).at(path)?;
+    check_size(width, height).at(path)?;
     Ok((width as usize, height as usize))
 }
 
@@ -295,6 +296,7 @@ mod tests {
 
     #[test]
     fn sizes_are_checked_before_memory_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
         // A header alone: the checksum of the changed header is recomputed by the encoder's own sizes, so patch and re-sum.
         let claim = |width: u32, height: u32| {
             let mut file = png(&[0], 1, 1, ExtendedColorType::L8);
@@ -302,11 +304,20 @@ mod tests {
             file[20..24].copy_from_slice(&height.to_be_bytes());
             let sum = crc(&file[12..29]).to_be_bytes();
             file[29..33].copy_from_slice(&sum);
-            decode(&file, SixteenBit::HighByte).unwrap_err().to_string()
+            let path = folder.path().join("claim.png");
+            std::fs::write(&path, &file).unwrap();
+            (decode(&file, SixteenBit::HighByte).unwrap_err().to_string(), size(&path).map_err(|e| e.to_string()))
         };
-        assert!(claim(100_000, 100_000).contains("100000 x 100000 pixels, more than 100000000"));
-        assert!(claim(2_000, 10).contains("a strip"));
-        assert!(claim(9_000, 9_000).contains("damaged picture"));
+        for (width, height, words) in
+            [(100_000, 100_000, "100000 x 100000 pixels, more than 100000000"), (2_000, 10, "a strip")]
+        {
+            let (decoded, size) = claim(width, height);
+            assert!(decoded.contains(words));
+            assert!(size.unwrap_err().ends_with(&format!("claim.png: {decoded}")));
+        }
+        let (decoded, size) = claim(9_000, 9_000);
+        assert!(decoded.contains("damaged picture"));
+        assert_eq!(size, Ok((9_000, 9_000)));
     }
 
     /// The checksum of PNG chunks, bit by bit.

@@ -7,7 +7,7 @@ use super::{Pipeline, TEXTS_AT_ONCE};
 use crate::buffer::{Memory, counted};
 use crate::data::loader;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::{self, Preprocess};
 use crate::layout::Dims;
 use crate::memory::Estimate;
@@ -30,6 +30,8 @@ pub struct Asked {
     pub kept: Kept,
     /// Bytes of batches that are loaded ahead and of pictures that are decoded meanwhile.
     pub loading: [u64; 2],
+    /// The largest of those pictures.
+    pub largest: Option<String>,
     /// Bytes of anything else.
     pub aside: u64,
 }
@@ -85,8 +87,9 @@ impl Asked {
             let (n, workers) = (at_once.min(rows), workers.min(rows));
             self.images = Some(Batches { dims: Dims::new(&[n, p.channels, p.crop, p.crop]), rows });
             let batches = loader::held(rows.div_ceil(n), workers);
-            let decoding = workers.max(1) as u64 * pictures(files, p.resize).0;
-            self.loading = [(4 * batches * n * p.numel()) as u64, decoding];
+            let pictures = Pictures::look(files, p.resize);
+            self.loading = [(4 * batches * n * p.numel()) as u64, workers.max(1) as u64 * pictures.decoding];
+            self.largest = pictures.largest;
         }
         self
     }
@@ -155,7 +158,8 @@ impl Pipeline {
             0 => (self.weights_read(asked), held + beside),
             weights => (weights, held),
         };
-        Estimate { process, weights, tensors: tensors as u64, loader, pictures, aside: kept + asked.aside }
+        let (tensors, aside, largest) = (tensors as u64, kept + asked.aside, asked.largest.clone());
+        Estimate { process, weights, tensors, loader, pictures, aside, largest }
     }
 
     /// The parameters that live on a device, each `Some`, in the network's order. In their places are tensors whose bytes nobody made.
@@ -215,19 +219,44 @@ pub fn longest<'t>(tokenizer: &Tokenizer, texts: impl Iterator<Item = &'t str>) 
     tokenizer.encode(&texts)
 }
 
-/// Bytes that decoding the largest picture takes, and the longer side of one whose shorter side is `resize`; of a few of the files.
-pub fn pictures<P: AsRef<Path>>(files: impl ExactSizeIterator<Item = P>, resize: usize) -> (u64, usize) {
-    const LOOKED_AT: usize = 16;
-    /// The file, its 16-bit samples, the picture of up to three channels.
-    const BYTES: u64 = 8;
-    let (mut decoding, mut long) = (0, resize);
-    let step = files.len().div_ceil(LOOKED_AT).max(1);
-    for file in files.step_by(step) {
-        // A picture that cannot be read is told of when its batch comes; a pipe can be read once only.
-        let size = || file.as_ref().is_file().then(|| image::size(file.as_ref()).ok()).flatten();
-        let Some((width, height)) = size() else { continue };
-        decoding = decoding.max(BYTES * width as u64 * height as u64);
-        long = long.max((resize * width.max(height)).div_ceil(width.min(height).max(1)));
+/// What the headers of some pictures tell: of a few of the files.
+#[derive(Default)]
+pub struct Pictures {
+    /// Bytes that decoding the largest takes.
+    pub decoding: u64,
+    /// The longer side of one whose shorter side is that of resized ones.
+    pub long: usize,
+    /// The largest, and its size.
+    pub largest: Option<String>,
+    /// Why the first of those that cannot be read cannot.
+    pub unread: Option<Error>,
+}
+
+impl Pictures {
+    /// Looks at files whose pictures' shorter side becomes `resize`. One that cannot be read takes nothing: it is told of when its batch
+    /// comes.
+    pub fn look<P: AsRef<Path>>(files: impl ExactSizeIterator<Item = P>, resize: usize) -> Self {
+        const LOOKED_AT: usize = 16;
+        /// The file, its 16-bit samples, the picture of up to three channels.
+        const BYTES: u64 = 8;
+        let mut found = Self { long: resize, ..Self::default() };
+        let step = files.len().div_ceil(LOOKED_AT).max(1);
+        // A pipe can be read once only.
+        for file in files.step_by(step).filter(|file| file.as_ref().is_file()) {
+            match image::size(file.as_ref()) {
+                Ok((width, height)) => {
+                    let decoding = BYTES * width as u64 * height as u64;
+                    if decoding > found.decoding {
+                        found.decoding = decoding;
+                        found.largest = Some(format!("{}, {width} x {height} pixels", file.as_ref().display()));
+                    }
+                    found.long = found.long.max((resize * width.max(height)).div_ceil(width.min(height).max(1)));
+                }
+                Err(error) => {
+                    found.unread.get_or_insert(error);
+                }
+            }
+        }
+        found
     }
-    (decoding, long)
 }

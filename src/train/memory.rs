@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::memory::{Estimate, mib};
 use crate::nn::Module;
 use crate::optim::{Norm, Optimiser};
-use crate::pipeline::{self, Network, tensors};
+use crate::pipeline::{self, Network, Pictures, tensors};
 use crate::process;
 use crate::tape::Grads;
 use crate::tensor::Tensor;
@@ -70,13 +70,16 @@ pub(super) fn estimate(
         let files: BTreeSet<&str> = rows.iter().map(|row| row.image.as_str()).collect();
         (files.len() as u64 * size).min((config.image.cache_mib as u64) << 20)
     };
-    let (decoding, long) = pipeline::pictures(tables.train.iter().map(Row::path), p.resize);
+    let Pictures { decoding, long, largest, unread } = Pictures::look(tables.train.iter().map(Row::path), p.resize);
+    if let Some(error) = unread {
+        return Err(tables.told(&config.data.pairs, error));
+    }
     let seen = (p.channels * p.crop * p.crop) as u64;
     let resized = (p.channels * p.resize * long) as u64;
     let pictures = kept(&tables.train, resized) + kept(&tables.val, seen) + workers.max(1) as u64 * decoding;
     let process = process::resident().unwrap_or(64 << 20);
     let aside = (checkpoint as u64).max(CHARTS);
-    Ok(Estimate { process, weights: 0, tensors: tensors as u64, loader, pictures, aside })
+    Ok(Estimate { process, weights: 0, tensors: tensors as u64, loader, pictures, aside, largest })
 }
 
 /// Refuses a run that this machine, or the device that it is on, cannot hold.

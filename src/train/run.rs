@@ -327,7 +327,7 @@ impl<'a> Run<'a> {
                         let validation = if finite { validator.validate(pipeline, tables, config) } else { Ok(None) };
                         (finite, validation)
                     });
-                    record.validation = validation?;
+                    record.validation = validation.map_err(|e| self.tables.told(&self.config.data.pairs, e))?;
                     self.keep(&mut state, &record, finite)?;
                     state.epoch += 1;
                     state.batch = 0;

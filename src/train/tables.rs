@@ -104,6 +104,15 @@ impl Tables {
         Some([Tensor::from_slice(&targets, dims), Tensor::from_slice(&known, dims)])
     }
 
+    /// The error, which names the row too where it is about a row's picture.
+    pub fn told(&self, pairs: &Path, error: Error) -> Error {
+        let of_it = |row: &&Row| error.path() == Some(&row.path());
+        match self.train.iter().chain(&self.val).find(of_it) {
+            Some(row) => Pairs::told(pairs, &row.image, &error),
+            None => error,
+        }
+    }
+
     /// Writes which row is in which split.
     pub fn write_splits(&self, path: &Path) -> Result<()> {
         let mut text = String::from("image,split\n");

@@ -16,7 +16,7 @@ use crate::train::tables::Tables;
 impl Run<'_> {
     /// The next batch: which rows, and as the network learns from them in the step after `step`.
     pub(super) fn batch(&self, batches: &mut Epoch, step: u64) -> Option<Result<(Vec<usize>, Examples)>> {
-        let batch = batches.next()?;
+        let batch = batches.next()?.map_err(|e| self.tables.told(&self.config.data.pairs, e));
         Some(batch.and_then(|Batch { rows, views, .. }| {
             let examples = self.examples(&rows, views, step)?;
             Ok((rows, examples))
