@@ -353,6 +353,72 @@ fn a_mark_at_a_texts_begin_is_no_token() {
     assert_eq!(marked, plain);
 }
 
+/// The arguments of a run with another table in the place of that of this name.
+fn with_table(mut arguments: Vec<String>, name: &str, table: &Path) -> Vec<String> {
+    *arguments.iter_mut().find(|argument| argument.ends_with(&format!("/{name}"))).unwrap() = text(table).to_owned();
+    arguments.retain(|argument| argument != "-q");
+    arguments
+}
+
+fn said(arguments: &[String]) -> String {
+    let output = tier(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn labels_of_other_images_are_refused_and_those_of_some_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = folder.path().join("l.csv");
+    let table = std::fs::read_to_string(phantoms().join("labels.csv")).unwrap();
+    let pairs = phantoms().join("pairs.csv");
+    let refuse = |more: &[&str], words: &[&str]| {
+        let arguments = with_table(train(&folder.path().join("none"), more), "labels.csv", &labels);
+        refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1, words);
+    };
+    std::fs::write(&labels, table.replace("images/", "other/")).unwrap();
+    let words = [text(&labels), text(&pairs), "\"other/000000.png\"", "\"images/000000.png\""];
+    refuse(&[], &words);
+    refuse(&["--objective", "supervised"], &words);
+    let eval = ["eval", "--model", text(model()), "--pairs", text(&pairs), "--labels", text(&labels), "--out"];
+    refused(&[&eval[..], &[text(&folder.path().join("eval"))]].concat(), 1, &words);
+    // No training row has one.
+    let split = std::fs::read_to_string(&pairs).unwrap();
+    let of = |name: &str| -> Vec<&str> {
+        split
+            .lines()
+            .filter(|line| line.contains(&format!(",{name},")))
+            .map(|line| line.split(',').next().unwrap())
+            .collect()
+    };
+    let (training, judged) = (of("train"), of("val"));
+    let without = |images: &[&str]| {
+        let kept = |line: &&str| !images.contains(&line.split(',').next().unwrap());
+        table.lines().filter(kept).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    std::fs::write(&labels, without(&training)).unwrap();
+    refuse(
+        &["--objective", "supervised"],
+        &[text(&labels), &format!("none of the {} training rows has a known label", training.len())],
+    );
+    // Some are of other images; one that is judged, then all, have none.
+    let run = |name: &str, text: String| {
+        std::fs::write(&labels, text).unwrap();
+        said(&with_table(train(&folder.path().join(name), &["--set", "train.epochs=1"]), "labels.csv", &labels))
+    };
+    let all = table.lines().count() - 1;
+    let part = run("part", table.replace(judged[0], "other.png"));
+    let note = format!(
+        "1 of {all} images of the labels are not in the pairs, such as \"other.png\"; 1 of {} images that are judged have no labels, such as {:?}\n",
+        judged.len(),
+        judged[0]
+    );
+    assert!(part.contains(&note) && part.contains(" AUC "), "{part}");
+    let bare = run("bare", without(&judged));
+    assert!(bare.contains("no validation row has labels: the best epoch is chosen by the validation loss"), "{bare}");
+    assert!(!run("all", table.clone()).contains("labels"));
+}
+
 #[test]
 fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     let folder = tempfile::tempdir().unwrap();

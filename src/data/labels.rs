@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::pairs::Pairs;
+use super::pairs::{Pairs, Row};
 use super::table::{Record, Table};
 use crate::error::{Error, Result};
 use crate::spelling::nearest;
@@ -33,14 +33,44 @@ impl Labels {
     /// values, where both do; or one per value, where there is no table.
     ///
     /// # Errors
-    /// As [`Labels::open`], [`Labels::from_values`] and [`Labels::from_column`].
+    /// As [`Labels::open`], [`Labels::from_values`] and [`Labels::from_column`]; if no image of the table is in the pairs.
     pub fn choose(pairs: &Pairs, table: Option<&Path>, column: Option<&str>) -> Result<Option<Self>> {
         match (table, column) {
             (Some(table), Some(column)) => Self::from_values(pairs, column, table).map(Some),
-            (Some(table), None) => Self::open(table).map(Some),
+            (Some(table), None) => Self::open(table)?.matched(pairs, table).map(Some),
             (None, Some(column)) => Self::from_column(pairs, column).map(Some),
             (None, None) => Ok(None),
         }
+    }
+
+    /// These, unless they are of other images than the pairs have.
+    fn matched(self, pairs: &Pairs, path: &Path) -> Result<Self> {
+        if pairs.rows.iter().any(|row| self.of.contains_key(&row.image)) {
+            return Ok(self);
+        }
+        let first = |name: Option<&String>| name.map_or_else(|| "none".to_owned(), |name| format!("{name:?}"));
+        let (own, theirs) = (first(self.of.keys().next()), first(pairs.rows.first().map(|row| &row.image)));
+        let message = format!("no image in common with {}", pairs.path.display());
+        let remedy = format!("name the images as there: {theirs}, for example, where here {own} is");
+        Err(Error::new(format!("{message}; {remedy}")).at(path))
+    }
+
+    /// One line on labelled images that are not in the pairs, and on images of `rows` that have no labels, if there are any.
+    pub fn unmatched<'a>(&self, pairs: &Pairs, rows: impl Iterator<Item = &'a Row>) -> Option<String> {
+        let images: BTreeSet<&str> = pairs.rows.iter().map(|row| row.image.as_str()).collect();
+        let asked: BTreeSet<&str> = rows.map(|row| row.image.as_str()).collect();
+        let strange: Vec<&str> = self.of.keys().map(String::as_str).filter(|image| !images.contains(image)).collect();
+        let bare: Vec<&str> = asked.iter().copied().filter(|image| !self.of.contains_key(*image)).collect();
+        let line = |some: &[&str], all: usize, what: &str| {
+            let first = some.first()?;
+            Some(format!("{} of {all} {what}, such as {first:?}", some.len()))
+        };
+        let lines = [
+            line(&strange, self.of.len(), "images of the labels are not in the pairs"),
+            line(&bare, asked.len(), "images that are judged have no labels"),
+        ];
+        let lines: Vec<String> = lines.into_iter().flatten().collect();
+        (!lines.is_empty()).then(|| lines.join("; "))
     }
 
     /// A table whose rows are named by the column `key`.

@@ -183,6 +183,7 @@ pub fn evaluate(
                 localisation::compare(&ours.measured.cases, &ours.measures, &theirs.measures, draws, seed);
         }
     }
+    notes.extend(tables.labels.as_ref().and_then(|labels| labels.unmatched(&tables.pairs, rows.iter())));
     notes.extend(verbatim(tables));
     notes.append(&mut evaluation.notes);
     evaluation.notes = notes;

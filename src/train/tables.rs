@@ -47,6 +47,19 @@ impl Tables {
             notes.push(format!("{left_out} training rows are left out: {why}"));
         }
         let val: Vec<Row> = pairs.split(Split::Val).cloned().collect();
+        if let Some(labels) = labels.as_ref().filter(|_| prompts.is_some() || config.objective == Objective::Supervised)
+        {
+            notes.extend(labels.unmatched(&pairs, val.iter()));
+            let bare = !val.is_empty() && !val.iter().any(|row| labels.of.contains_key(&row.image));
+            if bare && config.objective == Objective::Clip {
+                notes.push("no validation row has labels: the best epoch is chosen by the validation loss".to_owned());
+            }
+        }
+        if config.objective == Objective::Supervised && train.is_empty() {
+            let message =
+                format!("none of the {left_out} training rows has a known label; give 1 or 0 where it is known");
+            return Err(Error::new(message).at(config.data.labels.as_ref().unwrap_or(&config.data.pairs)));
+        }
         if train.len() < config.train.batch.max(2) {
             return Err(Error::new(format!(
                 "{} training rows, fewer than train.batch = {}: lower it or add rows",
