@@ -420,6 +420,85 @@ fn labels_of_other_images_are_refused_and_those_of_some_are_told_of() {
 }
 
 #[test]
+fn boxes_that_fit_no_picture_or_table_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let (pairs, boxes) = (phantoms().join("pairs.csv"), at("b.json"));
+    let whole: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(phantoms().join("boxes.json")).unwrap()).unwrap();
+    let table = std::fs::read_to_string(&pairs).unwrap();
+    let annotations = whole["annotations"].as_array().unwrap();
+    let name = |id: &serde_json::Value| {
+        whole["images"].as_array().unwrap().iter().find(|i| i["id"] == *id).unwrap()["file_name"].as_str().unwrap()
+    };
+    // The first annotation of an image of that split.
+    let of = |split: &str| {
+        let has = |line: &str, image: &str| line.starts_with(image) && line.contains(&format!(",{split},"));
+        let found = |a: &serde_json::Value| table.lines().any(|line| has(line, name(&a["image_id"])));
+        annotations.iter().position(found).unwrap()
+    };
+    let prompts = phantoms().join("prompts.csv");
+    let eval = |part: &str| -> Vec<String> {
+        let tables = [
+            "--pairs",
+            text(&pairs),
+            "--prompts",
+            text(&prompts),
+            "--boxes",
+            &boxes,
+            "--split",
+            part,
+            "--out",
+            &at("eval"),
+        ]
+        .map(str::to_owned);
+        [&["eval", "--model", text(model())].map(str::to_owned)[..], &tables].concat()
+    };
+    let changed = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut json = whole.clone();
+        change(&mut json);
+        std::fs::write(&boxes, json.to_string()).unwrap();
+    };
+    let refuse = |arguments: &[String], words: &[&str]| {
+        refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1, words);
+    };
+    let runs = train(&folder.path().join("run"), &["--boxes", &boxes, "--set", "train.epochs=1"]);
+    let (tested, judged) = (of("test"), of("val"));
+    // Another size than the film's, and one that reaches out of a film whose size is not said.
+    let image = |of: usize| annotations[of]["image_id"].as_u64().unwrap() as usize - 1;
+    let film = phantoms().join(name(&annotations[tested]["image_id"]));
+    let heat = ["heatmap", "--model", text(model()), "--text", "a", "--boxes", &boxes, text(&film), "-o", &at("h.png")]
+        .map(str::to_owned);
+    for (at, arguments) in [(tested, &eval("test")[..]), (tested, &heat), (judged, &runs)] {
+        let name = format!("{:?} has 64 x 64 pixels, ", name(&annotations[at]["image_id"]));
+        changed(&|json| json["images"][image(at)]["width"] = 128.into());
+        refuse(arguments, &[&boxes, &format!("{name}not 128 x 64 as it is declared")]);
+        changed(&|json| {
+            json["images"][image(at)].as_object_mut().unwrap().remove("height");
+            json["annotations"][at]["bbox"] = serde_json::json!([100, 190, 200, 110]);
+        });
+        refuse(arguments, &[&boxes, &format!("{name}and bbox [100.0, 190.0, 200.0, 110.0] of ")]);
+    }
+    changed(&|json| json["annotations"][3]["bbox"] = serde_json::json!([1, 2, 1e30, 4]));
+    refuse(&eval("test"), &[&boxes, "annotation 3 (counted from 0): bbox [1.0, 2.0, 1e30, 4.0] reaches out of image"]);
+    // Of an image and a label that nothing else knows.
+    changed(&|json| {
+        json["images"][image(tested)]["file_name"] = "other.png".into();
+        json["categories"].as_array_mut().unwrap().push(serde_json::json!({ "id": 99, "name": "Other" }));
+        json["annotations"][judged]["category_id"] = 99.into();
+    });
+    let note = format!(
+        "{boxes}: left out are boxes of 1 images that are not in the pairs, such as \"other.png\"; and of 1 labels that no table has, such as \"Other\""
+    );
+    assert!(said(&eval("test")).contains(&format!("note: {note}")));
+    let runs: Vec<String> = runs.into_iter().filter(|argument| argument != "-q").collect();
+    let run = said(&runs);
+    assert_eq!(run.matches(&note).count(), 1, "{run}");
+    changed(&|_| ());
+    assert!(!said(&eval("test")).contains("left out are boxes"));
+}
+
+#[test]
 fn mistakes_get_one_clear_line_and_the_right_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");

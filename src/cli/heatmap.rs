@@ -77,11 +77,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let query = query(&pipeline, &args.text, &args.negative)?;
     let map = map(&pipeline, &pixels, &query)?;
     let grid = Grid::new(map.height, map.width, map.scores.clone()).at(args.model.name())?;
+    let source = (picture.width, picture.height);
     let boxes = match &args.boxes {
         None => Vec::new(),
-        Some(path) => own_boxes(&Boxes::open(path)?, &args.image, global),
+        Some(path) => own_boxes(&Boxes::open(path)?, &args.image, source, global)?,
     };
-    let source = (picture.width, picture.height);
     let seen = pipeline.preprocess.seen_part(source);
     let film = Film::new(&picture, seen);
     let boxes: Vec<[f64; 4]> = boxes.into_iter().map(|bbox| film.place(bbox)).collect();
@@ -128,15 +128,18 @@ fn map(pipeline: &Pipeline, pixels: &Tensor, query: &Query) -> Result<PatchMap> 
     }
 }
 
-/// Boxes of the image whose name in the table ends the path, or shares its file name.
-fn own_boxes(boxes: &Boxes, image: &Path, global: &Global) -> Vec<[f64; 4]> {
+/// Boxes of the image whose name in the table ends the path, or shares its file name; they must fit its size.
+fn own_boxes(boxes: &Boxes, image: &Path, source: (usize, usize), global: &Global) -> Result<Vec<[f64; 4]>> {
     let by_path = boxes.of.iter().find(|(name, _)| image.ends_with(name));
     let by_name = || boxes.of.iter().find(|(name, _)| Path::new(name).file_name() == image.file_name());
     match by_path.or_else(by_name) {
-        Some((_, annotations)) => annotations.iter().map(|a| a.bbox).collect(),
+        Some((name, annotations)) => {
+            boxes.check(name, source)?;
+            Ok(annotations.iter().map(|a| a.bbox).collect())
+        }
         None => {
             global.say(format!("no boxes of {} in the table", image.display()));
-            Vec::new()
+            Ok(Vec::new())
         }
     }
 }

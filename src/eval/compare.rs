@@ -184,6 +184,7 @@ pub fn evaluate(
         }
     }
     notes.extend(tables.labels.as_ref().and_then(|labels| labels.unmatched(&tables.pairs, rows.iter())));
+    notes.extend(unused_boxes(tables));
     notes.extend(verbatim(tables));
     notes.append(&mut evaluation.notes);
     evaluation.notes = notes;
@@ -204,6 +205,15 @@ fn judged(ours: &Measured, theirs: Option<&Measured>, truth: Option<&Labels>, no
         }
     }
     kept.into_iter().cloned().collect()
+}
+
+/// Boxes that judge nothing.
+fn unused_boxes(tables: &Tables) -> Option<String> {
+    let boxes = tables.boxes.as_ref()?;
+    let Some(prompts) = &tables.prompts else {
+        return Some(format!("{}: boxes judge the heat maps of prompts; give --prompts", boxes.path.display()));
+    };
+    boxes.strangers(&tables.pairs, tables.labels.as_ref(), prompts)
 }
 
 /// Prompts that stand verbatim among the training texts: what they score is not zero-shot.

@@ -75,7 +75,7 @@ pub fn loader(pipeline: &Pipeline, rows: &[&Row], batch: usize, workers: usize, 
 /// Measures a model on rows, which `loader` loads (see [`loader`]); `progress` hears how many are done.
 ///
 /// # Errors
-/// If an image cannot be read, or a prompt or text cannot be embedded.
+/// If an image cannot be read, its boxes do not fit it, or a prompt or text cannot be embedded.
 pub fn measure(
     pipeline: &Pipeline,
     rows: &[&Row],
@@ -140,18 +140,15 @@ fn boxed(
     cases: &mut Vec<Case>,
 ) -> Result<()> {
     let (Some(boxes), Some(prompts)) = (options.boxes, options.prompts) else { return Ok(()) };
-    let Some(annotations) = boxes.of.get(&row.image) else { return Ok(()) };
-    let mut source = None;
+    let Some(annotations) = boxes.found(&row.image) else { return Ok(()) };
+    let size = image::size(row.path())?;
+    boxes.check(&row.image, size)?;
     for (prompt, query) in prompts.0.iter().zip(queries) {
         let own = annotations.iter().filter(|a| *a.label == *prompt.label);
         let own: Vec<[f64; 4]> = own.map(|a| a.bbox).collect();
         if own.is_empty() {
             continue;
         }
-        let size = match source {
-            Some(size) => size,
-            None => *source.insert(image::size(row.path())?),
-        };
         cases.push(Case {
             label: prompt.label.clone(),
             image: row.image.clone(),

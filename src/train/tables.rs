@@ -8,8 +8,8 @@ use kernels_cpu::hash::Fnv;
 use super::{Config, Objective, Targets};
 use crate::data::{Boxes, Labels, Pairs, Prompts, Row, Split};
 use crate::error::{Error, Result};
-use crate::files;
 use crate::tensor::Tensor;
+use crate::{files, image};
 
 /// The tables of a run.
 pub(super) struct Tables {
@@ -47,6 +47,14 @@ impl Tables {
             notes.push(format!("{left_out} training rows are left out: {why}"));
         }
         let val: Vec<Row> = pairs.split(Split::Val).cloned().collect();
+        if let (Some(boxes), Some(prompts)) = (&boxes, &prompts) {
+            notes.extend(boxes.strangers(&pairs, labels.as_ref(), prompts));
+            // Now, not when the run has ended and is judged by them.
+            for row in val.iter().filter(|row| boxes.found(&row.image).is_some()) {
+                let size = image::size(row.path()).map_err(|e| Pairs::told(&pairs.path, &row.image, &e))?;
+                boxes.check(&row.image, size)?;
+            }
+        }
         if let Some(labels) = labels.as_ref().filter(|_| prompts.is_some() || config.objective == Objective::Supervised)
         {
             notes.extend(labels.unmatched(&pairs, val.iter()));
@@ -198,7 +206,8 @@ mod tests {
             all.push(of(&rows, &known, &prompts(label, positive, negative)));
         }
         for bbox in [[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 5.0]] {
-            let boxes = Boxes { of: BTreeMap::from([("a".to_owned(), vec![Annotation { label: "l".into(), bbox }])]) };
+            let of = BTreeMap::from([("a".to_owned(), vec![Annotation { label: "l".into(), bbox }])]);
+            let boxes = Boxes { of, ..Boxes::default() };
             all.push(fingerprint(&rows, Some(&known), Some(&asked), Some(&boxes)));
         }
         let distinct: std::collections::BTreeSet<u64> = all.iter().copied().collect();

@@ -27,7 +27,7 @@ impl Run<'_> {
     /// The finished model on validation rows, as `tier eval` does it, where boxes are given.
     pub(super) fn judge(&self, workers: usize) -> Result<Option<Judged>> {
         let Some(boxes) = &self.tables.boxes else { return Ok(None) };
-        let boxed = |row: &Row| boxes.of.get(&row.image).is_some_and(|found| !found.is_empty());
+        let boxed = |row: &Row| boxes.found(&row.image).is_some();
         if !self.tables.val.iter().any(boxed) {
             self.watch.say("no validation row has a box in data.boxes: heat maps are not judged");
             return Ok(None);
