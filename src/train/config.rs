@@ -214,10 +214,8 @@ impl Config {
     /// # Errors
     /// If the file is not TOML, a key is unknown (naming the nearest), or a value has the wrong type or contradicts another.
     pub fn read(path: Option<&Path>, settings: &[String]) -> Result<Self> {
-        match path {
-            Some(path) => Self::parse(&std::fs::read_to_string(path).at(path)?, settings).at(path),
-            None => Self::parse("", settings),
-        }
+        let text = path.map_or_else(|| Ok(String::new()), |path| std::fs::read_to_string(path).at(path))?;
+        Self::of(&text, path, settings)
     }
 
     /// As [`Config::read`], of a TOML text.
@@ -225,11 +223,26 @@ impl Config {
     /// # Errors
     /// As [`Config::read`].
     pub fn parse(text: &str, settings: &[String]) -> Result<Self> {
-        let mut table = text.parse::<toml::Table>().map_err(|e| Error::usage(one_line(&e.to_string())))?;
+        Self::of(text, None, settings)
+    }
+
+    fn of(text: &str, path: Option<&Path>, settings: &[String]) -> Result<Self> {
+        let of_file = |why: String| path.into_iter().fold(Error::usage(why), Error::at);
+        // The file's, then with each setting over what is before it.
+        let mut tables = vec![text.parse::<toml::Table>().map_err(|e| of_file(one_line(&e.to_string())))?];
         for setting in settings {
+            let mut table = tables[tables.len() - 1].clone();
             set(&mut table, setting)?;
+            tables.push(table);
         }
-        Config::deserialize(table).map_err(|e| Error::usage(with_nearest(&e.to_string())))
+        let read = |table: &toml::Table| Self::deserialize(table.clone()).map_err(|e| with_nearest(&e.to_string()));
+        read(&tables[settings.len()]).map_err(|why| {
+            // Whoever brought the mistake in.
+            match tables.iter().position(|table| read(table).is_err_and(|first| first == why)) {
+                Some(k @ 1..) => Error::usage(format!("--set {}: {why}", settings[k - 1])),
+                _ => of_file(why),
+            }
+        })
     }
 
     /// The configuration as TOML.
@@ -485,6 +498,21 @@ mod tests {
             assert_eq!(error.kind(), crate::error::Kind::Usage);
             let error = error.to_string();
             assert!(error.contains("run.toml: ") && error.contains(words), "{text:?}: {error}");
+        }
+        // Those of a setting name it instead.
+        for (text, setting) in [
+            ("", "train.bacth=3"),
+            ("", "train.batch=\"many\""),
+            ("", "train.batch"),
+            ("", "train.batch.size=3"),
+            ("[train]\nbatch = 4\n", "train.batch.size=3"),
+            ("[model.text]\nkind = \"bert\"\n", "model.text.widht=8"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let settings = ["train.epochs=2", setting, "train.keep=1"].map(String::from);
+            let error = Config::read(Some(&path), &settings).unwrap_err();
+            assert_eq!(error.kind(), crate::error::Kind::Usage);
+            assert!(error.to_string().starts_with(&format!("--set {setting}: ")), "{error}");
         }
     }
 }
