@@ -15,7 +15,7 @@ mod validate;
 
 pub use checkpoint::{Kept, State};
 pub use config::{Config, DataConfig, ImageConfig, Objective, Targets, TokenizerConfig, TrainConfig};
-pub use folder::seed_of;
+pub use folder::{Alone, alone, seed_of};
 pub use log::Record;
 pub use memory::Peak;
 pub use run::{Outcome, Watch, resume, start};

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::average::Average;
 use super::checkpoint::{self, Kept, State};
 use super::finite;
-use super::folder::Folder;
+use super::folder::{Folder, alone};
 use super::log::{Log, Record};
 use super::memory::{self, Peak};
 use super::setup::{Source, adopt, network, tokenizer};
@@ -57,12 +57,10 @@ pub struct Outcome {
 /// Starts a run in a new directory, on a device where one is given.
 ///
 /// # Errors
-/// If the directory holds a run, the configuration or a table is wrong, or a file cannot be read or written.
+/// If the directory holds a run, another process trains in it, the configuration or a table is wrong, or a file cannot be read or written.
 pub fn start(mut config: Config, out: &Path, workers: usize, gpu: Option<&Gpu>, watch: &dyn Watch) -> Result<Outcome> {
     let folder = Folder(out.to_path_buf());
-    if folder.last().exists() || folder.config().exists() {
-        return Err(Error::new("there is a run already: continue it with --resume, or choose another --out").at(out));
-    }
+    folder.is_free()?;
     for path in [
         Some(&mut config.data.pairs),
         config.data.labels.as_mut(),
@@ -86,6 +84,9 @@ pub fn start(mut config: Config, out: &Path, workers: usize, gpu: Option<&Gpu>, 
     let estimate = fitting(&config, &tables, tokenizer.as_ref(), workers, gpu, out, watch)?;
     let network = network(&config, &tables, &sources)?;
     drop(sources);
+    let _alone = alone(out)?;
+    // Nor did another process begin meanwhile.
+    folder.is_free()?;
     std::fs::create_dir_all(folder.checkpoints()).at(folder.checkpoints())?;
     let mut pipeline = pipeline(&config, &folder, network, tokenizer);
     pipeline.save(&folder.model(), None)?;
@@ -97,12 +98,13 @@ pub fn start(mut config: Config, out: &Path, workers: usize, gpu: Option<&Gpu>, 
 /// Continues the run of a directory from its last checkpoint, to the same bits as if it had never stopped, on the device that it began on.
 ///
 /// # Errors
-/// If there is no run, or its tables have changed since.
+/// If there is no run, another process trains it, or its tables have changed since.
 pub fn resume(out: &Path, workers: usize, gpu: Option<&Gpu>, watch: &dyn Watch) -> Result<Outcome> {
     let folder = Folder(out.to_path_buf());
     if !folder.config().exists() {
         return Err(Error::new("no run to resume here (no config.toml): start one without --resume").at(out));
     }
+    let _alone = alone(out)?;
     let mut config = Config::read(Some(&folder.config()), &[])?;
     config.check()?;
     let tables = Tables::open(&config)?;
