@@ -635,5 +635,8 @@ fn the_demo_sums_up_its_seeds_and_goes_on_from_what_is_there() {
     // Models of another recipe are not taken for this one's.
     let other = [&arguments[..], &["--set", "optimiser.weight_decay=0.5"]].concat();
     refused(&other, 1, &["another recipe", text(&out)]);
+    // Nor those of other phantoms.
+    let fewer = arguments.iter().map(|&argument| if argument == "100" { "101" } else { argument }).collect::<Vec<_>>();
+    refused(&fewer, 1, &["another recipe or --count", "another --out", text(&out)]);
     refused(&[&arguments[..], &["--set", "schedule.lr=0"]].concat(), 2, &["schedule.lr"]);
 }

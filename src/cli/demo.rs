@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Global;
 use super::train::Screen;
 use crate::data::{Boxes, Labels, Pairs, Prompts, Split};
-use crate::error::{At, Error, Result};
+use crate::error::{Error, Result};
 use crate::eval::compare::{Evaluated, How, Tables, evaluate};
 use crate::eval::localisation::{self, LocalisationDifference};
 use crate::eval::scores::{Difference, ScoreInput, ScoreOptions, score_table};
@@ -19,7 +19,7 @@ use crate::phantom;
 use crate::pipeline::Pipeline;
 use crate::report::demo::{self as page, DemoReport, SeedResult};
 use crate::report::{Provenance, found};
-use crate::train::{self, Config, Record, Watch};
+use crate::train::{self, Alone, Config, Record, Watch};
 
 /// Draws phantoms, trains one model with lambda 0 and with TIER from the same seed, evaluates both and writes report.html and summary.json.
 #[derive(clap::Args)]
@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let start = Instant::now();
     super::interrupt::catch()?;
-    let configured = recipe(args)?;
+    let (configured, _alone) = recipe(args)?;
     let drawn = phantoms(args, global)?;
     let mut found = Vec::new();
     for seed in 0..args.seeds {
@@ -120,26 +120,33 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     write(args, global, &configured, &found, start)
 }
 
-/// The recipe with what `--set` says. It is written down, and models that are there already must be of the same.
-fn recipe(args: &Args) -> Result<Config> {
-    let (configured, path) = (Config::parse(RECIPE, &args.set)?, args.out.join("recipe.toml"));
+/// The recipe with what `--set` says, and the phantoms that it is for. It is written down, and models that are there already must be of the same.
+/// No other demo has the folder then.
+fn recipe(args: &Args) -> Result<(Config, Alone)> {
+    let (mut configured, path) = (Config::parse(RECIPE, &args.set)?, args.out.join("recipe.toml"));
+    configured.data.pairs = Path::new(&phantoms_name(args)).join("pairs.csv");
     configured.check()?;
+    let alone = train::alone(&args.out)?;
     let begun = folder(args, "unregularised", 0).exists() && path.exists();
     if begun && Config::read(Some(&path), &[])? != configured {
-        return Err(Error::new("a demo with another recipe: remove this folder, or choose another --out").at(&args.out));
+        let why = "a demo with another recipe or --count: give the same, remove this folder, or choose another --out";
+        return Err(Error::new(why).at(&args.out));
     }
-    std::fs::create_dir_all(&args.out).at(&args.out)?;
     files::write_atomic(&path, configured.to_toml()?.as_bytes())?;
-    Ok(configured)
+    Ok((configured, alone))
 }
 
 fn folder(args: &Args, name: &str, seed: u64) -> PathBuf {
     args.out.join(format!("{name}-{seed}"))
 }
 
+fn phantoms_name(args: &Args) -> String {
+    format!("phantoms-{}", args.count)
+}
+
 /// The phantoms' folder; drawn unless it is there already.
 fn phantoms(args: &Args, global: &Global) -> Result<PathBuf> {
-    let folder = args.out.join(format!("phantoms-{}", args.count));
+    let folder = args.out.join(phantoms_name(args));
     // The last file that is written.
     if !folder.join("boxes.json").exists() {
         global.say(format!("drawing {} phantoms", args.count));
