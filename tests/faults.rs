@@ -258,6 +258,61 @@ fn a_picture_that_vanished_is_named_and_a_changed_table_refused() {
     run.ends_well();
 }
 
+#[test]
+fn two_processes_do_not_train_in_one_folder() {
+    let run = Interrupted::new();
+    let held = |folder: &Path| {
+        let lock = std::fs::File::create(folder.join("lock")).unwrap();
+        // A process that was killed holds nothing.
+        lock.try_lock().unwrap();
+        lock
+    };
+    let lock = held(&run.run());
+    run.refuses(&["another process trains here", text(&run.run())]);
+    drop(lock);
+    let [new, demo] = ["new", "demo"].map(|name| run.folder.path().join(name));
+    for (folder, arguments) in [
+        (&new, run.start("new")),
+        (&demo, ["demo", "-q", "--count", "100", "--out", text(&demo)].map(str::to_owned).to_vec()),
+    ] {
+        std::fs::create_dir(folder).unwrap();
+        let _lock = held(folder);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        refused(&arguments, 1, &["another process trains here", text(folder)]);
+        assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1);
+    }
+    // One that trains holds it.
+    let long = [run.start("new"), ["--set", "train.epochs=100000"].map(str::to_owned).to_vec()].concat();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tier")).args(long).spawn().unwrap();
+    while !new.join(LAST).exists() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    refused(&["train", "--resume", "-q", "--out", text(&new)], 1, &["another process trains here", text(&new)]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(held(&new));
+    run.ends_well();
+}
+
+#[test]
+fn what_fails_before_its_first_step_begins_anew() {
+    let run = Interrupted::new();
+    let aside = run.folder.path().join("aside");
+    std::fs::rename(run.data().join("images"), &aside).unwrap();
+    std::fs::create_dir(run.data().join("images")).unwrap();
+    for entry in std::fs::read_dir(&aside).unwrap() {
+        let entry = entry.unwrap();
+        let broken = &std::fs::read(entry.path()).unwrap()[..300];
+        std::fs::write(run.data().join("images").join(entry.file_name()), broken).unwrap();
+    }
+    let arguments = run.start("whole");
+    refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1, &[".png"]);
+    std::fs::remove_dir_all(run.data().join("images")).unwrap();
+    std::fs::rename(&aside, run.data().join("images")).unwrap();
+    run.ends_well();
+}
+
 /// Of each number of a tensor.
 type Change = fn(f32) -> f32;
 

@@ -31,7 +31,7 @@ pub struct LoaderOptions {
     pub drop_last: bool,
     /// Random views of each image; [`None`]: one view, as evaluation sees it.
     pub augment: Option<Augment>,
-    /// Views of each image, up to 256; without `augment` they are equal.
+    /// Views of each image, up to [`MAX_VIEWS`]; without `augment` they are equal.
     pub views: usize,
     /// The model's preprocessing.
     pub preprocess: Preprocess,
@@ -100,6 +100,11 @@ const LOADER_KEY: u64 = u64::from_be_bytes(*b"loader\0\0");
 /// The image number that stands for the order of all.
 const ORDER: u64 = u32::MAX as u64;
 
+/// Views, and epochs, that have random numbers of their own.
+pub const MAX_VIEWS: usize = 1 << 8;
+/// See [`MAX_VIEWS`].
+pub const MAX_EPOCHS: u64 = 1 << 24;
+
 /// The random numbers of one view of one image in one epoch; no two share any.
 fn stream(seed: u64, epoch: u64, image: u64, view: u64) -> Rng {
     Rng::new(seed ^ LOADER_KEY, (epoch << 40) | (image << 8) | view)
@@ -113,10 +118,10 @@ impl Loader {
     pub fn new(paths: Vec<PathBuf>, options: LoaderOptions) -> Result<Self> {
         options.preprocess.validate()?;
         options.augment.as_ref().map_or(Ok(()), Augment::validate)?;
-        if options.batch == 0 || !(1..=256).contains(&options.views) {
+        if options.batch == 0 || !(1..=MAX_VIEWS).contains(&options.views) {
             let (batch, views) = (options.batch, options.views);
             return Err(Error::usage(format!(
-                "batch {batch}, views {views}: give a batch of 1 or more and 1 to 256 views"
+                "batch {batch}, views {views}: give a batch of 1 or more and 1 to {MAX_VIEWS} views"
             )));
         }
         if options.drop_last && paths.len() < options.batch {

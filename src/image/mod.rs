@@ -13,7 +13,7 @@ pub use decode::{MAX_ASPECT, MAX_PIXELS, SixteenBit, decode, open, open_with_not
 #[cfg(feature = "dicom")]
 pub use dicom::write_dicom;
 pub use plausible::doubts;
-pub use preprocess::{Preprocess, Preset};
+pub use preprocess::{MAX_SIDE, Preprocess, Preset};
 pub use resize::{Filter, resize};
 
 use std::borrow::Cow;

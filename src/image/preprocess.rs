@@ -11,7 +11,7 @@ use super::{Filter, Picture, resize};
 use crate::error::{At, Error, Result};
 
 /// Largest side of anything that a picture is resized to.
-const MAX_SIDE: usize = 4096;
+pub const MAX_SIDE: usize = 4096;
 
 /// A model's own preprocessing; equal to torchvision's Resize, CenterCrop, ToTensor and Normalize on Pillow's pictures.
 ///

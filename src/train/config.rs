@@ -4,13 +4,18 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::loader::{MAX_EPOCHS, MAX_VIEWS};
 use crate::error::{At, Error, Result};
-use crate::image::{Augment, Filter, Preprocess, SixteenBit};
+use crate::formats::MAX_TENSORS;
+use crate::image::{Augment, Filter, MAX_SIDE, Preprocess, SixteenBit};
 use crate::loss::TierOptions;
 use crate::models::{DualEncoderConfig, ImageTowerConfig};
 use crate::optim::{OptimiserConfig, Schedule};
 use crate::products::Products;
 use crate::tape::recomputing;
+
+/// Most MiB that can be counted in bytes with what else a run takes.
+const MAX_CACHE: u64 = 1 << 32;
 
 /// Everything that decides a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -287,6 +292,17 @@ impl Config {
                 return wrong(key, "0; at least 1".into());
             }
         }
+        for (key, size, most) in [
+            ("train.views", t.views as u64, MAX_VIEWS as u64),
+            ("train.epochs", t.epochs, MAX_EPOCHS),
+            ("image.cache_mib", i.cache_mib as u64, MAX_CACHE),
+            ("image.resize", i.resize as u64, MAX_SIDE as u64),
+            ("model.vision.image_size", self.model.vision.image_size() as u64, MAX_SIDE as u64),
+        ] {
+            if size > most {
+                return wrong(key, format!("{size} is more than {most}"));
+            }
+        }
         if t.micro_batch > t.batch {
             return wrong("train.micro_batch", format!("{} is more than train.batch = {}", t.micro_batch, t.batch));
         }
@@ -297,7 +313,7 @@ impl Config {
         }
         let part = if t.micro_batch == 0 { t.batch } else { (t.batch - 1) % t.micro_batch + 1 };
         let places: usize = self.model.vision.grid().iter().product();
-        if matches!(self.model.vision, ImageTowerConfig::Resnet(_)) && part * places < 2 {
+        if matches!(self.model.vision, ImageTowerConfig::Resnet(_)) && part.saturating_mul(places) < 2 {
             let why = "leaves parts of one pair whose last map has one place: no variance for a batch norm";
             return wrong("train.micro_batch", why.into());
         }
@@ -321,6 +337,15 @@ impl Config {
             return wrong(
                 "image.resize",
                 format!("{} is less than model.vision.image_size = {}", i.resize, self.model.vision.image_size()),
+            );
+        }
+        let resize = self.preprocess().resize;
+        if resize > MAX_SIDE {
+            return wrong(
+                "image.resize",
+                format!(
+                    "8/7 of model.vision.image_size are {resize}, more than {MAX_SIDE}: give one from the image size on"
+                ),
             );
         }
         if self.objective == Objective::Supervised && self.data.labels.is_none() && self.data.labels_from.is_none() {

@@ -92,7 +92,14 @@ pub fn start(mut config: Config, out: &Path, workers: usize, gpu: Option<&Gpu>, 
     pipeline.save(&folder.model(), None)?;
     tables.write_splits(&folder.splits())?;
     files::write_atomic(folder.config(), config.to_toml()?.as_bytes())?;
-    Run::new(config, folder, tables, pipeline, estimate, gpu, watch)?.go(State::default(), workers)
+    let (written, log) = (folder.config(), folder.log());
+    let run = Run::new(config, folder, tables, pipeline, estimate, gpu, watch);
+    run.and_then(|run| run.go(State::default(), workers)).inspect_err(|_| {
+        // Of a run that took no step nothing is to be continued: the command begins anew once it is corrected.
+        if std::fs::metadata(log).is_ok_and(|log| log.len() == 0) {
+            let _ = std::fs::remove_file(written);
+        }
+    })
 }
 
 /// Continues the run of a directory from its last checkpoint, to the same bits as if it had never stopped, on the device that it began on.
