@@ -73,7 +73,13 @@ fn a_run_that_cannot_fit_is_refused_with_the_number() {
         "train.check_memory",
     ];
     refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1, &words);
-    assert!(!out.join("model").exists());
+    assert!(!out.exists());
+    // The largest that can be counted, which takes no longer.
+    let largest = ["model.vision.width=262144", "model.vision.depth=250", "model.text.width=262144"];
+    let arguments = train(&out, &settings(&largest));
+    let began = std::time::Instant::now();
+    refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1, &words);
+    assert!(began.elapsed() < Duration::from_secs(20));
     // What is small enough for the machine, but not for the limit that it runs under.
     let arguments = train(&out, &settings(&["model.vision.width=2048", "model.vision.depth=8"]));
     let limited = "ulimit -v 4000000; exec \"$0\" \"$@\"";

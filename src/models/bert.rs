@@ -51,14 +51,16 @@ fn tiny() -> f64 {
 }
 
 impl BertConfig {
-    fn check(&self) -> Result<()> {
+    /// # Errors
+    /// If the sizes do not divide, or are more than any model has.
+    pub fn check(&self) -> Result<()> {
         let sizes = [
             ("vocabulary", self.vocabulary),
             ("max_length", self.max_length),
             ("mlp", self.mlp),
             ("token_types", self.token_types),
         ];
-        check_sizes("text", &sizes, &[[("heads", self.heads), ("width", self.width)]])
+        check_sizes("text", self.depth, &sizes, &[[("heads", self.heads), ("width", self.width)]])
     }
 }
 

@@ -83,6 +83,15 @@ impl Default for TextConfig {
     }
 }
 
+impl TextConfig {
+    /// # Errors
+    /// If the sizes do not divide, or are more than any model has.
+    pub fn check(&self) -> Result<()> {
+        let sizes = [("vocabulary", self.vocabulary), ("max_length", self.max_length), ("mlp", self.mlp.unwrap_or(1))];
+        check_sizes("text", self.depth, &sizes, &[[("heads", self.heads), ("width", self.width)]])
+    }
+}
+
 /// A causal text transformer.
 pub struct ClipText {
     uses_mask: bool,
@@ -96,9 +105,8 @@ pub struct ClipText {
 impl ClipText {
     /// Asks for `embeddings.*`, `encoder.*` and `final_layer_norm.*`.
     pub fn new(params: &Params, config: &TextConfig) -> Result<Self> {
-        let (d, c) = (config.width, config);
-        let sizes = [("vocabulary", c.vocabulary), ("max_length", c.max_length), ("mlp", c.mlp.unwrap_or(1))];
-        check_sizes("text", &sizes, &[[("heads", c.heads), ("width", d)]])?;
+        config.check()?;
+        let d = config.width;
         let embeddings = params.at("embeddings");
         Ok(Self {
             uses_mask: config.text_uses_attention_mask,

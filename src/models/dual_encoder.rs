@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image_tower::{ImageProjection, ImageProjectionKind, ImageTower, ImageTowerConfig};
 use super::text_tower::{TextTower, TextTowerConfig};
+use super::{MAX_SIZE, check_most};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::for_float;
@@ -104,7 +105,30 @@ impl Default for DualEncoderConfig {
 }
 
 impl DualEncoderConfig {
-    fn check(&self) -> Result<()> {
+    /// The same model, with what absent keys stand for.
+    #[must_use]
+    pub fn in_full(mut self) -> Self {
+        self.global_image = Some(GlobalImage::or_default(self.global_image, self.vision.class_token()));
+        self.global_text.get_or_insert(GlobalText::Token);
+        if let ImageTowerConfig::Vit(vit) = &mut self.vision {
+            vit.mlp.get_or_insert(4 * vit.width);
+        }
+        if let TextTowerConfig::Clip(text) = &mut self.text {
+            text.mlp.get_or_insert(4 * text.width);
+        }
+        self
+    }
+
+    /// # Errors
+    /// If the parts do not fit each other, or a size is more than any model has.
+    pub fn check(&self) -> Result<()> {
+        self.vision.check()?;
+        self.text.check()?;
+        let hidden = match self.text_projection {
+            ProjectionKind::Mlp { hidden, .. } => hidden,
+            _ => 0,
+        };
+        check_most("model", [("joint", self.joint), ("text_projection.mlp.hidden", hidden)], MAX_SIZE)?;
         if self.global_image == Some(GlobalImage::Cls) && !self.vision.class_token() {
             return Err(Error::usage("global_image = cls needs class_token = true in vision; or take mean_patches"));
         }

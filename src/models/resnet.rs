@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
+use super::{MAX_SIZE, check_most};
 use crate::error::{Error, Result};
 use crate::layout::Dims;
 use crate::nn::{ConvNorm, Linear, Module, Noted, Params, Statistics, join};
@@ -138,10 +139,11 @@ impl ResnetConfig {
                 self.depths
             ));
         }
-        let most = 1 << 20;
-        if self.image_size == 0 || self.channels == 0 || self.base == 0 || self.base.max(self.channels) > most {
+        if self.image_size == 0 || self.channels == 0 || self.base == 0 {
             return wrong(format!("image_size, channels and base must not be 0: {self:?}"));
         }
+        let sizes = [("image_size", self.image_size), ("channels", self.channels), ("base", self.base)];
+        check_most("resnet", sizes.into_iter().chain([("classes", self.classes)]), MAX_SIZE)?;
         if !self.dilate.is_empty() && self.dilate.len() != stages - 1 {
             return wrong(format!(
                 "dilate has {} values for the {} stages after the first",
@@ -156,10 +158,13 @@ impl ResnetConfig {
             );
         }
         let wide = self.groups.saturating_mul(self.width_per_group);
-        if wide == 0 || wide > most || (0..stages).any(|stage| self.narrow(stage) == 0) {
-            return wrong(format!("groups and width_per_group leave no channels, or too many: {self:?}"));
+        check_most("resnet", [("groups x width_per_group", wide)], MAX_SIZE)?;
+        if wide == 0 || (0..stages).any(|stage| self.narrow(stage) == 0) {
+            return wrong(format!("groups and width_per_group leave no channels: {self:?}"));
         }
-        Ok(())
+        // Channels double by stages: those of the last are the most.
+        let widest = self.wide(stages - 1).max(self.narrow(stages - 1));
+        check_most("resnet", [("the width of the last stage, of base, groups and width_per_group,", widest)], MAX_SIZE)
     }
 
     /// Channels of a stage's output.

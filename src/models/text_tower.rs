@@ -83,6 +83,15 @@ impl TextTowerConfig {
             Self::Bert(c) => c.width,
         }
     }
+
+    /// # Errors
+    /// If the sizes do not fit each other.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::Clip(c) => c.check(),
+            Self::Bert(c) => c.check(),
+        }
+    }
 }
 
 /// A text transformer of either kind.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::check_sizes;
+use super::{MAX_DEPTH, MAX_SIZE, check_most, check_sizes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Conv2d, Encoder, EncoderConfig, GroupNorm, Init, LayerNorm, Module, Params, normed};
@@ -83,11 +83,14 @@ impl VitConfig {
     }
 
     /// # Errors
-    /// If the sizes do not divide.
+    /// If the sizes do not divide, or are more than any model has.
     pub fn check(&self) -> Result<()> {
         let sizes = [("channels", self.channels), ("mlp", self.mlp.unwrap_or(1))];
         let patches = [("patch_size", self.patch_size), ("image_size", self.image_size)];
-        check_sizes("vision", &sizes, &[patches, [("heads", self.heads), ("width", self.width)]])?;
+        check_sizes("vision", self.depth, &sizes, &[patches, [("heads", self.heads), ("width", self.width)]])?;
+        check_most("vision", [("(image_size / patch_size)^2", self.grid().pow(2))], MAX_SIZE)?;
+        check_most("vision", self.stem.iter().map(|&channels| ("stem", channels)), MAX_SIZE)?;
+        check_most("vision", [("stem_residuals", self.stem_residuals)], MAX_DEPTH)?;
         if !(0.0..1.0).contains(&self.eps) {
             return Err(Error::usage(format!("vision: eps {} is not in 0..1", self.eps)));
         }

@@ -9,7 +9,9 @@ use crate::error::{At, Error, Result};
 use crate::formats::MAX_TENSORS;
 use crate::image::{Augment, Filter, MAX_SIDE, Preprocess, SixteenBit};
 use crate::loss::TierOptions;
-use crate::models::{DualEncoderConfig, ImageTowerConfig};
+use crate::models::image_tower::ImageTower;
+use crate::models::{DualEncoder, DualEncoderConfig, ImageTowerConfig};
+use crate::nn::Source;
 use crate::optim::{OptimiserConfig, Schedule};
 use crate::products::Products;
 use crate::tape::recomputing;
@@ -277,7 +279,7 @@ impl Config {
         let (t, i) = (&self.train, &self.image);
         let channels = self.model.vision.channels();
         let wrong = |key: &str, why: String| Err(Error::usage(format!("{key}: {why}")));
-        self.model.vision.check()?;
+        self.check_model()?;
         if t.batch < 2 && self.objective == Objective::Clip {
             return wrong("train.batch", format!("{} pairs have nothing to contrast with; at least 2", t.batch));
         }
@@ -356,6 +358,24 @@ impl Config {
                 "data.boxes",
                 "boxes judge the heat maps of prompts: give --prompts, or leave --boxes out".into(),
             );
+        }
+        Ok(())
+    }
+
+    /// A model that a checkpoint of this run can hold.
+    fn check_model(&self) -> Result<()> {
+        let (source, vision) = (Source::shapes(), &self.model.vision);
+        let model = match self.objective {
+            Objective::Clip => DualEncoder::new(&source.params(), &self.model).map(drop),
+            Objective::Supervised => ImageTower::new(&source.params(), vision).map(drop),
+        };
+        model.map_err(|e| Error::usage(e.to_string()))?;
+        // Beside each its moments, and its average.
+        let (own, each) = (source.asked().len(), 3 + usize::from(self.train.ema > 0.0));
+        if own * each > MAX_TENSORS {
+            return Err(Error::usage(format!(
+                "model: {own} tensors, and {each} of each in a checkpoint, which has room for {MAX_TENSORS}: lower depth (of a residual network, depths)"
+            )));
         }
         Ok(())
     }
@@ -504,6 +524,38 @@ mod tests {
         assert!(error("train.accumulate=0").contains("accumulate"));
         assert!(error("objective=\"supervised\"").contains("objective: supervised training needs --labels"));
         assert!(error("train.batch.size=3").contains("batch"));
+        // More than can be held, counted or drawn.
+        for (setting, words) in [
+            ("model.vision.depth=1000000", "vision: depth = 1000000 is more than 1024"),
+            ("model.vision.depth=1024", "lower depth"),
+            ("model.vision={width=1048576, heads=4}", "vision: width = 1048576 is more than 262144"),
+            ("model.vision.mlp=1000000000", "vision: mlp = 1000000000"),
+            ("model.vision.heads=1000000000", "vision: heads = 1000000000"),
+            ("model.vision.channels=1000000000", "vision: channels = 1000000000"),
+            ("model.vision.stem=[8, 1000000000]", "vision: stem = 1000000000"),
+            ("model.vision.stem_residuals=1000000000", "vision: stem_residuals = 1000000000"),
+            ("model.vision.image_size=1000000000", "vision: image_size = 1000000000"),
+            ("model.vision={image_size=4096, patch_size=1}", "vision: (image_size / patch_size)^2 = 16777216"),
+            ("model.text.depth=1000000", "text: depth = 1000000 is more than 1024"),
+            ("model.text.width=1000000000", "text: width = 1000000000"),
+            ("model.text.mlp=1000000000", "text: mlp = 1000000000"),
+            ("model.text.vocabulary=1000000000", "text: vocabulary = 1000000000"),
+            ("model.text.max_length=1000000000", "text: max_length = 1000000000"),
+            ("model.joint=1000000000", "model: joint = 1000000000"),
+            ("model.text_projection={mlp={hidden=1000000000}}", "hidden = 1000000000"),
+            ("model.vision={kind=\"resnet\", base=1000000000}", "resnet: base = 1000000000"),
+            ("model.vision={kind=\"resnet\", base=1000000}", "the width of the last stage"),
+            ("model.vision={kind=\"resnet\", width_per_group=1000000000}", "width_per_group = 1000000000"),
+            ("model.vision={kind=\"resnet\", depths=[1000, 1000, 1000, 1000]}", "16384"),
+            ("image.resize=4097", "image.resize: 4097 is more than 4096"),
+            ("model.vision.image_size=8192", "model.vision.image_size: 8192 is more than 4096"),
+            ("model.vision.image_size=3840", "image.resize: 8/7 of model.vision.image_size are 4389"),
+            ("image.cache_mib=100000000000", "image.cache_mib"),
+            ("train.views=257", "train.views: 257 is more than 256"),
+            ("train.epochs=100000000", "train.epochs"),
+        ] {
+            assert!(error(setting).contains(words), "{setting}: {}", error(setting));
+        }
     }
 
     #[test]
