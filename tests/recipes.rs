@@ -167,3 +167,49 @@ fn a_run_that_goes_on_without_finite_numbers_ends_and_resumes() {
     run(&["train", "--resume", "-q", "--out", text(&out)].map(str::to_owned));
     assert_eq!(log(&out), lost);
 }
+
+#[test]
+fn what_no_run_can_have_is_refused_before_there_is_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    for (setting, words) in [
+        ("image.resize=5000", "image.resize: 5000 is more than 4096"),
+        ("model.vision.depth=1000000", "vision: depth = 1000000 is more than 1024"),
+        ("model.text.depth=500", "lower depth"),
+        ("train.views=300", "train.views: 300 is more than 256"),
+    ] {
+        let arguments = [train(&out, &[]), settings(&[setting])].concat();
+        refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 2, &[words]);
+        assert!(!out.exists(), "{setting}");
+    }
+}
+
+#[test]
+fn a_runs_config_has_every_key_and_one_without_the_defaults_is_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    trained(&out, &["train.epochs=1"]);
+    let text_of = |file: &str| std::fs::read_to_string(out.join(file)).unwrap();
+    let written: toml::Table = text_of("config.toml").parse().unwrap();
+    let keys = |table: &toml::Table| table.keys().cloned().collect::<Vec<_>>().join(" ");
+    let model = written["model"].as_table().unwrap();
+    assert_eq!(keys(model), "global_image global_text joint text text_projection vision visual_projection");
+    assert_eq!(
+        keys(model["vision"].as_table().unwrap()),
+        "activation channels class_token depth eps heads image_size kind mlp patch_bias patch_size post_norm pre_norm stem \
+         stem_residuals width"
+    );
+    assert_eq!(
+        keys(model["text"].as_table().unwrap()),
+        "activation depth eps heads kind max_length mlp text_uses_attention_mask vocabulary whole width"
+    );
+    assert!(model["global_image"].as_str() == Some("mean_patches") && model["text"]["mlp"].as_integer() == Some(64));
+    // As runs wrote it before.
+    let left_out = ["global_image", "mlp", "post_norm", "stem"];
+    let all = text_of("config.toml");
+    let less = all.lines().filter(|line| !left_out.iter().any(|key| line.starts_with(key)));
+    std::fs::write(out.join("config.toml"), less.collect::<Vec<_>>().join("\n")).unwrap();
+    let before = bytes(&out);
+    run(&["train", "--resume", "-q", "--out", text(&out)].map(str::to_owned));
+    assert!(bytes(&out) == before);
+}

@@ -29,17 +29,13 @@ pub struct ResnetConfig {
     /// Channels of the stem and of the first stage's narrow convolutions; doubled by each further stage.
     pub base: usize,
     /// Groups of a bottleneck's 3 x 3 convolution (ResNeXt).
-    #[serde(skip_serializing_if = "is_one")]
     pub groups: usize,
     /// Channels of each group for every 64 of the stage (wide ResNets, ResNeXt).
-    #[serde(skip_serializing_if = "is_64")]
     pub width_per_group: usize,
     /// For each stage but the first, whether its stride is replaced by a dilation (torchvision's replace_stride_with_dilation).
     /// Empty: none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dilate: Vec<bool>,
     /// Outputs of the classifying layer `fc`; 0: there is none.
-    #[serde(skip_serializing_if = "is_zero")]
     pub classes: usize,
 }
 
@@ -68,18 +64,6 @@ impl Default for ResnetConfig {
             classes: 0,
         }
     }
-}
-
-fn is_zero(n: &usize) -> bool {
-    *n == 0
-}
-
-fn is_one(n: &usize) -> bool {
-    *n == 1
-}
-
-fn is_64(n: &usize) -> bool {
-    *n == 64
 }
 
 const MOST_STAGES: usize = 8;

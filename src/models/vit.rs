@@ -40,16 +40,13 @@ pub struct VitConfig {
     /// A norm before the first block, as CLIP has it.
     pub pre_norm: bool,
     /// A norm after the last block.
-    #[serde(skip_serializing_if = "is_true")]
     pub post_norm: bool,
     /// A bias in the patch embedding.
     pub patch_bias: bool,
     /// Channels of the stages of a convolutional stem, each a 3 x 3 convolution of stride 2, a norm and GELU (Xiao et al. 2021).
     /// Patches are then cut from its output, which 2^stages must divide the patch size for. Empty: none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stem: Vec<usize>,
     /// Residual 3 x 3 convolutions after each stage of the stem but the first.
-    #[serde(skip_serializing_if = "is_zero")]
     pub stem_residuals: usize,
 }
 
@@ -108,14 +105,6 @@ impl VitConfig {
         let shrinks = 1usize.checked_shl(self.stem.len().try_into().ok()?)?;
         self.patch_size.is_multiple_of(shrinks).then(|| self.patch_size / shrinks)
     }
-}
-
-fn is_zero(n: &usize) -> bool {
-    *n == 0
-}
-
-fn is_true(yes: &bool) -> bool {
-    *yes
 }
 
 /// gelu(norm(conv(x))); the norm is over all of an image's map (Wu and He 2018, one group), so that what is bright stays so.

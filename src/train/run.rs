@@ -81,6 +81,7 @@ pub fn start(mut config: Config, out: &Path, workers: usize, gpu: Option<&Gpu>, 
     config.check()?;
     let tables = Tables::open(&config)?;
     let tokenizer = tokenizer(&mut config, &tables)?;
+    config.model = config.model.in_full();
     let estimate = fitting(&config, &tables, tokenizer.as_ref(), workers, gpu, out, watch)?;
     let network = network(&config, &tables, &sources)?;
     drop(sources);
