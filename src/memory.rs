@@ -20,7 +20,7 @@ pub struct Estimate {
     pub loader: u64,
     /// Pictures that are being decoded, and that are kept for the next epoch.
     pub pictures: u64,
-    /// What stands beside the tensors for a while: a file as it is written, or the charts of a report.
+    /// What stands beside the tensors for a while: a file as it is written, the charts of a report, weights that a run packs to validate.
     pub aside: u64,
     /// The largest picture that was looked at, where some were.
     #[serde(skip)]
@@ -62,7 +62,7 @@ impl Estimate {
         let parts = [
             ("weights", self.weights),
             ("tensors", self.tensors),
-            ("what is written", self.aside),
+            ("what is written or packed", self.aside),
             ("batches loaded ahead", self.loader),
             ("pictures", self.pictures),
         ];

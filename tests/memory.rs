@@ -59,6 +59,29 @@ fn predicted(more: &[&'static str]) {
     assert!(measured >= tensors * 0.99 && measured <= (tensors + loader) * 1.13, "{memory}");
 }
 
+/// Where tensors are little, what else there is shows: the program, what validation packs, the charts and examples of the report.
+#[test]
+fn the_peak_of_a_small_run_is_not_more_than_was_predicted() {
+    let folder = tempfile::tempdir().unwrap();
+    let boxes = phantoms().join("boxes.json");
+    let small: &[&str] = &["model.vision.image_size=64", "model.vision.width=96", "model.vision.depth=2"];
+    for (sizes, more) in
+        [(&[][..], &[][..]), (small, &[]), (&[], &["--boxes", text(&boxes)]), (small, &["--boxes", text(&boxes)])]
+    {
+        for threads in ["1", "2"] {
+            let out = folder.path().join(format!("{}-{}-{threads}", sizes.len(), more.len()));
+            run(&train(&out, &[&["--threads", threads], more, &settings(sizes)].concat()));
+            let memory = std::fs::read(out.join("memory.json")).unwrap();
+            let memory: serde_json::Value = serde_json::from_slice(&memory).unwrap();
+            let [predicted, measured] = ["predicted", "measured"].map(|key| memory[key].as_f64().unwrap_or(0.0));
+            println!("{:.1} predicted, {:.1} measured", predicted / 1048576.0, measured / 1048576.0);
+            if cfg!(target_os = "linux") {
+                assert!((1.0..1.25).contains(&(predicted / measured)), "{memory}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_run_that_cannot_fit_is_refused_with_the_number() {
     let folder = tempfile::tempdir().unwrap();

@@ -2,29 +2,42 @@
 
 use std::collections::BTreeSet;
 
+use kernels_cpu::par;
 use serde::Serialize;
 
 use super::average::Average;
 use super::setup::network;
 use super::step::{self, Examples, Pairs};
 use super::tables::Tables;
-use super::{Config, Objective};
+use super::{Config, Objective, validate};
 use crate::buffer::counted;
 use crate::data::{Row, loader};
 use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::memory::{Estimate, mib};
+use crate::models::Planned;
+use crate::models::dual_encoder::Embeddings;
 use crate::nn::Module;
 use crate::optim::{Norm, Optimiser};
-use crate::pipeline::{self, Network, Pictures, tensors};
+use crate::pipeline::{self, Network, PROGRAM, Pictures, TEXTS_AT_ONCE, tensors};
 use crate::process;
 use crate::tape::Grads;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 
-/// What drawing the charts of the report takes.
-const CHARTS: u64 = 52 << 20;
+/// What drawing the charts of the report takes: a sheet of fine pixels, and two pictures of it.
+const CHARTS: [u64; 2] = [35 << 20, 17 << 20];
+/// What the heat maps take that are painted for it, where boxes judge them.
+const PAINTED: u64 = 4 << 20;
+
+/// What is written: checkpoints, or in the end the charts. Glibc's allocator keeps freed blocks of up to 32 MiB, for others that are not larger.
+fn written(checkpoint: u64) -> u64 {
+    let [fine, pictures] = CHARTS;
+    let kept = if checkpoint < 32 << 20 { checkpoint } else { 0 };
+    let beside = if kept < pictures / 2 { pictures + kept } else { pictures.max(kept) };
+    checkpoint.max(fine + beside)
+}
 
 /// What was predicted, and what it came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -60,7 +73,7 @@ pub(super) fn estimate(
     tokenizer: Option<&Tokenizer>,
     workers: usize,
 ) -> Result<Estimate> {
-    let (checkpoint, tensors) = tensor_memory(config, tables, tokenizer)?;
+    let [checkpoint, tensors, beside] = tensor_memory(config, tables, tokenizer)?;
     let t = &config.train;
     let p = config.preprocess();
     let views = if config.objective == Objective::Clip { t.views } else { 1 };
@@ -77,9 +90,11 @@ pub(super) fn estimate(
     let seen = (p.channels * p.crop * p.crop) as u64;
     let resized = (p.channels * p.resize * long) as u64;
     let pictures = kept(&tables.train, resized) + kept(&tables.val, seen) + workers.max(1) as u64 * decoding;
-    let process = process::resident().unwrap_or(64 << 20);
-    let aside = (checkpoint as u64).max(CHARTS);
-    Ok(Estimate { process, weights: 0, tensors: tensors as u64, loader, pictures, aside, largest })
+    let process = process::resident().unwrap_or(64 << 20) + PROGRAM;
+    // The finished model is opened to be judged; a checkpoint has two moments beside it.
+    let [weights, painted] = if tables.boxes.is_some() { [checkpoint / 3, PAINTED] } else { [0; 2] };
+    let aside = written(checkpoint) + beside + painted;
+    Ok(Estimate { process, weights, tensors, loader, pictures, aside, largest })
 }
 
 /// Refuses a run that this machine, or the device that it is on, cannot hold.
@@ -101,8 +116,8 @@ pub(super) fn check(config: &Config, estimate: &Estimate, gpu: Option<&Gpu>) -> 
     estimate.fits(gpu, "this run", &remedy)
 }
 
-/// Gives the size of a checkpoint, and the most that the pool holds, in bytes.
-fn tensor_memory(config: &Config, tables: &Tables, tokenizer: Option<&Tokenizer>) -> Result<(usize, usize)> {
+/// Gives the size of a checkpoint, the most that the pool holds, and what is packed and worked in beside it, in bytes.
+fn tensor_memory(config: &Config, tables: &Tables, tokenizer: Option<&Tokenizer>) -> Result<[u64; 3]> {
     let t = &config.train;
     let texts = |rows: &[Row], n: usize| -> Result<Option<[Tensor; 2]>> {
         let Some(tokenizer) = tokenizer else { return Ok(None) };
@@ -115,9 +130,18 @@ fn tensor_memory(config: &Config, tables: &Tables, tokenizer: Option<&Tokenizer>
         accumulate: t.accumulate.min(batches),
         judged: t.batch.min(tables.val.len()),
         texts: [texts(&tables.train, t.batch)?, texts(&tables.val, t.batch.min(tables.val.len()))?],
+        scored: validate::labelled(tables, config).count(),
+        prompts: match (tokenizer, &tables.prompts) {
+            (Some(tokenizer), Some(prompts)) => {
+                let texts = prompts.texts();
+                let tokens = texts.chunks(TEXTS_AT_ONCE).map(|texts| tokenizer.encode(texts));
+                tokens.map(|tokens| tokens.map(|tokens| [tokens.ids, tokens.mask])).collect::<Result<_>>()?
+            }
+            _ => Vec::new(),
+        },
     };
-    let (checkpoint, memory) = counted(|| rehearsal.run(config, &mut network(config, tables, &[])?));
-    Ok((checkpoint?, memory.held))
+    let (checkpoint, memory) = par::enter(|| counted(|| rehearsal.run(config, &mut network(config, tables, &[])?)));
+    Ok([checkpoint?, memory.held, memory.beside].map(|bytes| bytes as u64))
 }
 
 /// A run in short.
@@ -130,6 +154,10 @@ struct Rehearsal {
     judged: usize,
     /// Ids and mask of training and of validation.
     texts: [Option<[Tensor; 2]>; 2],
+    /// Rows of validation that are scored.
+    scored: usize,
+    /// Ids and mask of the prompts that they are scored by, batch by batch.
+    prompts: Vec<[Tensor; 2]>,
 }
 
 impl Rehearsal {
@@ -155,7 +183,31 @@ impl Rehearsal {
         let checkpoint = tensors(network).iter().map(|(_, x)| bytes(x)).sum::<usize>() + averages + moments;
         network.visit("", &mut |_, p| *p = p.detach());
         judge(config, network, self.texts[1].as_ref(), self.judged);
+        self.score(config, network);
         Ok(checkpoint)
+    }
+
+    /// As [`measure`](crate::eval::measure::measure) does, whose third batch is as all after it.
+    fn score(&self, config: &Config, network: &Network) {
+        let n = config.train.batch.min(self.scored);
+        let batches = 0..self.scored.checked_div(n).unwrap_or(0).min(3);
+        let planned = Planned::new(network);
+        let Network::Dual(model) = network else {
+            batches.for_each(|_| drop(planned.whole_images(&pixels(config, n))));
+            return;
+        };
+        let of_prompts = Planned::new(network);
+        self.prompts.iter().for_each(|[ids, mask]| drop(of_prompts.whole_texts(ids, mask)));
+        // Whole images and texts, all joined, and normalised.
+        let _kept = Tensor::zeros([3, 2, self.scored, model.config().joint], DType::F32);
+        for _ in batches {
+            let _images = planned.encode_image(&pixels(config, n));
+            let Some([ids, mask]) = &self.texts[1] else { continue };
+            let (of_texts, rows) = (Planned::new(network), ids.dims()[0].min(n));
+            let at_once = |x: &Tensor, first: usize| x.narrow(0, first, TEXTS_AT_ONCE.min(rows - first)).copied();
+            let said = |first| of_texts.encode_text(&at_once(ids, first), &at_once(mask, first));
+            let _texts: Vec<Embeddings> = (0..rows).step_by(TEXTS_AT_ONCE).map(said).collect();
+        }
     }
 
     /// A step after the backward passes of its batches.
@@ -256,7 +308,8 @@ mod tests {
                 config.train.step_in_backward = in_backward;
                 config.optimiser.clip_norm = if in_backward { 0.0 } else { 1.0 };
                 let texts = |n: usize| Some([Tensor::zeros([n, 5], DType::I64), Tensor::full([n, 5], 1.0, DType::U8)]);
-                let rehearsal = Rehearsal { steps: 5, accumulate, judged: 4, texts: [texts(6), texts(4)] };
+                let texts = [texts(6), texts(4)];
+                let rehearsal = Rehearsal { steps: 5, accumulate, judged: 4, texts, scored: 0, prompts: Vec::new() };
                 let run = || {
                     let mut network = Network::Dual(DualEncoder::init(&config.model, 1, DType::F32).unwrap());
                     network.visit("", &mut |_, p| *p = p.trainable());

@@ -58,6 +58,13 @@ impl fmt::Display for Validation {
     }
 }
 
+/// Validation rows that are scored.
+pub(super) fn labelled<'t>(tables: &'t Tables, config: &Config) -> impl Iterator<Item = &'t Row> {
+    let scored = tables.prompts.is_some() || config.objective == Objective::Supervised;
+    let labels = tables.labels.as_ref().filter(|_| scored);
+    tables.val.iter().filter(move |row| labels.is_some_and(|l| l.of.contains_key(&row.image)))
+}
+
 /// The validation rows, their pictures kept between epochs.
 pub(super) struct Validator {
     /// Rows that have a text, for the loss.
@@ -69,12 +76,9 @@ pub(super) struct Validator {
 
 impl Validator {
     pub fn new(pipeline: &Pipeline, tables: &Tables, config: &Config, workers: usize) -> Result<Self> {
-        let scored = tables.prompts.is_some() || config.objective == Objective::Supervised;
-        let labels = tables.labels.as_ref().filter(|_| scored);
         let has_text = |row: &&Row| config.objective == Objective::Clip && !row.text.trim().is_empty();
-        let has_label = |row: &&Row| labels.is_some_and(|l| l.of.contains_key(&row.image));
         let written: Vec<Row> = tables.val.iter().filter(has_text).cloned().collect();
-        let labelled: Vec<Row> = tables.val.iter().filter(has_label).cloned().collect();
+        let labelled: Vec<Row> = labelled(tables, config).cloned().collect();
         let loader = |rows: &[Row]| {
             let rows: Vec<&Row> = rows.iter().collect();
             measure::loader(pipeline, &rows, config.train.batch, workers, config.image.cache_mib)
