@@ -329,7 +329,7 @@ fn a_picture_that_declares_too_much_is_left_out_or_named_with_its_row() {
     // Where it is among those that are looked at before the run, where it is not, and where it is judged.
     let lines = std::fs::read_to_string(phantoms().join("pairs.csv"))
         .unwrap()
-        .replace("images/", &text(&phantoms().join("images/")));
+        .replace("images/", text(&phantoms().join("images/")));
     for (place, split) in [(1, "train"), (2, "train"), (2, "val")] {
         let mut lines: Vec<String> = lines.lines().map(str::to_owned).collect();
         lines.insert(place, format!("{huge},a text,{split},somebody else,"));
