@@ -204,7 +204,7 @@ impl Pipeline {
 }
 
 /// Of the program's own file and its threads, what comes to memory while a model computes.
-pub(crate) const PROGRAM: u64 = 4 << 20;
+const PROGRAM: u64 = 4 << 20;
 
 /// The longest of some texts, as well as can be told from those with most letters.
 ///

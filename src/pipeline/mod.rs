@@ -27,7 +27,6 @@ use crate::text::{Tokenizer, Tokens};
 pub use beside::preprocessing;
 pub use convert::{Conversion, Target};
 pub use held::Holding;
-pub(crate) use memory::PROGRAM;
 pub use memory::{Asked, Batches, Kept, Pictures, longest};
 
 /// A network with its tokenizer and preprocessing.

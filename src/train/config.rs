@@ -527,7 +527,7 @@ mod tests {
         // More than can be held, counted or drawn.
         for (setting, words) in [
             ("model.vision.depth=1000000", "vision: depth = 1000000 is more than 1024"),
-            ("model.vision.depth=1024", "lower depth"),
+            ("model.vision.depth=1000", "lower depth"),
             ("model.vision={width=1048576, heads=4}", "vision: width = 1048576 is more than 262144"),
             ("model.vision.mlp=1000000000", "vision: mlp = 1000000000"),
             ("model.vision.heads=1000000000", "vision: heads = 1000000000"),

@@ -20,12 +20,14 @@ use crate::models::Planned;
 use crate::models::dual_encoder::Embeddings;
 use crate::nn::Module;
 use crate::optim::{Norm, Optimiser};
-use crate::pipeline::{self, Network, PROGRAM, Pictures, TEXTS_AT_ONCE, tensors};
+use crate::pipeline::{self, Network, Pictures, TEXTS_AT_ONCE, tensors};
 use crate::process;
 use crate::tape::Grads;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 
+/// Of the program's own file and its threads, what comes to memory while it trains, validates and draws.
+const PROGRAM: u64 = 6 << 20;
 /// What drawing the charts of the report takes: a sheet of fine pixels, and two pictures of it.
 const CHARTS: [u64; 2] = [35 << 20, 17 << 20];
 /// What the heat maps take that are painted for it, where boxes judge them.
