@@ -16,24 +16,54 @@ pub use draw::Gen;
 /// A function of tensors, run as often as a check needs and on any thread.
 pub type Function = Box<dyn Fn(&[Tensor]) -> Tensor + Send + Sync>;
 
-/// How a gradient failed its check.
-#[derive(Debug)]
-pub struct Mismatch {
-    /// Which input.
-    pub input: usize,
-    /// Projected gradient that backward gives.
-    pub analytic: f64,
-    /// The same by central differences.
-    pub numeric: f64,
+/// How the gradient of an input failed its check.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mismatch {
+    /// Projections of the two gradients are not the same.
+    Apart {
+        /// Which input.
+        input: usize,
+        /// Projected gradient that backward gives.
+        analytic: f64,
+        /// The same by central differences.
+        numeric: f64,
+    },
+    /// What backward gives is not finite.
+    Analytic {
+        /// Which input.
+        input: usize,
+        /// Which element of it, in order.
+        element: usize,
+        /// Its gradient.
+        value: f64,
+    },
+    /// A central difference is not finite.
+    Numeric {
+        /// Which input.
+        input: usize,
+        /// Which element of the function's value, in order.
+        element: usize,
+        /// Its difference.
+        value: f64,
+    },
 }
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "gradient of input {}: backward gives {:e}, central differences {:e}",
-            self.input, self.analytic, self.numeric
-        )
+        match self {
+            Self::Apart { input, analytic, numeric } => {
+                write!(f, "gradient of input {input}: backward gives {analytic:e}, central differences {numeric:e}")
+            }
+            Self::Analytic { input, element, value } => {
+                write!(f, "gradient of input {input}: backward gives {value} for element {element}")
+            }
+            Self::Numeric { input, element, value } => {
+                write!(
+                    f,
+                    "gradient of input {input}: the central difference of element {element} of the value is {value}"
+                )
+            }
+        }
     }
 }
 
@@ -45,6 +75,9 @@ impl std::error::Error for Mismatch {}
 /// difference, relative to the same.
 ///
 /// Kinks (relu at 0, ties of max) must be further than about 1e-4 from `x`.
+///
+/// # Errors
+/// If the two differ by more, or an element of either is not finite.
 pub fn gradcheck(
     f: impl Fn(&[Tensor]) -> Tensor,
     x: &[Tensor],
@@ -75,12 +108,20 @@ pub fn gradcheck(
             at[i] = Tensor::from_slice(&values, *x[i].dims());
             f(&at).to_f64_vec()
         };
+        if let Some((element, value)) = not_finite(&gradient) {
+            return Err(Mismatch::Analytic { input: i, element, value });
+        }
+        let (up, down) = (shifted(H), shifted(-H));
+        let slopes: Vec<f64> = up.iter().zip(&down).map(|(up, down)| (up - down) / (2.0 * H)).collect();
+        if let Some((element, value)) = not_finite(&slopes) {
+            return Err(Mismatch::Numeric { input: i, element, value });
+        }
         let (mut numeric, mut scale, mut rounding) = (0.0, 1e-6, 0.0);
-        for ((up, down), w) in shifted(H).iter().zip(shifted(-H)).zip(weights.to_f64_vec()) {
-            numeric += w * (up - down) / (2.0 * H);
-            scale += (w * (up - down) / (2.0 * H)).abs();
+        for (k, w) in weights.to_f64_vec().into_iter().enumerate() {
+            numeric += w * slopes[k];
+            scale += (w * slopes[k]).abs();
             // Where the values are large beside their difference, its last bits are all that is left of it.
-            rounding += (w * up.abs().max(down.abs())).abs() * f64::EPSILON / H;
+            rounding += (w * up[k].abs().max(down[k].abs())).abs() * f64::EPSILON / H;
         }
         let mut analytic = 0.0;
         for (g, u) in gradient.iter().zip(direction.to_f64_vec()) {
@@ -88,12 +129,19 @@ pub fn gradcheck(
             scale += (g * u).abs();
         }
         let error = (analytic - numeric).abs();
-        if error.is_nan() || error > tolerance * scale + 2.0 * rounding {
-            return Err(Mismatch { input: i, analytic, numeric });
+        // Sums of finite terms may overflow.
+        let passes = (scale + rounding).is_finite() && error <= tolerance * scale + 2.0 * rounding;
+        if !passes {
+            return Err(Mismatch::Apart { input: i, analytic, numeric });
         }
         largest = largest.max((error - 2.0 * rounding) / scale);
     }
     Ok(largest)
+}
+
+/// The first element that is not finite, and where it is.
+fn not_finite(x: &[f64]) -> Option<(usize, f64)> {
+    x.iter().copied().enumerate().find(|(_, x)| !x.is_finite())
 }
 
 /// A trainable leaf that keeps the strides of `x`, so that backward is checked on odd layouts too.
@@ -162,12 +210,34 @@ mod tests {
     #[test]
     fn a_wrong_derivative_is_caught() {
         let mut g = Gen::new(5, 7);
-        for _ in 0..20 {
-            let x = [g.tensor([3, 4])];
+        for dims in [&[3, 4][..], &[1]].repeat(20) {
+            let x = [g.tensor(dims)];
             gradcheck(|x| apply(Triple(3.0), &[&x[0]]), &x, 1e-6, &mut g.rng).unwrap();
-            for wrong in [-3.0, 2.999, 0.0, f64::NAN] {
+            for wrong in [-3.0, 2.999, 0.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                 assert!(gradcheck(|x| apply(Triple(wrong), &[&x[0]]), &x, 1e-6, &mut g.rng).is_err(), "{wrong}");
             }
         }
+    }
+
+    /// Also where the other gradient is the same, or sums alone overflow.
+    #[test]
+    fn what_is_not_finite_is_told_with_its_element() {
+        let mut rng = Rng::new(6, 0);
+        let x = [Tensor::from_slice(&[1.0, 2.0, 3.0], [3])];
+        let mut failed = |f: &dyn Fn(&Tensor) -> Tensor| gradcheck(|x| f(&x[0]), &x, 1e-6, &mut rng).unwrap_err();
+        let factors = |middle: f64| Tensor::from_slice(&[1.0, middle, 1.0], [3]);
+        // The square root of zero, which does not change.
+        let analytic = failed(&|x| x.mul(&factors(0.0)).sqrt());
+        assert!(
+            matches!(analytic, Mismatch::Analytic { input: 0, element: 1, value } if !value.is_finite()),
+            "{analytic}"
+        );
+        let numeric = failed(&|x| x.detach().mul(&factors(f64::INFINITY)));
+        assert!(matches!(numeric, Mismatch::Numeric { input: 0, element: 1, value } if value.is_nan()), "{numeric}");
+        let both = failed(&|x| x.mul(&factors(f64::INFINITY)));
+        assert!(matches!(both, Mismatch::Analytic { input: 0, element: 1, .. }), "{both}");
+        let (large, x) = (|x: &[Tensor]| apply(Triple(f64::MAX / 8.0), &[&x[0]]), [Tensor::zeros([100], DType::F64)]);
+        let overflow = gradcheck(large, &x, 1e-6, &mut rng).unwrap_err();
+        assert!(matches!(overflow, Mismatch::Apart { input: 0, .. }), "{overflow}");
     }
 }

@@ -4,6 +4,7 @@ use super::draw::retyped;
 use super::{Function, Mismatch, assert_close, deviation, gradcheck, tracked_view};
 use crate::device::Gpu;
 use crate::dtype::DType;
+use crate::finite::is_finite;
 use crate::rng::Rng;
 use crate::tape::backward_with;
 use crate::tensor::Tensor;
@@ -50,6 +51,8 @@ pub struct Case {
 /// Two computations of the same thing.
 struct Pair {
     what: &'static str,
+    /// Of gradients, which have to be finite; a value may be infinite where it is expected to be.
+    gradient: bool,
     ours: Tensor,
     expected: Tensor,
     /// How many times the tolerance is allowed, for sums of many terms.
@@ -149,13 +152,13 @@ impl Case {
     /// As [`Self::single_deviation`], of inputs that live on a device, to be compared with [`ON_DEVICE`].
     pub fn deviation_on(&self, gpu: Option<&Gpu>, rng: &mut Rng) -> f64 {
         let weights = Tensor::randn(*(self.run)(&self.inputs).dims(), DType::F64, rng);
-        self.single_on(gpu, &weights).iter().fold(0.0, |m, p| m.max(deviation(&p.ours, &p.expected) / p.growth))
+        self.single_on(gpu, &weights).iter().map(Pair::deviation).fold(0.0, f64::max)
     }
 
     /// How far the op, value and gradient in f64, is from its slower way; 0 where it has none.
     pub fn composed_deviation(&self, rng: &mut Rng) -> f64 {
         let weights = Tensor::randn(*(self.run)(&self.inputs).dims(), DType::F64, rng);
-        self.composed(&weights).iter().fold(0.0, |m, p| m.max(deviation(&p.ours, &p.expected)))
+        self.composed(&weights).iter().map(Pair::deviation).fold(0.0, f64::max)
     }
 
     /// Value and gradients of the f32 path and of the definitions in f64, at the same inputs.
@@ -171,12 +174,18 @@ impl Case {
         let (ours, expected) = ((self.run)(&single), (self.run)(&double));
         let most = self.inputs.iter().chain([&ours]).map(Tensor::numel).max().unwrap_or(1);
         let growth = move |sum: &Tensor| 1.0 + 0.2 * (most as f64 / sum.numel().max(1) as f64).sqrt();
-        let mut pairs = vec![Pair { what: "f32 value against f64", growth: growth(&ours), ours, expected }];
+        let mut pairs =
+            vec![Pair { what: "f32 value against f64", gradient: false, growth: growth(&ours), ours, expected }];
         if self.differentiable {
             let fast = gradients(&self.run, &single, &to_f32(weights)).grads;
             let exact = gradients(&self.run, &double, &to_f64(&to_f32(weights))).grads;
-            let pair =
-                |(ours, expected)| Pair { what: "f32 gradient against f64", growth: growth(&ours), ours, expected };
+            let pair = |(ours, expected)| Pair {
+                what: "f32 gradient against f64",
+                gradient: true,
+                growth: growth(&ours),
+                ours,
+                expected,
+            };
             pairs.extend(fast.into_iter().zip(exact).map(pair));
         }
         pairs
@@ -186,11 +195,18 @@ impl Case {
     fn composed(&self, weights: &Tensor) -> Vec<Pair> {
         let Some(reference) = &self.reference else { return Vec::new() };
         let (ours, expected) = ((self.run)(&self.inputs), reference(&self.inputs));
-        let mut pairs = vec![Pair { what: "value against the reference", ours, expected, growth: 1.0 }];
+        let mut pairs =
+            vec![Pair { what: "value against the reference", gradient: false, ours, expected, growth: 1.0 }];
         if self.differentiable {
             let ours = gradients(&self.run, &self.inputs, weights).grads;
             let theirs = gradients(reference, &self.inputs, weights).grads;
-            let pair = |(ours, expected)| Pair { what: "gradient against the reference", ours, expected, growth: 1.0 };
+            let pair = |(ours, expected)| Pair {
+                what: "gradient against the reference",
+                gradient: true,
+                ours,
+                expected,
+                growth: 1.0,
+            };
             pairs.extend(ours.into_iter().zip(theirs).map(pair));
         }
         pairs
@@ -234,8 +250,36 @@ fn to_f64(x: &Tensor) -> Tensor {
 }
 
 impl Pair {
+    fn is_sound(&self) -> bool {
+        !self.gradient || is_finite(&self.ours)
+    }
+
+    /// In multiples of what is allowed for its growth; never NaN.
+    fn deviation(&self) -> f64 {
+        if self.is_sound() { deviation(&self.ours, &self.expected) / self.growth } else { f64::INFINITY }
+    }
+
     #[track_caller]
     fn assert(&self, tolerance: f64) {
+        assert!(self.is_sound(), "{}: not finite: {:?}", self.what, self.ours.to_f64_vec());
         assert_close(self.what, &self.ours, &self.expected, tolerance * self.growth);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of zero in f32 too, where the gradient of both is infinite.
+    #[test]
+    fn gradients_that_are_infinite_alike_are_not_alike() {
+        let mut rng = Rng::new(2, 0);
+        let case = |x: f64| Case::new(vec![Tensor::from_slice(&[1.0, x], [2])], |x| x[0].sqrt());
+        assert!(case(2.0).single_deviation(&mut rng) < SINGLE.most);
+        assert_eq!(case(1e-60).single_deviation(&mut rng), f64::INFINITY);
+        let check = |x: f64, rng: &mut Rng| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(x).check_single(rng))).is_ok()
+        };
+        assert!(check(2.0, &mut rng) && !check(1e-60, &mut rng));
     }
 }
