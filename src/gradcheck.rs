@@ -5,6 +5,7 @@ mod draw;
 
 use std::fmt;
 
+use crate::distance;
 use crate::dtype::DType;
 use crate::rng::Rng;
 use crate::tape::backward_with;
@@ -149,19 +150,12 @@ fn tracked_view(x: &Tensor) -> Tensor {
     x.detach().with_node(Some(crate::tape::Node::leaf()))
 }
 
-/// The largest |a - b| over the larger of 1 and the largest |b|; infinite where dims, infinities or NaN do not match.
+/// The largest |a - b| over the larger of 1 and the largest |b|; infinite where dims or infinities differ, or one is NaN.
 pub fn deviation(a: &Tensor, b: &Tensor) -> f64 {
     if a.dims() != b.dims() {
         return f64::INFINITY;
     }
-    let (a, b) = (a.to_f64_vec(), b.to_f64_vec());
-    let scale = b.iter().filter(|x| x.is_finite()).fold(1.0, |m: f64, x| m.max(x.abs()));
-    let of = |(x, y): (&f64, &f64)| match (x - y).abs() / scale {
-        _ if x == y || x.is_nan() && y.is_nan() => 0.0,
-        off if off.is_finite() => off,
-        _ => f64::INFINITY,
-    };
-    a.iter().zip(&b).map(of).fold(0.0, f64::max)
+    distance::relative(&a.to_f64_vec(), &b.to_f64_vec(), 1.0)
 }
 
 /// Same dims, and [`deviation`] within `tolerance`.

@@ -15,6 +15,7 @@ pub mod cli;
 #[cfg(feature = "cli")]
 pub mod data;
 pub mod device;
+pub mod distance;
 pub mod dtype;
 pub mod error;
 #[cfg(feature = "cli")]

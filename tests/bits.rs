@@ -158,7 +158,7 @@ fn a_run_in_bf16_has_the_same_bits_on_any_threads_and_resumed() {
     // Another run than that in f32, but near: bf16 has 8 bits.
     run(&train(&out("f32"), &[]));
     let losses = |name: &str| log(&out(name)).iter().map(|r| r["loss"].as_f64().unwrap()).collect::<Vec<_>>();
-    let off = losses("whole").iter().zip(losses("f32")).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let off = tiergrad::distance::largest(&losses("whole"), &losses("f32"));
     assert!(off > 0.0 && off < 0.05, "{off} apart");
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use runs::*;
+use tiergrad::distance;
 
 #[test]
 fn verify_tells_tensor_by_tensor_and_fails_where_one_does() {
@@ -196,7 +197,7 @@ fn training_starts_from_the_weights_of_other_programs_checkpoints() {
                 if name.contains(".running_") || found.dims() != t.dims() {
                     continue;
                 }
-                let off = found.to_f64_vec().iter().zip(t.to_f64_vec()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                let off = distance::largest(&found.to_f64_vec(), &t.to_f64_vec());
                 assert!(off < 1e-25, "{name} of {}: {off}", path.display());
                 compared += 1;
             }

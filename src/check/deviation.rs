@@ -1,6 +1,7 @@
 //! How far a model is from another of the same sizes: what weights in fewer bits cost.
 
 use super::Inputs;
+use crate::distance;
 use crate::error::{Error, Result};
 use crate::models::{Network, Said};
 use crate::tensor::Tensor;
@@ -39,10 +40,5 @@ fn relative(expected: &Tensor, found: &Tensor) -> Result<f64> {
     if expected.dims() != found.dims() {
         return Err(Error::new(format!("{:?} and {:?} cannot be compared", expected.dims(), found.dims())));
     }
-    let (mut off, mut size) = (0.0, 0.0);
-    for (e, a) in expected.to_f64_vec().into_iter().zip(found.to_f64_vec()) {
-        off += (a - e) * (a - e);
-        size += e * e;
-    }
-    Ok(off.sqrt() / size.sqrt().max(f64::MIN_POSITIVE))
+    Ok(distance::l2(&found.to_f64_vec(), &expected.to_f64_vec(), 0.0))
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::distance;
 use crate::dtype::DType;
 use crate::error::{At, Error, Result};
 use crate::gradcheck::Tolerance;
@@ -200,13 +201,7 @@ pub fn difference(found: &Numbers, expected: &Numbers) -> (f64, String) {
     }
     let mut worst = (0.0, String::new());
     for ((name, found), expected) in found.iter().zip(expected.values()) {
-        let largest = expected.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs()));
-        let relative = |(a, e): (&f64, &f64)| match (a - e).abs() / largest {
-            off if off.is_nan() => f64::INFINITY,
-            off => off,
-        };
-        let same = found.len() == expected.len();
-        let off = if same { found.iter().zip(expected).map(relative).fold(0.0, f64::max) } else { f64::INFINITY };
+        let off = distance::relative(found, expected, f64::MIN_POSITIVE);
         if off > worst.0 {
             worst = (off, name.clone());
         }

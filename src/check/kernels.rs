@@ -7,9 +7,8 @@ use kernels_cpu::map::Unary;
 use kernels_cpu::optim::{Adam, adam, sgd};
 use kernels_cpu::{Float, batch_norm, reduce, rng};
 
-use crate::gradcheck::deviation;
+use crate::distance;
 use crate::rng::Rng;
-use crate::tensor::Tensor;
 
 /// A kernel and its check.
 pub struct Kernel {
@@ -40,14 +39,10 @@ fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
 }
 
-fn apart(ours: &[f32], exact: &[f64]) -> f64 {
-    deviation(&Tensor::from_slice(ours, [ours.len()]), &Tensor::from_slice(exact, [exact.len()]))
-}
-
 /// The same of `n` numbers in both types.
 fn by_type(rng: &mut Rng, n: usize, single: fn(&[f32]) -> Vec<f32>, double: fn(&[f64]) -> Vec<f64>) -> f64 {
     let x = normals(rng, n);
-    apart(&single(&x), &double(&wide(&x)))
+    distance::relative(&single(&x), &double(&wide(&x)), 1.0)
 }
 
 /// Three steps of Adam and three of AdamW whose gradients are the parameters' halves.
@@ -110,7 +105,7 @@ fn packed_product(rng: &mut Rng, numbers: Numbers) -> f64 {
         multiply(Mat::new(&a, m, k), Right::Packed(&packed), &mut c, n, finish, true);
         let mut exact = vec![f64::NAN; m * n];
         gemm_def(Mat::new(&wide(&a), m, k), Mat::new(&wide(&b), k, n), false, &mut exact, n, Some(&wide(&bias)));
-        most = most.max(apart(&c, &finished(&exact, &residual, act)));
+        most = most.max(distance::relative(&c, &finished(&exact, &residual, act), 1.0));
     }
     most
 }
@@ -127,7 +122,7 @@ fn packed_convolution(rng: &mut Rng) -> f64 {
         let mut y = vec![f32::NAN; residual.len()];
         conv.forward_packed(&x, &packed, finish, &mut y);
         let exact = conv2d_def(&conv, &wide(&x), &wide(&weight), Some(&wide(&bias)));
-        most = most.max(apart(&y, &finished(&exact, &residual, Unary::Relu)));
+        most = most.max(distance::relative(&y, &finished(&exact, &residual, Unary::Relu), 1.0));
     }
     most
 }

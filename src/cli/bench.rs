@@ -13,6 +13,7 @@ use crate::check::Inputs;
 use crate::check::inputs::drawn_texts;
 use crate::checkpoints::Precision;
 use crate::device::{Activity, Gpu, Watch};
+use crate::distance;
 use crate::error::{Error, Result};
 use crate::formats::Weights;
 use crate::loss::TierOptions;
@@ -288,18 +289,7 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         Ok(())
     })?;
     let relerr = match (of("output")?, output) {
-        (Some(expected), Some(got)) if expected.dims() == got.dims() => {
-            let (a, b) = (got.to_f64_vec(), expected.to_f64_vec());
-            let scale = b.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-            Some(a.iter().zip(&b).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / scale)
-        }
-        (Some(expected), Some(got)) => {
-            return Err(Error::new(format!(
-                "the golden output is {:?}, this model gives {:?}",
-                expected.dims(),
-                got.dims()
-            )));
-        }
+        (Some(expected), Some(got)) => Some(error(&got, &expected)?),
         _ => None,
     };
     let x: Vec<Tensor> = inputs.pixels.iter().chain(inputs.texts.iter().flatten()).cloned().collect();
@@ -312,6 +302,18 @@ fn infer(args: &Args, global: &Global) -> Result<serde_json::Value> {
         "ms": round(median * 1e3), "best_ms": round(times[0] * 1e3), "per_s": round(batch as f64 / median), "runs": times.len(),
         "first_ms": round(first * 1e3), "cold_ms": cold.map(|cold| round(cold.as_secs_f64() * 1e3)), "rss_mib": peak_mib(), "relerr": relerr, "device": device }),
     )
+}
+
+/// How far an output is from the golden one, relative to the largest number of that.
+fn error(got: &Tensor, golden: &Tensor) -> Result<f64> {
+    if got.dims() != golden.dims() {
+        let (golden, got) = (golden.dims(), got.dims());
+        return Err(Error::new(format!("the golden output is {golden:?}, this model gives {got:?}")));
+    }
+    match distance::relative(&got.to_f64_vec(), &golden.to_f64_vec(), f64::MIN_POSITIVE) {
+        f64::INFINITY => Err(Error::new("this model's output is infinitely far from the golden one")),
+        off => Ok(off),
+    }
 }
 
 /// Runs of a profile; what a step takes is the mean.
@@ -482,4 +484,21 @@ fn round(x: f64) -> f64 {
 /// Most memory that the process ever had, where the system tells.
 fn peak_mib() -> Option<u64> {
     crate::process::most_resident().map(|bytes| bytes >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_is_compared_with_the_golden_one_where_that_can_be() {
+        let golden = Tensor::from_slice(&[1.0f32, -4.0], [1, 2]);
+        let of = |values: [f32; 2]| error(&Tensor::from_slice(&values, [1, 2]), &golden).map_err(|e| e.to_string());
+        assert_eq!((of([1.0, -4.0]), of([1.0, -3.0])), (Ok(0.0), Ok(0.25)));
+        for values in [[f32::NAN; 2], [1.0, f32::NAN], [f32::INFINITY, -4.0]] {
+            assert!(of(values).unwrap_err().contains("infinitely far"), "{values:?}");
+        }
+        let other = error(&golden.reshape([2, 1]), &golden).unwrap_err().to_string();
+        assert!(other.contains("is [1, 2], this model gives [2, 1]"), "{other}");
+    }
 }

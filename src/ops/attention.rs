@@ -314,6 +314,7 @@ crate::check_ops!(Attention);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::distance;
 
     /// Off by some roundings of 2^-8, whose bound the kernel's test has: of weights and gradients, where they are multiplied.
     #[test]
@@ -332,9 +333,8 @@ mod tests {
             };
             for (half, wide) in run(DType::BF16).iter().zip(run(DType::F32)) {
                 assert_eq!(half.meta(), wide.meta());
-                let (half, wide) = (half.to_vec::<f32>(), wide.to_vec::<f32>());
-                let most = wide.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-                assert!(half != wide && half.iter().zip(&wide).all(|(a, b)| (a - b).abs() <= 4.0 / 256.0 * most));
+                let off = distance::relative(&half.to_f64_vec(), &wide.to_f64_vec(), f64::MIN_POSITIVE);
+                assert!(off > 0.0 && off <= 4.0 / 256.0, "{off:e} apart");
             }
         }
     }

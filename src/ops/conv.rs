@@ -318,6 +318,7 @@ crate::check_ops!(Conv2d);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::distance;
     use crate::rng::Rng;
 
     /// Value and gradients are those, in f64, of numbers that were rounded.
@@ -346,10 +347,8 @@ mod tests {
                 (grads.get(&w).unwrap(), exact_grads.get(&w64).unwrap()),
             ] {
                 assert_eq!((ours.dtype(), ours.dims()), (DType::F32, exact.dims()));
-                let (ours, exact) = (ours.to_f64_vec(), exact.to_f64_vec());
-                let most = exact.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-                let off = ours.iter().zip(&exact).fold(0.0f64, |off, (a, b)| off.max((a - b).abs()));
-                assert!(off <= 2e-6 * most, "{input} to {output}, {kernel} by {kernel}: {off} of {most}");
+                let off = distance::relative(&ours.to_f64_vec(), &exact.to_f64_vec(), f64::MIN_POSITIVE);
+                assert!(off <= 2e-6, "{input} to {output}, {kernel} by {kernel}: {off:e} apart");
             }
         }
     }
@@ -379,10 +378,9 @@ mod tests {
                     (value, y.sum_all().backward().get(&x).unwrap().to_vec::<f32>())
                 };
                 let (ours, wide) = (run(&w, &bias), run(&w.to_dtype(DType::F32), &bias.to_dtype(DType::F32)));
-                let most = wide.0.iter().fold(1.0f32, |most, x| most.max(x.abs()));
-                let bound = if dtype == DType::F16 { 0.0 } else { 2e-6 * most };
-                let off = ours.0.iter().zip(&wide.0).fold(0.0f32, |off, (a, b)| off.max((a - b).abs()));
-                assert!(off <= bound, "{dtype}, {input} to {output}: {off} of {most}");
+                let bound = if dtype == DType::F16 { 0.0 } else { 2e-6 };
+                let off = distance::relative(&ours.0, &wide.0, 1.0);
+                assert!(off <= bound, "{dtype}, {input} to {output}: {off:e} apart");
                 assert_eq!(ours.1, wide.1);
                 // Numbers that are not of that type before.
                 let (x, residual) = (g.tensor([2, 9, 11, input]).to_dtype(DType::F32), x.conv2d(&w, None, op).detach());

@@ -1,4 +1,5 @@
 use super::*;
+use crate::distance::{self, magnitude};
 
 /// Of bf16 beside an x that is rounded to it too, but for the order of sums.
 #[test]
@@ -26,11 +27,10 @@ fn a_weight_stored_in_half_computes_as_its_f32_values() {
             assert_eq!(ours, wide);
             continue;
         }
-        let close = |a: &[f32], b: &[f32]| {
-            let most = b.iter().fold(1.0f32, |most, x| most.max(x.abs()));
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-6 * most)
-        };
-        assert!(close(&ours.0, &wide.0) && close(&ours.1.unwrap_or_default(), &wide.1.unwrap_or_default()));
+        for (ours, wide) in [(ours.0, wide.0), (ours.1.unwrap_or_default(), wide.1.unwrap_or_default())] {
+            let off = distance::relative(&ours, &wide, 1.0);
+            assert!(off <= 2e-6, "{off:e} apart");
+        }
     }
 }
 
@@ -61,9 +61,8 @@ fn activations_in_bf16_are_multiplied_as_such() {
         assert_eq!(pairs.len(), 3 + usize::from(i % 3 > 0));
         for (k, (ours, exact)) in pairs.iter().enumerate() {
             assert_eq!((ours.dtype(), ours.numel()), (DType::F32, exact.numel()));
-            let (ours, exact) = (ours.to_f64_vec(), exact.to_f64_vec());
-            let most = exact.iter().fold(1.0f64, |most, x| most.max(x.abs()));
-            assert!(ours.iter().zip(&exact).all(|(a, b)| (a - b).abs() <= 2e-6 * most), "{i}, {k}: {ours:?} {exact:?}");
+            let off = distance::relative(&ours.to_f64_vec(), &exact.to_f64_vec(), 1.0);
+            assert!(off <= 2e-6, "{i}, {k}: {off:e} apart, {ours:?} {exact:?}");
         }
     }
 }
@@ -81,12 +80,11 @@ fn activations_in_bf16_pass_an_activation() {
             let grads = y.sum_all().backward();
             [value, grads.get(&x).unwrap().clone(), grads.get(&w).unwrap().clone()].map(|t| t.to_f64_vec())
         };
-        let largest = |x: &[f64]| x.iter().fold(0.0f64, |most, x| most.max(x.abs()));
         let (half, wide) = (run(DType::BF16), run(DType::F32));
-        let terms = |t: &Tensor| largest(&t.abs().sum(&[0], false).to_f64_vec());
+        let terms = |t: &Tensor| magnitude(&t.abs().sum(&[0], false).to_f64_vec());
         for (k, most) in [0.0, terms(&w), terms(&x)].into_iter().enumerate() {
-            let bound = 1.2 / 256.0 * most + 2e-6 * largest(&wide[k]);
-            assert!(half[k].iter().zip(&wide[k]).all(|(a, b)| (a - b).abs() <= bound), "{act:?} {k}");
+            let (off, bound) = (distance::largest(&half[k], &wide[k]), 1.2 / 256.0 * most + 2e-6 * magnitude(&wide[k]));
+            assert!(off <= bound, "{act:?} {k}: {off:e} apart, beyond {bound:e}");
         }
         assert!(half[1] != wide[1] || act == Unary::Relu);
     }
@@ -109,10 +107,10 @@ fn a_weight_of_levels_computes_as_its_values() {
         let eager = run(std::slice::from_ref(&x));
         let expected = x.linear(&weight, bias, act);
         // A level of x is a 127th of the largest, and there are `input` terms; no activation has a slope beyond 1.2.
-        let largest = |t: &Tensor| t.to_vec::<f32>().iter().fold(0.0f32, |most, x| most.max(x.abs()));
-        let bound = 0.6 * input as f32 * largest(&x) / 127.0 * largest(&weight) + 1e-5;
-        let off = |a: &Tensor, b: &Tensor| largest(&(a - b));
-        assert!(off(&eager[0], &expected) <= bound, "{i}: {} beyond {bound}", off(&eager[0], &expected));
+        let [x_most, weight_most] = [&x, &weight].map(|t| magnitude(&t.to_f64_vec()));
+        let bound = 0.6 * input as f64 * x_most / 127.0 * weight_most + 1e-5;
+        let off = distance::largest(&eager[0].to_f64_vec(), &expected.to_f64_vec());
+        assert!(off <= bound, "{i}: {off:e} apart, beyond {bound:e}");
         let plan = Plan::new(std::slice::from_ref(&x), run).0;
         assert_eq!(plan.run(std::slice::from_ref(&x))[0].to_vec::<f32>(), eager[0].to_vec::<f32>());
         let half = weight.to_dtype(DType::BF16);
