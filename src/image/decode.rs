@@ -61,19 +61,22 @@ pub fn open_with_notes(path: impl AsRef<Path>, sixteen: SixteenBit) -> Result<(P
 /// As [`open`], as far as the header tells.
 pub fn size(path: impl AsRef<Path>) -> Result<(usize, usize)> {
     let path = path.as_ref();
-    #[cfg(feature = "dicom")]
-    {
-        use std::io::Read;
-        let mut start = Vec::new();
-        std::fs::File::open(path).and_then(|file| file.take(256).read_to_end(&mut start)).at(path)?;
-        if super::dicom::recognise(&start) {
-            return guarded(|| super::dicom::size(&std::fs::read(path)?)).at(path);
+    guarded(|| {
+        #[cfg(feature = "dicom")]
+        {
+            use std::io::Read;
+            let mut start = Vec::new();
+            std::fs::File::open(path)?.take(256).read_to_end(&mut start)?;
+            if super::dicom::recognise(&start) {
+                return super::dicom::size(&std::fs::read(path)?);
+            }
         }
-    }
-    let reader = ::image::ImageReader::open(path).at(path)?.with_guessed_format().at(path)?;
-    let (width, height) = reader.into_dimensions().map_err(refused).at(path)?;
-    check_size(width, height).at(path)?;
-    Ok((width as usize, height as usize))
+        let reader = ::image::ImageReader::open(path)?.with_guessed_format()?;
+        let (width, height) = reader.into_dimensions().map_err(refused)?;
+        check_size(width, height)?;
+        Ok((width as usize, height as usize))
+    })
+    .at(path)
 }
 
 /// As [`open`], of a file's bytes.
