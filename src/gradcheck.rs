@@ -5,6 +5,8 @@ mod draw;
 
 use std::fmt;
 
+use half::{bf16, f16};
+
 use crate::distance;
 use crate::dtype::DType;
 use crate::rng::Rng;
@@ -85,59 +87,97 @@ pub fn gradcheck(
     tolerance: f64,
     rng: &mut Rng,
 ) -> Result<f64, Mismatch> {
-    const H: f64 = 1e-5;
-    let mut largest = 0.0f64;
-    for i in (0..x.len()).filter(|&i| x[i].dtype() == DType::F64) {
-        let mut at: Vec<Tensor> = x.iter().map(Tensor::detach).collect();
-        at[i] = tracked_view(&x[i]);
-        let y = f(&at);
-        let weights = Tensor::randn(*y.dims(), DType::F64, rng);
-        let direction = Tensor::randn(*x[i].dims(), DType::F64, rng);
-        let gradient = backward_with(vec![(y, weights.clone())]).take(&at[i]);
-        let gradient = gradient.map_or_else(
-            || vec![0.0; x[i].numel()],
-            |g| {
-                assert_eq!(g.dims(), x[i].dims(), "dims of the gradient of input {i}");
-                g.to_f64_vec()
-            },
-        );
+    Differences::USUAL.check(f, x, tolerance, rng)
+}
 
-        let shifted = |h: f64| {
-            let mut at: Vec<Tensor> = x.iter().map(Tensor::detach).collect();
-            let values: Vec<f64> =
-                x[i].to_f64_vec().iter().zip(direction.to_f64_vec()).map(|(x, u)| x + h * u).collect();
-            at[i] = Tensor::from_slice(&values, *x[i].dims());
-            f(&at).to_f64_vec()
+/// How central differences are taken.
+#[derive(Clone, Copy)]
+struct Differences {
+    /// Half of the distance between the two places.
+    step: f64,
+    /// What roundings may change a value by, relative to it.
+    unit: f64,
+}
+
+impl Differences {
+    const USUAL: Self = Self { step: 1e-5, unit: f64::EPSILON };
+
+    /// Of a linear function, of which any step is right, that rounds to `dtype` on its way, and its gradient on the way back.
+    fn rounded_to(dtype: DType) -> Self {
+        let spacing = match dtype {
+            DType::F64 => f64::EPSILON,
+            DType::F32 => f32::EPSILON.into(),
+            DType::BF16 => bf16::EPSILON.into(),
+            DType::F16 => f16::EPSILON.into(),
+            _ => panic!("{dtype} has no gradient"),
         };
-        if let Some((element, value)) = not_finite(&gradient) {
-            return Err(Mismatch::Analytic { input: i, element, value });
-        }
-        let (up, down) = (shifted(H), shifted(-H));
-        let slopes: Vec<f64> = up.iter().zip(&down).map(|(up, down)| (up - down) / (2.0 * H)).collect();
-        if let Some((element, value)) = not_finite(&slopes) {
-            return Err(Mismatch::Numeric { input: i, element, value });
-        }
-        let (mut numeric, mut scale, mut rounding) = (0.0, 1e-6, 0.0);
-        for (k, w) in weights.to_f64_vec().into_iter().enumerate() {
-            numeric += w * slopes[k];
-            scale += (w * slopes[k]).abs();
-            // Where the values are large beside their difference, its last bits are all that is left of it.
-            rounding += (w * up[k].abs().max(down[k].abs())).abs() * f64::EPSILON / H;
-        }
-        let mut analytic = 0.0;
-        for (g, u) in gradient.iter().zip(direction.to_f64_vec()) {
-            analytic += g * u;
-            scale += (g * u).abs();
-        }
-        let error = (analytic - numeric).abs();
-        // Sums of finite terms may overflow.
-        let passes = (scale + rounding).is_finite() && error <= tolerance * scale + 2.0 * rounding;
-        if !passes {
-            return Err(Mismatch::Apart { input: i, analytic, numeric });
-        }
-        largest = largest.max((error - 2.0 * rounding) / scale);
+        Self { step: 1.0, unit: spacing / 2.0 }
     }
-    Ok(largest)
+
+    /// As [`gradcheck`].
+    fn check(
+        self,
+        f: impl Fn(&[Tensor]) -> Tensor,
+        x: &[Tensor],
+        tolerance: f64,
+        rng: &mut Rng,
+    ) -> Result<f64, Mismatch> {
+        let Self { step, unit } = self;
+        let mut largest = 0.0f64;
+        for i in (0..x.len()).filter(|&i| x[i].dtype() == DType::F64) {
+            let mut at: Vec<Tensor> = x.iter().map(Tensor::detach).collect();
+            at[i] = tracked_view(&x[i]);
+            let y = f(&at);
+            let weights = Tensor::randn(*y.dims(), DType::F64, rng);
+            let direction = Tensor::randn(*x[i].dims(), DType::F64, rng);
+            let gradient = backward_with(vec![(y, weights.clone())]).take(&at[i]);
+            let gradient = gradient.map_or_else(
+                || vec![0.0; x[i].numel()],
+                |g| {
+                    assert_eq!(g.dims(), x[i].dims(), "dims of the gradient of input {i}");
+                    g.to_f64_vec()
+                },
+            );
+
+            let shifted = |h: f64| {
+                let mut at: Vec<Tensor> = x.iter().map(Tensor::detach).collect();
+                let values: Vec<f64> =
+                    x[i].to_f64_vec().iter().zip(direction.to_f64_vec()).map(|(x, u)| x + h * u).collect();
+                at[i] = Tensor::from_slice(&values, *x[i].dims());
+                f(&at).to_f64_vec()
+            };
+            if let Some((element, value)) = not_finite(&gradient) {
+                return Err(Mismatch::Analytic { input: i, element, value });
+            }
+            let (up, down) = (shifted(step), shifted(-step));
+            let slopes: Vec<f64> = up.iter().zip(&down).map(|(up, down)| (up - down) / (2.0 * step)).collect();
+            if let Some((element, value)) = not_finite(&slopes) {
+                return Err(Mismatch::Numeric { input: i, element, value });
+            }
+            // The least that any number is rounded by: half types have their smallest ones within reach.
+            let (mut numeric, mut scale, mut rounding) = (0.0, 1e-6, unit * unit);
+            for (k, w) in weights.to_f64_vec().into_iter().enumerate() {
+                numeric += w * slopes[k];
+                scale += (w * slopes[k]).abs();
+                // Where the values are large beside their difference, its last bits are all that is left of it.
+                rounding += (w * up[k].abs().max(down[k].abs())).abs() * unit / step;
+            }
+            let mut analytic = 0.0;
+            for (g, u) in gradient.iter().zip(direction.to_f64_vec()) {
+                analytic += g * u;
+                scale += (g * u).abs();
+                rounding += (g * u).abs() * unit;
+            }
+            let error = (analytic - numeric).abs();
+            // Sums of finite terms may overflow.
+            let passes = (scale + rounding).is_finite() && error <= tolerance * scale + 2.0 * rounding;
+            if !passes {
+                return Err(Mismatch::Apart { input: i, analytic, numeric });
+            }
+            largest = largest.max((error - 2.0 * rounding) / scale);
+        }
+        Ok(largest)
+    }
 }
 
 /// The first element that is not finite, and where it is.

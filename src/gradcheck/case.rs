@@ -1,7 +1,7 @@
 //! An instance of an op with everything that is checked of it, and what each check allows.
 
 use super::draw::retyped;
-use super::{Function, Mismatch, assert_close, deviation, gradcheck, tracked_view};
+use super::{Differences, Function, Mismatch, assert_close, deviation, tracked_view};
 use crate::device::Gpu;
 use crate::dtype::DType;
 use crate::finite::is_finite;
@@ -46,6 +46,7 @@ pub struct Case {
     run: Function,
     reference: Option<Function>,
     differentiable: bool,
+    differences: Differences,
 }
 
 /// Two computations of the same thing.
@@ -62,7 +63,8 @@ struct Pair {
 impl Case {
     /// `run` at `inputs`. Inputs in f64 are those whose gradient is checked.
     pub fn new(inputs: Vec<Tensor>, run: impl Fn(&[Tensor]) -> Tensor + Send + Sync + 'static) -> Self {
-        Self { inputs, run: Box::new(run), reference: None, differentiable: true }
+        let (reference, differences) = (None, Differences::USUAL);
+        Self { inputs, run: Box::new(run), reference, differentiable: true, differences }
     }
 
     /// What it is drawn for.
@@ -92,6 +94,12 @@ impl Case {
     /// An op that has no derivative, and has to say so.
     pub fn without_derivative(mut self) -> Self {
         self.differentiable = false;
+        self
+    }
+
+    /// A linear op that rounds to `dtype`, and its gradient on the way back: central differences may be off by as much as that has bits.
+    pub fn rounding_to(mut self, dtype: DType) -> Self {
+        self.differences = Differences::rounded_to(dtype);
         self
     }
 
@@ -140,7 +148,10 @@ impl Case {
     /// # Errors
     /// If it is above [`GRADIENT`].
     pub fn gradient(&self, rng: &mut Rng) -> Result<f64, Mismatch> {
-        if self.differentiable { gradcheck(&self.run, &self.inputs, GRADIENT.most, rng) } else { Ok(0.0) }
+        if !self.differentiable {
+            return Ok(0.0);
+        }
+        self.differences.check(&self.run, &self.inputs, GRADIENT.most, rng)
     }
 
     /// How far the f32 path, value and gradient, is from f64 on the tier that the calling thread's kernels run on, to be compared with
