@@ -1,8 +1,8 @@
-//! Kernels that no op of the registry reaches: each in f32 against the same in f64, which is its definition.
+//! Kernels that no op of the registry reaches: each in f32, or of numbers of bf16, against the same in f64, which is its definition.
 
 use half::bf16;
 use kernels_cpu::conv::{Conv2d, Window, conv2d_def};
-use kernels_cpu::gemm::{Finish, Mat, Numbers, Packed, Right, gemm_def, multiply};
+use kernels_cpu::gemm::{Finish, Mat, Numbers, Packed, Right, gemm_def, multiply, multiply_bf16, round, widen};
 use kernels_cpu::map::Unary;
 use kernels_cpu::optim::{Adam, adam, sgd};
 use kernels_cpu::{Float, batch_norm, reduce, rng};
@@ -28,6 +28,9 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { name: "packed product of bf16", deviation: |rng| packed_product(rng, Numbers::Bf16) },
     Kernel { name: "packed product of int8", deviation: |rng| packed_product(rng, Numbers::Int8) },
     Kernel { name: "packed convolution", deviation: packed_convolution },
+    Kernel { name: "numbers of bf16", deviation: rounded_numbers },
+    Kernel { name: "product of bf16", deviation: product_of_bf16 },
+    Kernel { name: "convolution of bf16 and its gradients", deviation: convolution_of_bf16 },
     Kernel { name: "random numbers", deviation: |_| known_answers() },
 ];
 
@@ -123,6 +126,55 @@ fn packed_convolution(rng: &mut Rng) -> f64 {
         conv.forward_packed(&x, &packed, finish, &mut y);
         let exact = conv2d_def(&conv, &wide(&x), &wide(&weight), Some(&wide(&bias)));
         most = most.max(distance::relative(&y, &finished(&exact, &residual, Unary::Relu), 1.0));
+    }
+    most
+}
+
+/// Rounding and widening, against the crate half's.
+fn rounded_numbers(rng: &mut Rng) -> f64 {
+    let x = normals(rng, 1003);
+    let (mut half, mut single) = (vec![bf16::NAN; x.len()], vec![f32::NAN; x.len()]);
+    round(&x, &mut half);
+    widen(&half, &mut single);
+    let exact: Vec<f64> = x.iter().map(|&x| bf16::from_f32(x).to_f64()).collect();
+    distance::relative(&single, &exact, 1.0)
+}
+
+/// So many numbers that bf16 has, in both types.
+fn halves(rng: &mut Rng, n: usize) -> (Vec<bf16>, Vec<f64>) {
+    let halves: Vec<bf16> = normals(rng, n).into_iter().map(bf16::from_f32).collect();
+    let wide = halves.iter().map(|x| x.to_f64()).collect();
+    (halves, wide)
+}
+
+/// What training multiplies: both operands rounded as they are packed.
+fn product_of_bf16(rng: &mut Rng) -> f64 {
+    let (m, k, n) = (29, 43, 70);
+    let [(a, a64), (b, b64)] = [m * k, k * n].map(|n| halves(rng, n));
+    let (mut c, mut exact) = (vec![f32::NAN; m * n], vec![f64::NAN; m * n]);
+    multiply_bf16(Mat::new(&a, m, k), Mat::new(&b, k, n), &mut c, n, Finish::default(), true);
+    gemm_def(Mat::new(&a64, m, k), Mat::new(&b64, k, n), false, &mut exact, n, None);
+    distance::relative(&c, &exact, 1.0)
+}
+
+fn convolution_of_bf16(rng: &mut Rng) -> f64 {
+    let mut most = 0.0f64;
+    for (input, output, stride) in [(3, 20, 2), (18, 12, 1)] {
+        let conv = Conv2d { n: 2, size: [9, 7], input, output, groups: 1, window: Window::square(3, stride, 1) };
+        let [oh, ow] = conv.grid();
+        let lengths = [2 * 9 * 7 * input, output * input * 9, 2 * oh * ow * output];
+        let [(x, x64), (w, w64), (dy, dy64)] = lengths.map(|n| halves(rng, n));
+        let w: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
+        let [mut dx, mut dw, mut y] = lengths.map(|n| vec![f32::NAN; n]);
+        conv.forward_bf16(&x, &w, None, &mut y);
+        conv.backward_input_bf16(&dy, &w, &mut dx);
+        conv.backward_weight_bf16(&x, &dy, &mut dw);
+        let [mut dx64, mut dw64] = [&dx, &dw].map(|d| vec![f64::NAN; d.len()]);
+        conv.backward_input(&dy64, &w64, &mut dx64);
+        conv.backward_weight(&x64, &dy64, &mut dw64);
+        for (ours, exact) in [(y, conv2d_def(&conv, &x64, &w64, None)), (dx, dx64), (dw, dw64)] {
+            most = most.max(distance::relative(&ours, &exact, 1.0));
+        }
     }
     most
 }
