@@ -31,7 +31,7 @@ pub struct LoaderOptions {
     pub drop_last: bool,
     /// Random views of each image; [`None`]: one view, as evaluation sees it.
     pub augment: Option<Augment>,
-    /// Views of each image, up to [`MAX_VIEWS`]; without `augment` they are equal.
+    /// Views of each image, up to 256; without `augment` they are equal.
     pub views: usize,
     /// The model's preprocessing.
     pub preprocess: Preprocess,
@@ -100,9 +100,9 @@ const LOADER_KEY: u64 = u64::from_be_bytes(*b"loader\0\0");
 /// The image number that stands for the order of all.
 const ORDER: u64 = u32::MAX as u64;
 
-/// Views, and epochs, that have random numbers of their own.
+/// Views that have random numbers of their own.
 pub const MAX_VIEWS: usize = 1 << 8;
-/// See [`MAX_VIEWS`].
+/// Epochs likewise.
 pub const MAX_EPOCHS: u64 = 1 << 24;
 
 /// The random numbers of one view of one image in one epoch; no two share any.

@@ -5,7 +5,7 @@ use crate::layout::{Dims, Layout};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
-/// Draws inputs for [`Case`]s: dims up to a size with 0, 1 and primes among them, values, and layouts (permuted, sliced, flipped).
+/// Draws inputs for [`Case`](super::Case)s: dims up to a size with 0, 1 and primes among them, values, and layouts (permuted, sliced, flipped).
 pub struct Gen {
     /// Random numbers for anything else that a case draws.
     pub rng: Rng,
