@@ -411,6 +411,17 @@ mod tests {
         assert!(std::panic::catch_unwind(|| counted(|| panic!("in the middle"))).is_err() && !is_counting());
     }
 
+    /// Nor by what an op tells its gradient beside its value.
+    #[test]
+    fn places_of_maxima_are_counted_without_being_found() {
+        use crate::{DType, Tensor, ops::pool::Window};
+        let side = 1 << 22;
+        let (_, memory) = counted(|| {
+            Tensor::zeros([1, side, side, 1], DType::F32).trainable().max_pool2d(Window::square(2, 2, 0)).dims()[1]
+        });
+        assert!(memory.peak >= 6 * side * side);
+    }
+
     /// Every op of the registry, forward and backward, takes what is counted for it.
     #[test]
     fn ops_take_what_is_counted() {

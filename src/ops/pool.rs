@@ -4,6 +4,7 @@ use kernels_cpu::pool::{self, adaptive_average, average};
 use kernels_cpu::resize::Table;
 
 use super::resize::{composed, resample};
+use crate::buffer::is_counting;
 #[cfg(feature = "vulkan")]
 use crate::device::Gpu;
 use crate::dtype::DType;
@@ -44,11 +45,11 @@ impl Op for MaxPool2d {
             return Output { value: wide.value.converted(DType::BF16), ..wide };
         }
         let (x, dims) = (x[0].packed(), sizes(x[0].meta(), "max_pool2d"));
-        let mut index = vec![0i32; out.dims.numel()];
+        let mut index = vec![0i32; if is_counting() { 0 } else { out.dims.numel() }];
         let value = for_float!("max_pool2d", out.dtype, F => Tensor::write(out.dims, |y: &mut [F]| {
             pool::max_pool2d(x.as_slice(), dims, &self.0, y, Some(&mut index))
         }));
-        Output { value, aux: vec![Tensor::from_slice(&index, out.dims)] }
+        Output { value, aux: vec![Tensor::write(out.dims, |places: &mut [i32]| places.copy_from_slice(&index))] }
     }
 
     #[cfg(feature = "vulkan")]
