@@ -90,11 +90,22 @@ macro_rules! element {
     )*};
 }
 
+/// The number itself or, where f32 does not have it, the odd one of its two neighbours: rounded once more, to fewer bits, that is as the number is. (The
+/// conversions from f64 of the crate half drop bits, or round twice.)
+fn odd(x: f64) -> f32 {
+    let near = x as f32;
+    if f64::from(near) == x || x.is_nan() {
+        return near;
+    }
+    let beyond = u32::from(f64::from(near).abs() > x.abs());
+    f32::from_bits((near.to_bits() - beyond) | 1)
+}
+
 element! {
     f32, F32, f64::from, |x| x as f32;
     f64, F64, |x| x, |x| x;
-    bf16, BF16, f64::from, bf16::from_f64;
-    f16, F16, f64::from, f16::from_f64;
+    bf16, BF16, f64::from, |x| bf16::from_f32(odd(x));
+    f16, F16, f64::from, |x| f16::from_f32(odd(x));
     i64, I64, |x| x as f64, |x| x as i64;
     i32, I32, f64::from, |x| x as i32;
     u8, U8, f64::from, |x| x as u8;
@@ -158,4 +169,35 @@ macro_rules! for_float {
             other => panic!("{}: needs f32 or f64, got {other}", $op),
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f64_is_rounded_once_to_types_of_16_bits() {
+        // Just above, on and below the middle of two neighbours: by less than f32 has, and in both directions.
+        for (end, little) in [(-8, 2f64.powi(-40)), (-8, 2f64.powi(-52)), (-11, 2f64.powi(-40)), (-11, 2f64.powi(-52))]
+        {
+            let (middle, step) = (1.0 + 2f64.powi(end), 1.0 + 2f64.powi(end + 1));
+            for sign in [1.0, -1.0] {
+                let of = |x: f64| match end {
+                    -8 => nearest::<bf16>(sign * x),
+                    _ => nearest::<f16>(sign * x),
+                };
+                assert_eq!([middle - little, middle, middle + little].map(of), [1.0, 1.0, step].map(|x| sign * x));
+            }
+        }
+        for x in [0.0, -0.0, 1e-50, -1e-50, 1e39, -1e39, f64::INFINITY, f64::NAN, 3e-40, 6e-8] {
+            // What both roundings agree on.
+            let (b, h) = (nearest::<bf16>(x), nearest::<f16>(x));
+            let expected = [bf16::from_f32(x as f32).to_f64(), f16::from_f32(x as f32).to_f64()];
+            assert_eq!([b, h].map(f64::to_bits), expected.map(f64::to_bits), "{x:e}");
+        }
+    }
+
+    fn nearest<T: Element>(x: f64) -> f64 {
+        T::from_f64(x).to_f64()
+    }
 }

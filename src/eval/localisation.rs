@@ -154,6 +154,9 @@ fn centre_prior(height: usize, width: usize) -> Vec<f64> {
 
 /// Share of the best patches that are inside.
 fn pointing(scores: &[f64], inside: &[bool]) -> f64 {
+    if scores.iter().any(|s| s.is_nan()) {
+        return f64::NAN;
+    }
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let best: Vec<bool> = scores.iter().zip(inside).filter(|(s, _)| **s == most).map(|(_, i)| *i).collect();
     best.iter().filter(|&&i| i).count() as f64 / best.len().max(1) as f64
@@ -354,6 +357,12 @@ mod tests {
     #[track_caller]
     fn near(a: f64, b: f64) {
         assert!((a - b).abs() < 1e-6, "{a} is not {b}");
+    }
+
+    #[test]
+    fn a_map_that_is_not_of_numbers_points_nowhere() {
+        assert_eq!(pointing(&[1.0, 3.0, 3.0], &[true, true, false]), 0.5);
+        assert!(pointing(&[1.0, f64::NAN, 3.0], &[true, true, false]).is_nan());
     }
 
     /// A 2 x 4 map over a crop of 80 pixels: patches of 20 x 40, centres x 10, 30, 50, 70 and y 20, 60.

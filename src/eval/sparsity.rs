@@ -99,14 +99,14 @@ impl SparsityMeter {
         self.pairs.push(pair);
     }
 
-    /// ln n - H of the softmax of n similarities.
+    /// ln n - H of the softmax of n similarities; NaN where one is.
     fn below_uniform(&self, similarities: impl Iterator<Item = f32>) -> f64 {
         let scaled: Vec<f64> = similarities.map(|s| f64::from(s) / self.options.temperature).collect();
         let most = scaled.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let exps: Vec<f64> = scaled.iter().map(|s| libm::exp(s - most)).collect();
         let sum: f64 = exps.iter().sum();
         let entropy: f64 =
-            exps.iter().map(|e| e / sum + self.options.eps).filter(|&p| p > 0.0).map(|p| -p * libm::log(p)).sum();
+            exps.iter().map(|e| e / sum + self.options.eps).filter(|&p| p != 0.0).map(|p| -p * libm::log(p)).sum();
         libm::log(scaled.len() as f64) - entropy
     }
 
@@ -184,6 +184,10 @@ mod tests {
         assert!((mean.patches - (2f64.ln() - h)).abs() < 1e-7);
         near(mean.tokens, 0.0);
         assert_eq!(sparsity(&[]), None);
+        // What is no number is not sparse.
+        let mut meter = SparsityMeter::new(&options());
+        meter.add("a", &[f32::NAN; 4], &[1, 1], 2);
+        assert!(meter.pairs()[0].sums.iter().all(|sum| sum.is_nan()));
     }
 
     #[test]
