@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
         return Err(Error::usage("nothing to embed: give --images, --texts or --inputs"));
     }
     let read = args.images.iter().chain(&args.inputs).map(PathBuf::as_path);
-    outputs::apart(&[&args.out], args.model.paths().chain(read))?;
+    outputs::apart([args.out.as_path()], args.model.paths().chain(read))?;
     let unused = Unused { pictures: args.images.is_empty(), texts: args.texts.is_empty() };
     let mut pipeline = args.model.open_for(unused, global)?;
     let config = NetworkConfig::of(&pipeline.network);

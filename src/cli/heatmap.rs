@@ -64,10 +64,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(scale) = args.scale.filter(|scale| !(scale.is_finite() && *scale > 0.0)) {
         return Err(Error::usage(format!("--scale {scale}: a number above 0 is needed")));
     }
-    let written: Vec<&Path> =
-        [Some(&args.out), args.grid.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
+    let written = [&args.out].into_iter().chain(&args.grid).map(PathBuf::as_path);
     let read = args.boxes.as_deref().into_iter().chain([args.image.as_path()]);
-    outputs::apart(&written, args.model.paths().chain(read))?;
+    outputs::apart(written, args.model.paths().chain(read))?;
     let mut pipeline = args.model.open(global)?;
     let asked = Asked { aside: PAINTED, ..Asked::default() };
     let texts: Vec<&str> = args.text.iter().chain(&args.negative).map(String::as_str).collect();

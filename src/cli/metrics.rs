@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let tables = [&args.scores, &args.val_labels, &args.val_scores].into_iter().flatten();
     let read = tables.chain(&args.decisions).chain(&args.readers).chain([&args.labels]).map(PathBuf::as_path);
-    outputs::apart(&args.output.as_deref().into_iter().collect::<Vec<_>>(), read)?;
+    outputs::apart(args.output.as_deref(), read)?;
     let evaluation = evaluate(args)?;
     global.say(evaluation.text());
     if let Some(path) = &args.output {

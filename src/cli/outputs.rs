@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 
 /// Refuses an output that is an input, a file of a folder that is one (a model's), or another output.
-pub(super) fn apart<'a>(outputs: &[&Path], inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+pub(super) fn apart<'a>(
+    outputs: impl IntoIterator<Item = &'a Path>,
+    inputs: impl IntoIterator<Item = &'a Path>,
+) -> Result<()> {
     let refuse = |out: &Path, what: &str| Err(Error::usage(format!("{what}; name another file")).at(out));
-    let places: Vec<PathBuf> = outputs.iter().map(|out| place(out)).collect();
+    let outputs: Vec<(&Path, PathBuf)> = outputs.into_iter().map(|out| (out, place(out))).collect();
     for input in inputs {
         let read = place(input);
-        for (out, place) in outputs.iter().zip(&places) {
+        for (out, place) in &outputs {
             if *place == read {
                 return refuse(out, "this would replace what is read");
             }
@@ -19,9 +22,9 @@ pub(super) fn apart<'a>(outputs: &[&Path], inputs: impl IntoIterator<Item = &'a 
             }
         }
     }
-    for (i, place) in places.iter().enumerate() {
-        if places[..i].contains(place) {
-            return refuse(outputs[i], "this is written twice");
+    for (i, (out, place)) in outputs.iter().enumerate() {
+        if outputs[..i].iter().any(|(_, earlier)| earlier == place) {
+            return refuse(out, "this is written twice");
         }
     }
     Ok(())
@@ -50,8 +53,7 @@ mod tests {
         let (picture, model) = (at("a.png"), at("model"));
         let check = |outputs: &[&str]| {
             let outputs: Vec<PathBuf> = outputs.iter().map(|name| at(name)).collect();
-            let outputs: Vec<&Path> = outputs.iter().map(PathBuf::as_path).collect();
-            apart(&outputs, [picture.as_path(), &model])
+            apart(outputs.iter().map(PathBuf::as_path), [picture.as_path(), &model])
         };
         check(&["b.png", "c.json", "model/new", "no folder/a.png"]).unwrap();
         for (outputs, words) in [

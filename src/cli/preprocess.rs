@@ -1,7 +1,7 @@
 //! `tier preprocess`: what a model gets to see of an image.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::model::Sides;
 use super::{Global, outputs};
@@ -91,10 +91,9 @@ impl Pixels {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     super::heatmap::only_png(args.png.as_deref())?;
-    let written: Vec<&Path> =
-        [Some(&args.output), args.png.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
+    let written = [&args.output].into_iter().chain(&args.png).map(PathBuf::as_path);
     let read = args.model.as_deref().into_iter().chain(args.sides.paths()).chain([args.image.as_path()]);
-    outputs::apart(&written, read)?;
+    outputs::apart(written, read)?;
     let own = if args.model.is_some() || args.sides.is_some() {
         let checkpoint = args.sides.checkpoint(args.model.as_deref(), global)?;
         if checkpoint.config.vision().is_none() {

@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
-    outputs::apart(&[&args.out], args.model.paths().chain([args.prompts.as_path(), &args.image]))?;
+    outputs::apart([args.out.as_path()], args.model.paths().chain([args.prompts.as_path(), &args.image]))?;
     let mut pipeline = args.model.open(global)?;
     let mut parameters = 0;
     pipeline.network.visit("", &mut |_, p| parameters += p.numel());

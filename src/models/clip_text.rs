@@ -84,6 +84,11 @@ impl Default for TextConfig {
 }
 
 impl TextConfig {
+    /// Width of a block's perceptron: four times the tokens' where it is not said.
+    pub fn mlp_width(&self) -> usize {
+        self.mlp.unwrap_or(4 * self.width)
+    }
+
     /// # Errors
     /// If the sizes do not divide, or are more than any model has.
     pub fn check(&self) -> Result<()> {
@@ -127,7 +132,7 @@ impl ClipText {
                     width: d,
                     depth: config.depth,
                     heads: config.heads,
-                    mlp: config.mlp.unwrap_or(4 * d),
+                    mlp: config.mlp_width(),
                     act: config.activation.unary(),
                     eps: config.eps,
                 },

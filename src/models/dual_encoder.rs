@@ -111,10 +111,10 @@ impl DualEncoderConfig {
         self.global_image = Some(GlobalImage::or_default(self.global_image, self.vision.class_token()));
         self.global_text.get_or_insert(GlobalText::Token);
         if let ImageTowerConfig::Vit(vit) = &mut self.vision {
-            vit.mlp.get_or_insert(4 * vit.width);
+            vit.mlp = Some(vit.mlp_width());
         }
         if let TextTowerConfig::Clip(text) = &mut self.text {
-            text.mlp.get_or_insert(4 * text.width);
+            text.mlp = Some(text.mlp_width());
         }
         self
     }

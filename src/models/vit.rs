@@ -74,6 +74,11 @@ impl Default for VitConfig {
 }
 
 impl VitConfig {
+    /// Width of a block's perceptron: four times the tokens' where it is not said.
+    pub fn mlp_width(&self) -> usize {
+        self.mlp.unwrap_or(4 * self.width)
+    }
+
     /// Patches along a side of an image of `image_size`.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size
@@ -216,7 +221,7 @@ impl Vit {
                     width: d,
                     depth: config.depth,
                     heads: config.heads,
-                    mlp: config.mlp.unwrap_or(4 * d),
+                    mlp: config.mlp_width(),
                     act: config.activation.unary(),
                     eps: config.eps,
                 },

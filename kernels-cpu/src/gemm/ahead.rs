@@ -127,7 +127,7 @@ impl Asks {
         const TOGETHER: usize = 8;
         let [fewest, most] = self.limits;
         let lines = (self.share[0] + self.share[1]).max(1);
-        self.piece = if fewest == most { most } else { (TOGETHER * self.depth / lines / 16 * 16).clamp(fewest, most) };
+        self.piece = (TOGETHER * self.depth / lines / 16 * 16).clamp(fewest, most);
         let pieces = self.depth.div_ceil(self.piece);
         self.at_once = self.share.map(|lines| lines.div_ceil(pieces));
         self.rows_at_once = self.rows.div_ceil(pieces);

@@ -140,7 +140,7 @@ fn text(shapes: &Shapes, config: &Keys) -> Result<TextConfig> {
     keys.agree(&[
         ("hidden_size", text.width),
         ("num_hidden_layers", text.depth),
-        ("intermediate_size", text.mlp.unwrap_or(4 * text.width)),
+        ("intermediate_size", text.mlp_width()),
         ("vocab_size", text.vocabulary),
         ("max_position_embeddings", text.max_length),
     ])?;
@@ -228,7 +228,7 @@ pub fn written(config: &NetworkConfig, ends: Option<Ends>) -> Result<(Value, Vec
     let mut text = json!({
         "model_type": "clip_text_model",
         "hidden_size": t.width,
-        "intermediate_size": t.mlp.unwrap_or(4 * t.width),
+        "intermediate_size": t.mlp_width(),
         "num_hidden_layers": t.depth,
         "num_attention_heads": t.heads,
         "hidden_act": activation(t.activation),
@@ -245,7 +245,7 @@ pub fn written(config: &NetworkConfig, ends: Option<Ends>) -> Result<(Value, Vec
     let vision = json!({
         "model_type": "clip_vision_model",
         "hidden_size": v.width,
-        "intermediate_size": v.mlp.unwrap_or(4 * v.width),
+        "intermediate_size": v.mlp_width(),
         "num_hidden_layers": v.depth,
         "num_attention_heads": v.heads,
         "hidden_act": activation(v.activation),

@@ -56,7 +56,7 @@ pub(super) fn sizes(shapes: &Shapes, keys: &Keys, activation: Activation, eps: f
     keys.agree(&[
         ("hidden_size", vit.width),
         ("num_hidden_layers", vit.depth),
-        ("intermediate_size", vit.mlp.unwrap_or(4 * vit.width)),
+        ("intermediate_size", vit.mlp_width()),
         ("num_channels", vit.channels),
         ("image_size", vit.image_size),
         ("patch_size", vit.patch_size),
