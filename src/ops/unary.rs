@@ -252,8 +252,8 @@ impl Op for Cast {
     }
 
     fn cases(g: &mut Gen) -> Case {
-        let (dims, dtype) = (g.dims(0, 3), g.choose(&[DType::F32, DType::F64, DType::BF16, DType::F16]));
-        // Numbers that f32 has too: others may be rounded to its other neighbour first, and then to another number of 16 bits.
+        let (dims, dtype) = (g.dims(0, 3), g.choose(&[DType::F32, DType::F64]));
+        // Types of 16 bits have a test of their own: near the middle of two of their numbers, a gradient in f32 and one in f64 round apart.
         let x = g.tensor_of(dims, |rng| f64::from(rng.normal() as f32));
         // There and back, so that gradients of the inputs' type flow through both.
         Case::new(vec![x], move |x| x[0].to_dtype(dtype).to_dtype(x[0].dtype())).rounding_to(dtype)
